@@ -1,0 +1,46 @@
+# Passerelle: install, run, test. `make help` lists the targets.
+PY := .venv/bin/python
+PYTEST_ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup setup-dev system run test test-long check fix scoreboard bench
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/.runtime: requirements.lock pyproject.toml
+	@test -x $(PY) || python3 -m venv .venv
+	$(PY) -m pip install -q --require-hashes -r requirements.lock
+	$(PY) -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: requirements-dev.lock .venv/.runtime
+	$(PY) -m pip install -q --require-hashes -r requirements-dev.lock
+	@touch $@
+
+setup: .venv/.runtime ## install what running needs, nothing else
+
+setup-dev: .venv/.dev
+
+system: ## install the Debian packages the tests use (as root), or name what is missing
+	@sh tests/system.sh
+
+run: setup ## start the demo: SQLite, local folders, fictitious patients
+	@.venv/bin/passerelle demo
+
+check: setup-dev ## format, lint, types, import contracts
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+fix: setup-dev ## format and mend what ruff can mend
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+test: check system ## everything but the full counts, under 12 minutes
+	$(PY) -m coverage erase
+	$(PY) -m pytest -n 2 --dist loadgroup -m "not long" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+test-long: setup-dev system ## the full counts; run before an issue is closed
+	$(PY) -m pytest -m long $(PYTEST_ARGS)
