@@ -1,0 +1,224 @@
+"""One MLLP connection on the listening side: frames in, answers out, limits kept.
+
+Hides the clock and the order of things: how long a peer may be silent, when a frame took too long, what is said to a
+peer that breaks the rules, and how to leave so that the last answer still arrives.
+
+Source: HL7 v2 transport specification MLLP release 1.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import secrets
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from hl7v2 import ack
+from hl7v2.frames import MAX_FRAME, Frame, FrameTooLarge, NotMllp, Reader, wrap
+
+log = logging.getLogger(__name__)
+
+CHUNK: Final = 1 << 16
+
+
+def new_control_id() -> str:
+    """20 characters of base32: fits MSH-10 of every version."""
+    return base64.b32encode(secrets.token_bytes(13)).decode("ascii")[:20]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Limits of one port. Seconds and bytes; `tls` is a server context (with CERT_REQUIRED for mutual TLS).
+
+    `frame_seconds` bounds a whole frame, `silence_seconds` a pause inside one, `idle_seconds` the pause between two
+    frames (partners keep connections open for hours; keep-alive finds the dead ones), `lone_fs_seconds` how long to
+    wait for the CR after an FS. `max_buffered` bounds what all connections together hold of unfinished frames.
+    """
+
+    max_frame: int = MAX_FRAME
+    idle_seconds: float = 3600.0
+    silence_seconds: float = 30.0
+    frame_seconds: float = 300.0
+    lone_fs_seconds: float = 0.25
+    answer_seconds: float = 30.0
+    max_connections: int = 200
+    max_per_peer: int = 50
+    max_buffered: int = 512 << 20
+    keep_alive_seconds: int = 180
+    farewell_seconds: float = 5.0
+    tls: ssl.SSLContext | None = None
+    application: str = "PASSERELLE"
+    clock: Callable[[], datetime] = field(default=utc_now)
+    new_id: Callable[[], str] = field(default=new_control_id)
+
+
+class Link:
+    """One accepted connection."""
+
+    __slots__ = ("held", "host", "idle", "peer", "sock", "thread")
+
+    def __init__(self, sock: socket.socket, host: str, peer: str) -> None:
+        self.sock = sock
+        self.host = host
+        self.peer = peer
+        self.idle = True
+        self.held = 0
+        self.thread: threading.Thread | None = None
+
+
+def refusal(policy: Policy, raw: bytes, code: Literal["AE", "AR"], text: str) -> bytes:
+    """A framed answer of the wire itself, made when nobody above could make one."""
+    made = ack.build(
+        raw, code, now=policy.clock(), control_id=policy.new_id(), text=text, err_code="207",
+        application=policy.application,
+    )  # fmt: skip
+    return wrap(made)
+
+
+class Conversation:
+    """What happens on one connection: read a frame, answer it, read the next."""
+
+    __slots__ = ("_answer", "_busy", "_link", "_policy", "_reader", "_reserve", "_since", "_stopping")
+
+    def __init__(
+        self,
+        link: Link,
+        policy: Policy,
+        answer: Callable[[bytes, str], bytes],
+        reserve: Callable[[Link, int], bool],
+        stopping: threading.Event,
+    ) -> None:
+        self._link = link
+        self._policy = policy
+        self._answer = answer
+        self._reserve = reserve
+        self._stopping = stopping
+        self._reader = Reader(policy.max_frame)
+        self._since = time.monotonic()
+        self._busy = False
+
+    def run(self, *, busy: bool) -> None:
+        """Until the peer leaves, a limit is reached or the listener stops. `busy`: say so once and leave."""
+        self._busy = busy
+        while not self._stopping.is_set():
+            try:
+                frame = self._reader.next() or self._read()
+            except FrameTooLarge as error:
+                return self._leave(error.head, "AE", f"the message exceeds {self._policy.max_frame} bytes")
+            except NotMllp as error:
+                return self._stray(error.head)
+            if frame is None:
+                return None
+            self._link.idle = False
+            if not frame.complete:
+                self._send(refusal(self._policy, frame.content, "AR", "a new frame began before this one had ended"))
+            elif busy:
+                return self._leave(frame.content, "AR", "too many connections; try again later")
+            else:
+                self._send(self._answer(frame.content, self._link.peer))
+            self._reserve(self._link, self._reader.size)
+            self._since = time.monotonic()
+        return None
+
+    def _read(self) -> Frame | None:
+        """Bytes until there is a frame. None when the conversation is over (and all was said)."""
+        began = time.monotonic() if self._reader.inside else 0.0
+        while True:
+            reader = self._reader
+            self._link.idle = not reader.inside
+            if self._link.idle and self._stopping.is_set():
+                # Looked at after `idle` was set: the listener, which stops first and looks then, cannot miss us.
+                return None
+            try:
+                self._link.sock.settimeout(max(self._patience(began), 0.001))
+                data = self._link.sock.recv(CHUNK)
+            except TimeoutError:
+                frame = reader.flush()
+                if frame is None:
+                    self._too_slow()
+                return frame
+            if not data:
+                frame = reader.flush()
+                if frame is None and reader.inside and not self._stopping.is_set():
+                    self._send(refusal(self._policy, reader.head, "AR", "the connection ended inside a frame"))
+                return frame
+            reader.feed(data)
+            frame = reader.next()
+            if frame is not None:
+                return frame
+            if reader.inside and not began:
+                began = time.monotonic()
+            if not self._reserve(self._link, reader.size):
+                self._leave(reader.head, "AR", "too much is being received at this moment; try again later")
+                return None
+
+    def _patience(self, began: float) -> float:
+        now = time.monotonic()
+        if not self._reader.inside:
+            idle = min(self._policy.idle_seconds, 10.0) if self._busy else self._policy.idle_seconds
+            return self._since + idle - now
+        if self._reader.ending:
+            return self._policy.lone_fs_seconds
+        return min(self._policy.silence_seconds, began + self._policy.frame_seconds - now)
+
+    def _too_slow(self) -> None:
+        if self._reader.inside:
+            self._leave(self._reader.head, "AR", "the frame was not finished in time")
+        else:
+            self._stray(self._reader.stray_head)
+
+    def _stray(self, head: bytes) -> None:
+        log.info("MLLP: %s sent %d bytes without a start block", self._link.peer, len(head))
+        if head.startswith(b"MSH"):
+            self._leave(head, "AE", "the message is not in an MLLP frame (VT ... FS CR)")
+
+    def _leave(self, raw: bytes, code: Literal["AE", "AR"], text: str) -> None:
+        """Answer, then read on for a moment: closing on unread bytes would reset the answer away."""
+        self._send(refusal(self._policy, raw, code, text))
+        log.info("MLLP: closing %s: %s", self._link.peer, text)
+        shut(self._link.sock, socket.SHUT_WR)
+        deadline = time.monotonic() + self._policy.farewell_seconds
+        with contextlib.suppress(OSError, ValueError):
+            while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
+                self._link.sock.settimeout(left)
+                if not self._link.sock.recv(CHUNK):
+                    return
+
+    def _send(self, framed: bytes) -> None:
+        self._link.sock.settimeout(self._policy.answer_seconds)
+        self._link.sock.sendall(framed)
+
+
+def tune(sock: socket.socket, keep_alive: int) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", keep_alive), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def shut(sock: socket.socket, how: int) -> None:
+    """Shut the TCP connection below TLS: SSLSocket.shutdown would drop the encryption of a running answer."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, how)
+
+
+def close(sock: socket.socket) -> None:
+    if isinstance(sock, ssl.SSLSocket):
+        with contextlib.suppress(OSError, ValueError):
+            sock.settimeout(0.5)
+            sock.unwrap().close()
+    with contextlib.suppress(OSError):
+        sock.close()

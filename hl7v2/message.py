@@ -1,0 +1,444 @@
+"""HL7 v2 messages as they came: a lossless, lazy reader with copy-on-write changes.
+
+Hides where things stand in the bytes. A message is its bytes plus the spans of its segments; fields, repetitions,
+components and subcomponents are found when somebody asks. Whatever nobody changed comes back byte for byte:
+unknown segments, any order, any version, line ends, trailing separators. Three states stay distinct: absent (the
+message ends before it), empty, and the explicit null `""`.
+
+Reading never judges: that is `hl7v2.check`. Only what cannot be read at all raises `Unreadable`.
+
+Sources: HL7 v2.5 and v2.6 chapter 2, http://www.hl7.eu/HL7v2x/v25/std25/ch02.html.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Literal
+
+from hl7v2.layout import Unreadable, delimiters, header_start, segment_spans
+from hl7v2.text import NULL, STANDARD, Charset, Separators, detect, escape, unescape
+
+MAX_PARTS: Final = 10_000
+"""A bound that no honest element reaches; beyond it a message is refused instead of eating the memory."""
+
+_PATH: Final = re.compile(
+    r"(?P<segment>[A-Z][A-Z0-9]{2})(?:\[(?P<nth>\d+)\])?-(?P<field>\d+)(?:\[(?P<rep>\d+)\])?"
+    r"(?:\.(?P<comp>\d+)(?:\.(?P<sub>\d+))?)?\Z"
+)
+
+State = Literal["absent", "empty", "null", "valued"]
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """An address inside a message, all numbers 1-based: `OBX[3]-5[1].2.1`. 0 = not given."""
+
+    segment: str
+    nth: int
+    field: int
+    rep: int
+    comp: int
+    sub: int
+
+
+@lru_cache(maxsize=4096)
+def path(text: str) -> Path:
+    """Read `PID-3`, `PID-3[2].4.2`, `OBX[3]-5`. Raises ValueError for anything else."""
+    match = _PATH.match(text)
+    if not match:
+        raise ValueError(f"{text!r} is no HL7 path; write it like PID-3[2].4.2 or OBX[3]-5")
+    part = match.groupdict()
+    numbers = {key: int(part[key] or 0) for key in ("field", "rep", "comp", "sub")}
+    if not numbers["field"] or any(part[key] is not None and not int(part[key]) for key in ("nth", *numbers)):
+        raise ValueError(f"{text!r}: HL7 counts from 1")
+    return Path(part["segment"], int(part["nth"] or 1), **numbers)
+
+
+_LEVELS: Final = ("repetition", "component", "subcomponent")
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A place in a message: a field (level 0), repetition (1), component (2) or subcomponent (3).
+
+    `start < 0` means absent. `verbatim` marks data that has no escape sequences (MSH-2, ED-5); `ed` a field of
+    type ED, whose fifth component is such data.
+    """
+
+    message: Message
+    start: int
+    end: int
+    level: int
+    verbatim: bool = False
+    ed: bool = False
+
+    @property
+    def state(self) -> State:
+        if self.start < 0:
+            return "absent"
+        if self.start == self.end:
+            return "empty"
+        return "null" if self.end - self.start == 2 and self.raw == b'""' else "valued"
+
+    @property
+    def valued(self) -> bool:
+        """There is content: neither absent, nor empty, nor `""`, nor separators only."""
+        return self.state == "valued" and (self.verbatim or bool(self.raw.strip(self.message.delimiters)))
+
+    @property
+    def raw(self) -> bytes:
+        return self.message.raw[self.start : self.end] if self.start >= 0 else b""
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes without a copy."""
+        return memoryview(self.message.raw)[max(self.start, 0) : max(self.end, 0)]
+
+    @property
+    def encoded(self) -> str:
+        """The whole element as text, delimiters and escape sequences as they stand."""
+        return self.message.charset.decode(self.raw)
+
+    @property
+    def value(self) -> str | None:
+        """None = absent, '' = empty, `""` = null, else the text of the first leaf.
+
+        Reading the first leaf of a richer element is the rule of HL7 for receivers of an older version (2.8.3).
+        """
+        if self.start < 0:
+            return None
+        if self.verbatim:
+            return self.encoded
+        message, end = self.message, self.end
+        for separator in message.below[self.level :]:
+            found = message.raw.find(separator, self.start, end) if separator else -1
+            end = end if found < 0 else found
+        text = message.charset.decode(message.raw[self.start : end])
+        return unescape(text, message.separators, message.charset.codec)
+
+    @property
+    def whole(self) -> str:
+        """The element as one text, its escape sequences read; delimiters that stand in it stay."""
+        text = self.encoded
+        if self.verbatim:
+            return text
+        return unescape(text, self.message.separators, self.message.charset.codec)
+
+    @property
+    def text(self) -> str:
+        """The text of the first leaf without surrounding blanks; '' for absent, empty and null."""
+        value = (self.value or "").strip()
+        return "" if value == NULL else value
+
+    def part(self, number: int) -> Value:
+        """The 1-based child one level below."""
+        if self.start < 0 or self.verbatim or self.level > 2:
+            return Value(self.message, -1, -1, self.level + 1)
+        start, end, missing = _part(self.message.raw, self.start, self.end, self._below(), number)
+        leaf = self.ed and self.level == 1 and number == 5
+        if missing:
+            return Value(self.message, -1, -1, self.level + 1)
+        return Value(self.message, start, end, self.level + 1, leaf, self.ed)
+
+    def parts(self) -> tuple[Value, ...]:
+        """All children one level below; () for absent and empty. Raises Unreadable beyond MAX_PARTS."""
+        if self.start < 0 or self.start == self.end or self.level > 2:
+            return ()
+        if self.verbatim:
+            return (self,)
+        separator = self._below()
+        count = 1 + (self.message.raw.count(separator, self.start, self.end) if separator else 0)
+        if count > MAX_PARTS:
+            raise Unreadable(f"more than {MAX_PARTS} {_LEVELS[self.level]}s in one element", code="198")
+        return tuple(self._walk(separator))
+
+    def _walk(self, separator: bytes) -> Iterator[Value]:
+        start, number = self.start, 0
+        while True:
+            number += 1
+            found = self.message.raw.find(separator, start, self.end) if separator else -1
+            end = self.end if found < 0 else found
+            leaf = self.ed and self.level == 1 and number == 5
+            yield Value(self.message, start, end, self.level + 1, leaf, self.ed)
+            if found < 0:
+                return
+            start = found + 1
+
+    def _below(self) -> bytes:
+        return self.message.below[self.level]
+
+    def repetitions(self) -> tuple[Value, ...]:
+        """The repetitions of a field; () when it is absent or empty."""
+        return self.parts() if self.level == 0 else (self,)
+
+    def repetition(self, number: int) -> Value:
+        return self.part(number) if self.level == 0 else (self if number == 1 else Value(self.message, -1, -1, 1))
+
+    def component(self, number: int) -> Value:
+        """Component `number` of this repetition (of the first repetition, when asked of a field)."""
+        return self.repetition(1).part(number) if self.level == 0 else self.part(number)
+
+    def sub(self, component: int, number: int) -> str:
+        """Text of a subcomponent; '' when there is none."""
+        return self.component(component).part(number).text
+
+
+def _part(raw: bytes, start: int, end: int, separator: bytes, number: int) -> tuple[int, int, int]:
+    """Span of the 1-based part, and how many separators are missing before it could exist."""
+    for passed in range(number - 1):
+        found = raw.find(separator, start, end) if separator else -1
+        if found < 0:
+            return end, end, number - 1 - passed
+        start = found + 1
+    found = raw.find(separator, start, end) if separator else -1
+    return start, end if found < 0 else found, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One segment: its name, its 1-based number among those of the same name, and its span."""
+
+    message: Message
+    name: str
+    number: int
+    start: int
+    end: int
+
+    @property
+    def raw(self) -> bytes:
+        return self.message.raw[self.start : self.end]
+
+    def field(self, number: int) -> Value:
+        """The field, 1-based as HL7 counts: MSH-1 is the separator itself."""
+        message = self.message
+        ed = self.name == "OBX" and number == 5 and self.field(2).text == "ED"
+        verbatim = self.name == "MSH" and number < 3
+        if self.name == "MSH" and number == 1:
+            return Value(message, self.start + 3, self.start + 4, 0, True)
+        # In MSH the first separator is itself field 1, so its second part is field 2.
+        nth = number if self.name == "MSH" else number + 1
+        start, end, missing = _part(message.raw, self.start, self.end, message.field_separator, nth)
+        if missing:
+            return Value(message, -1, -1, 0)
+        return Value(message, start, end, 0, verbatim, ed)
+
+    def text(self, number: int, component: int = 1, subcomponent: int = 1) -> str:
+        """Text of a leaf of the first repetition; '' for absent, empty and null."""
+        return self.field(number).component(component).part(subcomponent).text
+
+    def fields(self) -> Iterator[tuple[int, Value]]:
+        """(number, field) of every field that is there, from 1. Stops at MAX_PARTS."""
+        count = self.message.raw.count(self.message.field_separator, self.start, self.end)
+        start = self.start
+        for number in range(min(count + 1, MAX_PARTS)):
+            found = self.message.raw.find(self.message.field_separator, start, self.end)
+            end = self.end if found < 0 else found
+            if self.name == "MSH" and number == 1:
+                yield 1, self.field(1)
+                yield 2, self.field(2)
+            elif number:
+                nth = number + 1 if self.name == "MSH" else number
+                ed = self.name == "OBX" and nth == 5 and self.field(2).text == "ED"
+                yield nth, Value(self.message, start, end, 0, False, ed)
+            start = end + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Encapsulated:
+    """An ED value. `data` is the text of ED-5 as sent, without a copy; `decode` gives the document."""
+
+    source: str
+    type: str
+    subtype: str
+    encoding: str
+    data: memoryview
+
+    def decode(self) -> bytes:
+        """The document: ED-4 Base64, Hex or A. Raises Unreadable when the data are not what ED-4 says."""
+        encoding = self.encoding.strip().upper()
+        try:
+            if encoding == "BASE64":
+                return base64.b64decode(bytes(self.data).translate(None, b" \t\r\n"), validate=True)
+            return bytes.fromhex(bytes(self.data).decode("ascii")) if encoding == "HEX" else bytes(self.data)
+        except (binascii.Error, ValueError) as error:
+            raise Unreadable(f"ED-5 is not {self.encoding}: {error}", location="OBX^1^5^1^5", code="102") from error
+
+
+class Message:
+    """An HL7 v2 message. Make one with `parse`; it never changes (`set` returns another)."""
+
+    __slots__ = ("_index", "_segments", "below", "charset", "delimiters", "field_separator", "notes", "raw",
+                 "separators", "spans")  # fmt: skip
+
+    def __init__(
+        self,
+        raw: bytes,
+        separators: Separators,
+        charset: Charset,
+        spans: tuple[tuple[str, int, int], ...],
+        notes: tuple[tuple[str, str], ...],
+    ) -> None:
+        self.raw = raw
+        self.separators = separators
+        self.charset = charset
+        self.spans = spans
+        self.notes = notes
+        self.field_separator = separators.field.encode("ascii")
+        levels = (separators.repetition, separators.component, separators.subcomponent)
+        self.below = tuple(sign.encode("ascii") for sign in levels)
+        self.delimiters = b"".join(self.below) + b" "
+        self._segments: tuple[Segment, ...] | None = None
+        self._index: dict[str, list[Segment]] | None = None
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments in the order of the message."""
+        if self._segments is None:
+            seen: dict[str, int] = {}
+            out = []
+            for name, start, end in self.spans:
+                seen[name] = seen.get(name, 0) + 1
+                out.append(Segment(self, name, seen[name], start, end))
+            self._segments = tuple(out)
+        return self._segments
+
+    def all(self, name: str) -> tuple[Segment, ...]:
+        """The segments of that name, in order."""
+        if self._index is None:
+            self._index = {}
+            for segment in self.segments:
+                self._index.setdefault(segment.name, []).append(segment)
+        return tuple(self._index.get(name, ()))
+
+    def first(self, name: str) -> Segment | None:
+        return next(iter(self.all(name)), None)
+
+    def at(self, where: str) -> Value:
+        """The element at a path; an absent `Value` when the message does not reach so far."""
+        spot = path(where)
+        candidates = self.all(spot.segment)
+        if spot.nth > len(candidates):
+            return Value(self, -1, -1, 0)
+        value = candidates[spot.nth - 1].field(spot.field)
+        if spot.rep or spot.comp:
+            value = value if value.verbatim and spot.rep < 2 and spot.comp < 2 else value.repetition(spot.rep or 1)
+        if spot.comp and not value.verbatim:
+            value = value.part(spot.comp)
+        return value.part(spot.sub) if spot.sub else value
+
+    def get(self, where: str) -> str | None:
+        """None = absent, '' = empty, `""` = null, else the text of the element's first leaf.
+
+        `PID-3[2].4.2` is the second subcomponent of the fourth component of the second repetition; numbers that
+        are left out are 1; `OBX[3]-5` is field 5 of the third OBX. ED-5 comes as sent, never unescaped.
+        """
+        return self.at(where).value
+
+    def text(self, where: str) -> str:
+        """Like `get`, without surrounding blanks; '' for absent, empty and null alike."""
+        return self.at(where).text
+
+    def set(self, where: str, value: str | None) -> Message:
+        """A copy with one element changed; every other byte is the same.
+
+        `value` is plain text (it gets escaped; ED-5 does not), NULL for `""`, None to empty the element. A path
+        without a repetition means the first one; without a component the whole repetition. Raises KeyError when
+        the segment is not there, ValueError when the character set of the message cannot hold the text.
+        """
+        spot = path(where)
+        segment = next((s for s in self.all(spot.segment) if s.number == spot.nth), None)
+        if segment is None:
+            raise KeyError(f"there is no segment {spot.segment}[{spot.nth}] in this message")
+        if spot.segment == "MSH" and spot.field < 3:
+            raise ValueError("MSH-1 and MSH-2 declare the delimiters; write a new message to change them")
+        plain = value is None or value == NULL or (spot.comp == 5 and segment.field(spot.field).ed)
+        text = (value or "") if plain else escape(value or "", self.separators)
+        new = text.encode(self.charset.codec)
+        start, end, padding = self._place(segment, spot)
+        return parse(
+            b"".join((self.raw[:start], padding, new, self.raw[end:])),
+            charset=self.charset.codec if self.charset.note else None,
+        )
+
+    def _place(self, segment: Segment, spot: Path) -> tuple[int, int, bytes]:
+        """Where to write, and the delimiters to put before when the element does not exist yet."""
+        nth = spot.field if segment.name == "MSH" else spot.field + 1
+        numbers = [nth, spot.rep or 1, *([spot.comp] if spot.comp else []), *([spot.sub] if spot.sub else [])]
+        start, end, padding = segment.start, segment.end, b""
+        for separator, number in zip((self.field_separator, *self.below), numbers, strict=False):
+            if number > 1 and not separator:
+                raise ValueError("this message declares no delimiter for that level in MSH-2")
+            if padding:
+                padding += separator * (number - 1)
+                continue
+            start, end, missing = _part(self.raw, start, end, separator, number)
+            padding = separator * missing
+        return start, end, padding
+
+    def encapsulated(self, segment: Segment) -> Encapsulated:
+        """OBX-5 of type ED."""
+        value = segment.field(5).repetition(1)
+        one, two, three, four = (value.part(n).text for n in (1, 2, 3, 4))
+        return Encapsulated(one, two, three, four, value.part(5).view)
+
+    # What every consumer asks first.
+
+    @property
+    def kind(self) -> str:
+        """MSH-9.1, such as `ADT`."""
+        return self.text("MSH-9.1")
+
+    @property
+    def trigger(self) -> str:
+        """MSH-9.2, such as `A01` (EVN-1 when MSH-9 does not name it)."""
+        return self.text("MSH-9.2") or self.text("EVN-1")
+
+    @property
+    def control_id(self) -> str:
+        """MSH-10."""
+        return self.text("MSH-10")
+
+    @property
+    def version(self) -> str:
+        """MSH-12.1, such as `2.5`."""
+        return self.text("MSH-12.1")
+
+
+def parse(raw: bytes, *, charset: str | None = None) -> Message:
+    """Read a message without changing it.
+
+    `charset` (an HL7 table 0211 value or a codec name) overrules MSH-18. Accepted: CR, LF and CRLF line ends, a
+    byte order mark, a leading VT, blank lines, no last line end, any delimiters. What was tolerated stands in
+    `Message.notes` as (location, remark). Raises Unreadable when there is no MSH or more than MAX_SEGMENTS lines.
+    """
+    begin, notes = header_start(raw)
+    separators = delimiters(raw, begin)
+    spans, more = segment_spans(raw, begin, separators.field.encode("ascii"))
+    header = Message(raw, separators, Charset("latin-1", ""), spans[:1], ())
+    found = detect(raw, header.text("MSH-18"), charset)
+    if found.note:
+        more.append(("MSH-18", found.note))
+    return Message(raw, separators, found, spans, (*notes, *more))
+
+
+__all__ = [
+    "NULL",
+    "STANDARD",
+    "Charset",
+    "Encapsulated",
+    "Message",
+    "Path",
+    "Segment",
+    "Separators",
+    "Unreadable",
+    "Value",
+    "escape",
+    "parse",
+    "path",
+    "unescape",
+]
