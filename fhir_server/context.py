@@ -1,0 +1,74 @@
+"""Who acts, and when: the values every entry point makes and every room receives."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+Role = Literal["requester", "expert", "admin", "system", "device", "partner"]
+Clock = Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The acting party of one request, message or association.
+
+    `who` is a FHIR reference (`PractitionerRole/x`, `Device/passerelle`) or '' ; `groups` are the
+    references of the HealthcareServices (expert groups) the caller belongs to. `everything` is the access
+    predicate of the demo and of internal work: no row filter.
+    """
+
+    who: str
+    display: str
+    roles: frozenset[Role]
+    groups: frozenset[str] = frozenset()
+    practitioner: str = ""
+    channel: Literal["http", "mllp", "dicom", "mail", "work", "cli"] = "work"
+    peer: str = ""
+    request_id: str = ""
+    everything: bool = True
+
+
+class View(Protocol):
+    """What a domain room may look at while it decides: stored resources with the pending changes laid over them."""
+
+    def get(self, reference: str) -> dict[str, Any] | None:
+        """The resource at `Type/id`, or None."""
+        ...
+
+    def find(self, resource_type: str, query: str) -> list[dict[str, Any]]:
+        """The resources a FHIR search of that type returns, e.g. `identifier=urn:oid:1.2|3`; at most 50."""
+        ...
+
+
+SYSTEM = Caller("Device/passerelle", "Passerelle", frozenset({"system"}))
+
+
+def now() -> datetime:
+    """The present instant, UTC, microseconds."""
+    return datetime.now(UTC)
+
+
+def instant(moment: datetime) -> str:
+    """FHIR instant with microseconds and `Z`."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds since 1970-01-01 UTC, exact."""
+    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def new_delivery_id() -> str:
+    """20 characters of RFC 4648 base32 (100 random bits): fits MSH-10 of HL7 v2.5 (ST, length 20)."""
+    return base64.b32encode(secrets.token_bytes(13)).decode("ascii")[:20]
+
+
+def new_request_id() -> str:
+    """16 lower-case base32 characters: one id from the wire to the log to the audit row."""
+    return base64.b32encode(secrets.token_bytes(10)).decode("ascii").lower()

@@ -1,0 +1,476 @@
+"""One value of a resource becomes index rows: a function for each pair of search type and FHIR type.
+
+Every function takes the rows being made, the ids of the parameters that want the value, the value as plain JSON and the
+zone of dates that have none. What is not of the expected shape gives no row.
+
+Source: https://hl7.org/fhir/R4/search.html#ptypes (which FHIR types each search type covers, and how)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from fhir_server.search.rows import IndexRows
+from fhir_server.search.values import (
+    NUMBER_HIGH,
+    NUMBER_LOW,
+    OPEN_HIGH,
+    OPEN_LOW,
+    bounded,
+    date_range,
+    fold,
+    nearest,
+    number,
+)
+from profiles import definitions
+from profiles.fhirpath.paths import split_reference
+from profiles.ucum import units
+
+SPECIAL_VALUES = "http://terminology.hl7.org/CodeSystem/special-values"
+UCUM = "http://unitsofmeasure.org"
+CURRENCIES = "urn:iso:std:iso:4217"
+
+Pids = tuple[int, ...]
+Emit = Callable[[IndexRows, Pids, Any, str], None]
+
+
+class Want(NamedTuple):
+    """Rows of `search` type ('of-type' for that modifier's rows) out of values of `fhir` type.
+
+    `value_set`: the required binding of a code, or ''; `targets`: the resource types wanted of a whole resource.
+    """
+
+    search: str
+    fhir: str
+    value_set: str = ""
+    targets: tuple[str, ...] = ()
+
+
+def emitter(want: Want) -> Emit | None:
+    """The function that makes the rows; None when such values are not searched by (an Age as a date)."""
+    if want.fhir == "code" and want.search == "token":
+        return _code(want.value_set)
+    if want.fhir == "Resource":
+        return _whole(frozenset(want.targets))
+    return _EMITTERS.get((want.search, want.fhir))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if type(value) is list else []
+
+
+# --- string ----------------------------------------------------------------------------------------------------------
+
+
+def _string(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is str:
+        folded, exact = bounded(fold(value)), bounded(value)
+        for pid in pids:
+            found.string.append((pid, folded, exact))
+
+
+_NAME = ("family", "given", "prefix", "suffix", "text")
+_ADDRESS = ("line", "city", "district", "state", "postalCode", "country", "text")
+
+
+def _parts(names: tuple[str, ...]) -> Emit:
+    def emit(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+        if type(value) is not dict:
+            return
+        for name in names:
+            part = value.get(name)
+            if part is None:
+                continue
+            for one in part if type(part) is list else (part,):
+                _string(found, pids, one, zone)
+
+    return emit
+
+
+# --- token -----------------------------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    return bounded(fold(value)) if type(value) is str else ""
+
+
+def _token(found: IndexRows, pids: Pids, system: Any, code: Any, folded: str) -> None:
+    row = (bounded(system) if type(system) is str else "", bounded(code) if type(code) is str else "", folded)
+    for pid in pids:
+        found.token.append((pid, *row))
+
+
+def _coding(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is dict:
+        _token(found, pids, value.get("system"), value.get("code"), _text(value.get("display")))
+
+
+def _concept(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is not dict:
+        return
+    shown = set()
+    for coding in _list(value.get("coding")):
+        if type(coding) is dict:
+            display = _text(coding.get("display"))
+            shown.add(display)
+            _token(found, pids, coding.get("system"), coding.get("code"), display)
+    text = _text(value.get("text"))
+    if text and text not in shown:
+        # Without a code: found by :text, and the element counts as present.
+        _token(found, pids, "", "", text)
+
+
+def _identifier(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is dict:
+        kind = value.get("type")
+        text = _text(kind.get("text")) if type(kind) is dict else ""
+        _token(found, pids, value.get("system"), value.get("value"), text)
+
+
+def of_type_code(code: str, value: str) -> str:
+    """What stands in the code column of :of-type rows: the code of the identifier's type, and its value."""
+    return f"{code}|{value}"
+
+
+def _identifier_of_type(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is not dict or type(value.get("type")) is not dict or type(value.get("value")) is not str:
+        return
+    for coding in _list(value["type"].get("coding")):
+        if type(coding) is dict and type(coding.get("code")) is str:
+            _token(found, pids, coding.get("system"), of_type_code(coding["code"], value["value"]), "")
+
+
+def _contact(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is dict:
+        _token(found, pids, value.get("system"), value.get("value"), "")
+
+
+def _code(value_set: str) -> Emit:
+    """Codes carry no system in JSON; the required binding says it."""
+    systems: dict[str, str] = {}
+    if value_set:
+        for system, code in definitions.value_set_codes(value_set) or ():
+            systems[code] = system
+
+    def emit(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+        if type(value) is str:
+            _token(found, pids, systems.get(value, ""), value, "")
+
+    return emit
+
+
+def boolean(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    """A boolean as a token."""
+    if type(value) is bool:
+        _token(found, pids, SPECIAL_VALUES, "true" if value else "false", "")
+
+
+def _plain_token(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is str:
+        _token(found, pids, "", value, "")
+
+
+# --- date ------------------------------------------------------------------------------------------------------------
+
+
+def _date(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is str:
+        interval = date_range(value, zone)
+        if interval is not None:
+            for pid in pids:
+                found.date.append((pid, *interval))
+
+
+def _period_range(value: Any, zone: str) -> tuple[int, int] | None:
+    if type(value) is not dict:
+        return None
+    start, end = value.get("start"), value.get("end")
+    first = date_range(start, zone) if type(start) is str else None
+    last = date_range(end, zone) if type(end) is str else None
+    if first is None and last is None:
+        return None
+    low = first[0] if first else OPEN_LOW
+    return low, max(last[1], low) if last else OPEN_HIGH
+
+
+def _period(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    interval = _period_range(value, zone)
+    if interval is not None:
+        for pid in pids:
+            found.date.append((pid, *interval))
+
+
+def _timing(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    """Only the outer limits of a Timing count."""
+    if type(value) is not dict:
+        return
+    events = [date_range(event, zone) for event in _list(value.get("event")) if type(event) is str]
+    repeat = value.get("repeat")
+    if type(repeat) is dict:
+        events.append(_period_range(repeat.get("boundsPeriod"), zone))
+    limits = [one for one in events if one is not None]
+    if limits:
+        low, high = min(one[0] for one in limits), max(one[1] for one in limits)
+        for pid in pids:
+            found.date.append((pid, low, high))
+
+
+# --- number and quantity ---------------------------------------------------------------------------------------------
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, Decimal)) and type(value) is not bool
+
+
+def _number(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if _is_number(value):
+        double = nearest(value)
+        for pid in pids:
+            found.number.append((pid, double, double))
+
+
+def _ends(value: Any) -> tuple[Decimal | int | None, Decimal | int | None, dict[str, Any]] | None:
+    """(low, high, the Quantity that names the unit) of a Range; None for an open end."""
+    if type(value) is not dict:
+        return None
+    sides = [value.get("low"), value.get("high")]
+    low, high = (side if type(side) is dict and _is_number(side.get("value")) else None for side in sides)
+    unit = low or high
+    if unit is None:
+        return None
+    return low["value"] if low else None, high["value"] if high else None, unit
+
+
+def _number_range(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    ends = _ends(value)
+    if ends is not None:
+        low, high = _doubles(ends[0], ends[1])
+        for pid in pids:
+            found.number.append((pid, low, high))
+
+
+def _doubles(low: Decimal | int | None, high: Decimal | int | None) -> tuple[float, float]:
+    return NUMBER_LOW if low is None else nearest(low), NUMBER_HIGH if high is None else nearest(high)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The numbers a quantity may be: None is an open end; an end marked `open_*` does not belong to it."""
+
+    low: Decimal | int | None
+    high: Decimal | int | None
+    open_low: bool = False
+    open_high: bool = False
+
+    def doubles(self, convert: Callable[[Decimal | int], Decimal | int]) -> tuple[float, float]:
+        """The closed interval of doubles after a conversion, which must be a rising one."""
+        low, high = _doubles(*(None if end is None else convert(end) for end in (self.low, self.high)))
+        return (
+            math.nextafter(low, math.inf) if self.open_low else low,
+            math.nextafter(high, -math.inf) if self.open_high else high,
+        )
+
+
+def _measured(found: IndexRows, pids: Pids, span: _Span, unit: dict[str, Any]) -> None:
+    """Rows for a quantity; one more under the human unit where that differs from the code.
+
+    A UCUM quantity has its canonical form beside it: the same for every spelling of the same measurement.
+    """
+    system, code, word = unit.get("system"), unit.get("code"), unit.get("unit")
+    pairs = [(system if type(system) is str else "", code if type(code) is str else "")]
+    if type(word) is str and word != code:
+        pairs.append(("", word))
+        if not pairs[0][1]:
+            pairs = [(pairs[0][0], word)]
+    low, high = span.doubles(lambda end: end)
+    canonical = _base_units(span, code) if system == UCUM and type(code) is str else _NO_UNIT
+    for place, (spelled, name) in enumerate(pairs):
+        row = (bounded(spelled), bounded(name), low, high, *(canonical if place == 0 else _NO_UNIT))
+        for pid in pids:
+            found.quantity.append((pid, *row))
+
+
+_NO_UNIT = ("", 0.0, 0.0)
+
+
+def _base_units(span: _Span, code: str) -> tuple[str, float, float]:
+    """(unit, low, high) in UCUM base units; unit '' when the code is none or its scale does not rise (`[pH]`)."""
+    unit = _base_unit(code)
+    if not unit:
+        return _NO_UNIT
+    try:
+        if span.low is not None and span.low is span.high:
+            exact = nearest(units.canonical(Decimal(span.low), code)[0])
+            return unit, exact, exact
+        low, high = span.doubles(lambda end: units.canonical(Decimal(end), code)[0])
+    except units.UcumError:
+        return _NO_UNIT
+    return unit, low, high
+
+
+@lru_cache(maxsize=4096)
+def _base_unit(code: str) -> str:
+    """The canonical UCUM unit of a code, '' when it has none that keeps the order of numbers."""
+    try:
+        (one, unit), (two, _) = units.canonical(Decimal(1), code), units.canonical(Decimal(2), code)
+    except units.UcumError:
+        return ""
+    return bounded(unit) if one < two else ""
+
+
+def _quantity(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is dict and _is_number(value.get("value")):
+        exact = value["value"]
+        compared = _COMPARED.get(str(value.get("comparator")))
+        _measured(found, pids, compared(exact) if compared is not None else _Span(exact, exact), value)
+
+
+_COMPARED: dict[str, Callable[[Decimal | int], _Span]] = {
+    "<": lambda end: _Span(None, end, open_high=True),
+    "<=": lambda end: _Span(None, end),
+    ">=": lambda end: _Span(end, None),
+    ">": lambda end: _Span(end, None, open_low=True),
+}
+
+
+def _quantity_range(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    ends = _ends(value)
+    if ends is not None:
+        _measured(found, pids, _Span(ends[0], ends[1]), ends[2])
+
+
+def _money(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is dict and _is_number(value.get("value")):
+        unit = {"system": CURRENCIES, "code": value.get("currency")}
+        _measured(found, pids, _Span(value["value"], value["value"]), unit)
+
+
+def _sampled(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    """From the smallest to the largest sample."""
+    if type(value) is not dict or type(value.get("data")) is not str or type(value.get("origin")) is not dict:
+        return
+    origin, factor = value["origin"].get("value"), value.get("factor", 1)
+    samples = list(_samples(value["data"].split()))
+    if samples and _is_number(origin) and _is_number(factor):
+        ends = sorted(origin + factor * edge for edge in (min(samples), max(samples)))
+        _measured(found, pids, _Span(ends[0], ends[1]), value["origin"])
+
+
+def _samples(words: Iterable[str]) -> Iterable[Decimal]:
+    # E, U and L stand for errors and values beyond the limits of detection.
+    return (sample for sample in map(number, words) if sample is not None)
+
+
+# --- reference and uri -----------------------------------------------------------------------------------------------
+
+
+def _reference(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is not dict:
+        return
+    kind, key, url, system, number = "", "", "", "", ""
+    said, text, identifier = value.get("type"), value.get("reference"), value.get("identifier")
+    if type(said) is str:
+        kind = bounded(said)
+    if type(text) is str and text and text[0] != "#":
+        parts = split_reference(text)
+        if parts is None:
+            url = bounded(text)
+        else:
+            base, kind, key = parts
+            if base:
+                url, key = bounded(f"{base}/{kind}/{key}"), ""
+    if type(identifier) is dict:
+        system = bounded(identifier["system"]) if type(identifier.get("system")) is str else ""
+        number = bounded(identifier["value"]) if type(identifier.get("value")) is str else ""
+    if key or url or system or number:
+        row = (kind, key, url, system, number)
+        for pid in pids:
+            found.reference.append((pid, *row))
+
+
+def _canonical_reference(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    """A canonical: by its url with and without the version; a relative one (`Questionnaire/1`) by type and id."""
+    if type(value) is not str or not value or value[0] == "#":
+        return
+    parts = split_reference(value)
+    if parts is not None and not parts[0]:
+        for pid in pids:
+            found.reference.append((pid, parts[1], parts[2], "", "", ""))
+        return
+    for url in _spellings(value):
+        for pid in pids:
+            found.reference.append((pid, "", "", bounded(url), "", ""))
+
+
+def _spellings(canonical: str) -> tuple[str, ...]:
+    bare = canonical.partition("|")[0]
+    return (canonical,) if bare == canonical else (canonical, bare)
+
+
+def _whole(targets: frozenset[str]) -> Emit:
+    """A resource held inside (Bundle.entry[0].resource): a reference to it, when it is of a wanted type."""
+
+    def emit(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+        if type(value) is dict and value.get("resourceType") in targets and type(value.get("id")) is str:
+            for pid in pids:
+                found.reference.append((pid, value["resourceType"], bounded(value["id"]), "", "", ""))
+
+    return emit
+
+
+def _uri(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is str and value:
+        for pid in pids:
+            found.uri.append((pid, bounded(value)))
+
+
+def _canonical(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    if type(value) is str and value:
+        for url in _spellings(value):
+            for pid in pids:
+                found.uri.append((pid, bounded(url)))
+
+
+# --- special ---------------------------------------------------------------------------------------------------------
+
+
+def _position(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
+    """Location.position in degrees (WGS 84); impossible coordinates give no row."""
+    if type(value) is dict and _is_number(value.get("latitude")) and _is_number(value.get("longitude")):
+        latitude, longitude = nearest(value["latitude"]), nearest(value["longitude"])
+        if abs(latitude) <= 90 and abs(longitude) <= 180:
+            for pid in pids:
+                found.coords.append((pid, latitude, longitude))
+
+
+_EMITTERS: dict[tuple[str, str], Emit] = {
+    **{("string", fhir): _string for fhir in ("string", "markdown", "code", "uri", "id")},
+    ("string", "HumanName"): _parts(_NAME),
+    ("string", "Address"): _parts(_ADDRESS),
+    ("token", "Coding"): _coding,
+    ("token", "CodeableConcept"): _concept,
+    ("token", "Identifier"): _identifier,
+    ("of-type", "Identifier"): _identifier_of_type,
+    ("token", "ContactPoint"): _contact,
+    ("token", "boolean"): boolean,
+    **{("token", fhir): _plain_token for fhir in ("string", "id", "uri", "url", "canonical", "oid", "uuid")},
+    **{("date", fhir): _date for fhir in ("date", "dateTime", "instant")},
+    ("date", "Period"): _period,
+    ("date", "Timing"): _timing,
+    **{("number", fhir): _number for fhir in ("decimal", "integer", "positiveInt", "unsignedInt")},
+    ("number", "Range"): _number_range,
+    **{("quantity", fhir): _quantity for fhir in ("Quantity", "Age", "Duration", "Count", "Distance")},
+    ("quantity", "Range"): _quantity_range,
+    ("quantity", "Money"): _money,
+    ("quantity", "SampledData"): _sampled,
+    ("reference", "Reference"): _reference,
+    **{("reference", fhir): _canonical_reference for fhir in ("canonical", "uri", "url")},
+    **{("uri", fhir): _uri for fhir in ("uri", "url", "oid", "uuid")},
+    ("uri", "canonical"): _canonical,
+    ("special", "BackboneElement"): _position,
+}

@@ -1,0 +1,84 @@
+"""A search as pure data: what `search/query` parses a query string into and `store/query` turns into SQL.
+
+Source: https://hl7.org/fhir/R4/search.html
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ParamType = Literal["string", "token", "date", "number", "quantity", "reference", "uri", "special", "composite"]
+Prefix = Literal["eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap"]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One OR alternative, already parsed for its type.
+
+    token: `system` None = any system, '' = explicitly no system; `code` None = any code of the system.
+    string, uri: `text` (folded for string). reference: `type` and `id`, or `text` = absolute URL.
+    date: `low`/`high` int microseconds, `high` exclusive. number, quantity: `low`/`high` floats, with `system`, `code`.
+    """
+
+    prefix: Prefix = "eq"
+    text: str = ""
+    system: str | None = None
+    code: str | None = None
+    type: str = ""
+    id: str = ""
+    low: float | int = 0
+    high: float | int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One parameter occurrence: `values` are ORed, clauses ANDed. `pid` is the index parameter id (0 for column
+    parameters `_id`, `_lastUpdated`). `chain`: the clauses the referenced resource (`chain_types`) must meet.
+    `pids`: every index id that may match, when there is more than one (the same name on several types); else empty."""
+
+    name: str
+    type: ParamType
+    pid: int
+    values: tuple[Value, ...] = ()
+    modifier: str = ""
+    missing: bool | None = None
+    chain_types: tuple[str, ...] = ()
+    chain: tuple[Clause, ...] = ()
+    reverse: tuple[str, int] | None = None
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sort:
+    """`pid` 0 with name `_id` or `_lastUpdated` sorts on the column."""
+
+    name: str
+    type: ParamType
+    pid: int
+    descending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Include:
+    """`_include` (reverse False: from `source` by `pid` to `target` types) or `_revinclude` (reverse True)."""
+
+    source: str
+    pid: int
+    target: tuple[str, ...] = ()
+    reverse: bool = False
+    iterate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole search. `types` empty = every type. `after` is the keyset position of the previous page's last row."""
+
+    types: tuple[str, ...]
+    clauses: tuple[Clause, ...] = ()
+    sort: tuple[Sort, ...] = ()
+    includes: tuple[Include, ...] = ()
+    count: int = 50
+    total: Literal["none", "estimate", "accurate"] = "none"
+    after: tuple[object, ...] = ()
+    self_link: tuple[tuple[str, str], ...] = field(default=())
