@@ -1,0 +1,131 @@
+"""What differs between the two databases, and the narrow connection every statement goes through.
+
+Statements are written once, with `?` placeholders, in the SQL both databases share; the few pieces that differ
+are the fields of `Dialect`. No `?` and no `%` may stand inside a statement's own literals.
+
+Sources: https://www.postgresql.org/docs/15/functions-info.html (snapshot functions), https://sqlite.org/lang.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+from fhir_server.store.tables import Bulk
+
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """SQL pieces. `txid`: expression for the writing transaction's number. `settled`: condition on a `txid` column
+    that is true for rows no running transaction can still precede. `snapshot`: the query whose single value names
+    what is visible now; `visible`: condition (one parameter, that value) on a `txid` column. `unindexed`: a column
+    that the planner shall look up through no index (SQLite knows no statistics; PostgreSQL plans by its own). `each`:
+    a table of one column `value`, the elements of a JSON array (one parameter, its text) in their order."""
+
+    name: Literal["sqlite", "postgresql"]
+    for_update: str
+    for_share: str
+    skip_locked: str
+    txid: str
+    settled: str
+    snapshot: str
+    visible: str
+    unindexed: str
+    each: str
+
+
+SQLITE = Dialect(
+    name="sqlite",
+    for_update="",
+    for_share="",
+    skip_locked="",
+    txid="(SELECT value FROM counter WHERE name = 'tx')",
+    settled="1 = 1",
+    snapshot="SELECT value FROM counter WHERE name = 'tx'",
+    visible="{column} <= ?",
+    unindexed="+{}",
+    each="json_each(?)",
+)
+
+POSTGRESQL = Dialect(
+    name="postgresql",
+    for_update=" FOR UPDATE",
+    for_share=" FOR SHARE",
+    skip_locked=" FOR UPDATE SKIP LOCKED",
+    txid="pg_current_xact_id()::text::bigint",
+    settled="{column} < pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
+    snapshot="SELECT pg_current_snapshot()::text",
+    visible="pg_visible_in_snapshot({column}::text::xid8, ?::pg_snapshot)",
+    unindexed="{}",
+    each="json_array_elements(?::json)",
+)
+
+
+class Session(Protocol):
+    """One connection inside one transaction; used by one thread at a time.
+
+    `run` and `fill` may travel later, with what follows; `rows`, `one` and `count` wait for their result.
+    """
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]: ...
+
+    def one(self, sql: str, params: Sequence[object] = ()) -> Row | None: ...
+
+    def run(self, sql: str, params: Sequence[object] = ()) -> None: ...
+
+    def count(self, sql: str, params: Sequence[object] = ()) -> int:
+        """Runs the statement; the number of rows it changed."""
+        ...
+
+    def fill(self, bulk: Bulk, rows: Sequence[Row]) -> None:
+        """Inserts many rows into one table."""
+        ...
+
+    def stamp(self) -> None:
+        """Gives this transaction its number; call before a statement that uses `Dialect.txid`."""
+        ...
+
+    def lock(self, keys: Sequence[int]) -> None:
+        """Waits for and holds locks on 63-bit keys, in the given order, to the end of the transaction.
+
+        The first is held together with others that hold it first, and against those that ask for it alone.
+        """
+        ...
+
+
+@lru_cache(maxsize=4096)
+def pyformat(sql: str) -> str:
+    """The same statement with psycopg's placeholders."""
+    return sql.replace("%", "%%").replace("?", "%s")
+
+
+@lru_cache(maxsize=64)
+def insert_sqlite(bulk: Bulk) -> str:
+    return f"INSERT INTO {bulk.table} ({bulk.names}) VALUES ({', '.join('?' for _ in bulk.columns)})"
+
+
+@lru_cache(maxsize=64)
+def insert_postgresql(bulk: Bulk) -> str:
+    """One statement whatever the number of rows, so that it stays prepared."""
+    arrays = ", ".join(f"%s::{kind}[]" for _, kind in bulk.columns)
+    return f"INSERT INTO {bulk.table} ({bulk.names}) SELECT * FROM unnest({arrays})"
+
+
+def marks(values: Sequence[object]) -> str:
+    """`?, ?, ?` for as many values."""
+    return ", ".join("?" for _ in values)
+
+
+LIKE_SPECIAL = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_"})
+
+
+def like(text: str) -> str:
+    """The text with LIKE's own signs made literal (`ESCAPE '\\'`)."""
+    return text.translate(LIKE_SPECIAL)

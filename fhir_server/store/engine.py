@@ -1,0 +1,220 @@
+"""The store: opens a database and a data folder, runs reads and writes, and owns what happens around a commit.
+
+Everything outside this package sees `Store`, `Snapshot`, `Tx` and plain values; which database is underneath shows
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from fhir_server.context import SYSTEM, Caller, Clock, micros, now
+from fhir_server.store import audit, inbox, instances, lanes, resources, schema
+from fhir_server.store.blobs import Blobs
+from fhir_server.store.dialect import Dialect, Session
+from fhir_server.store.inbox import INLINE_BYTES, InboxState, Keys, NewMessage, Received
+from fhir_server.store.instances import Study
+from fhir_server.store.lanes import Claim, Outcome
+from fhir_server.store.postgres import PostgresDatabase
+from fhir_server.store.resources import Stored
+from fhir_server.store.session import Snapshot, Tx
+from fhir_server.store.sqlite import SqliteDatabase
+from fhir_server.store.view import View
+
+T = TypeVar("T")
+Moment = int | datetime | None
+
+
+class Database(Protocol):
+    """What a database offers the store."""
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    def transaction(self, work: Callable[[Session], T]) -> T: ...
+
+    def snapshot(self) -> AbstractContextManager[Session]: ...
+
+    def once(self) -> AbstractContextManager[Session]: ...
+
+    def close(self) -> None: ...
+
+
+def open_store(
+    url: str,
+    data_dir: Path,
+    *,
+    migrate: bool = True,
+    clock: Clock = now,
+    connections: int = 12,
+    statement_seconds: float = 30.0,
+) -> Store:
+    """Opens `sqlite:///path` or `postgresql://...` with the blobs of `data_dir`.
+
+    With `migrate` the schema is brought up to date first (SQLite: after a backup copy into `data_dir`/backups);
+    without it, `Unavailable` says to run `passerelle db upgrade`. `connections` bounds the PostgreSQL pool, or
+    SQLite's readers; a statement that runs longer than `statement_seconds` is stopped.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    status = schema.upgrade(url, backups=data_dir / "backups") if migrate else schema.require(url)
+    blobs = Blobs(data_dir / "blobs")
+    blobs.prepare()
+    path = schema.sqlite_path(url)
+    database: Database
+    if path is None:
+        database = PostgresDatabase(url, connections=connections, statement_seconds=statement_seconds)
+    else:
+        database = SqliteDatabase(path, readers=connections, statement_seconds=statement_seconds)
+    return Store(database, blobs, clock, status.needed)
+
+
+class Store:
+    """One open database. Safe to use from any thread."""
+
+    def __init__(self, database: Database, blobs: Blobs, clock: Clock, schema_version: str) -> None:
+        self._database = database
+        self._clock = clock
+        self._bell = threading.Condition()
+        self._rings = 0
+        self.blobs = blobs
+        self.schema_version = schema_version
+
+    @property
+    def engine(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self._database.dialect.name
+
+    @property
+    def epoch(self) -> int:
+        """The number that changes when definitions, settings or grants do."""
+        with self.read(SYSTEM) as snapshot:
+            return snapshot.epoch()
+
+    def write(self, caller: Caller, work: Callable[[Tx], T]) -> T:
+        """Runs `work` in one transaction, up to three times; returns after the commit.
+
+        On SQLite the work runs on the writer thread: keep it short, and start no other write in it.
+        """
+
+        def run(session: Session) -> tuple[T, bool]:
+            view = View(session, caller, self.blobs, self._clock)
+            result = work(Tx(view))
+            lanes.flush(view)
+            return result, view.woken
+
+        result, woken = self._database.transaction(run)
+        if woken:
+            self._ring()
+        return result
+
+    @contextmanager
+    def read(self, caller: Caller) -> Iterator[Snapshot]:
+        """One consistent snapshot."""
+        with self._database.snapshot() as session:
+            yield Snapshot(View(session, caller, self.blobs, self._clock))
+
+    def get(self, caller: Caller, resource_type: str, resource_id: str) -> Stored | None:
+        """The current version in one statement: the hot path of a FHIR read."""
+        with self._database.once() as session:
+            return resources.get(View(session, caller, self.blobs, self._clock), resource_type, resource_id)
+
+    def close(self) -> None:
+        """Finishes running writes and closes the database."""
+        self._database.close()
+        self._ring()
+
+    # inbox
+    def receive(self, message: NewMessage, caller: Caller = SYSTEM) -> Received:
+        """Stores the original bytes in a transaction of their own, or finds the same message again."""
+        sha256 = inbox.sha256_of(message.raw)
+        if len(message.raw) > INLINE_BYTES:
+            self.blobs.put(message.raw)
+        return self.write(caller, lambda tx: inbox.receive(tx.view, message, sha256))
+
+    def reject(
+        self,
+        inbox_id: str,
+        error_text: str,
+        location: str,
+        ack: bytes | None,
+        *,
+        state: InboxState = "error",
+        keys: Keys = (),
+        caller: Caller = SYSTEM,
+    ) -> None:
+        """Records why a message was not taken in, and what was answered."""
+        self.write(caller, lambda tx: tx.reject(inbox_id, error_text, location, ack, state=state, keys=keys))
+
+    # lanes
+    def claim(self, worker: str, lease_seconds: float, at: Moment = None) -> Claim | None:
+        """Leases a lane that has something to send; None when there is none. `at`: µs or datetime."""
+        moment = self._moment(at)
+        return self.write(SYSTEM, lambda tx: lanes.claim(tx.view, worker, lease_seconds, moment))
+
+    def advance(self, held: Claim, lease_seconds: float, at: Moment = None) -> Claim | None:
+        """Renews the lease with the lane's next delivery; gives it back and returns None when there is none."""
+        moment = self._moment(at)
+        return self.write(SYSTEM, lambda tx: lanes.advance(tx.view, held, lease_seconds, moment))
+
+    def start_attempt(self, held: Claim, at: Moment = None) -> int:
+        """Notes that bytes are about to leave; `LeaseLost`: send nothing. Returns the attempt's number."""
+        moment = self._moment(at)
+        return self.write(SYSTEM, lambda tx: lanes.start_attempt(tx.view, held, moment))
+
+    def finish(self, held: Claim, outcome: Outcome, at: Moment = None, *, keep: bool = False) -> bool:
+        """Records how the attempt ended; False when the lane was lost and the outcome is only noted as late.
+
+        Gives the lane back, unless `keep`: then `advance` hands out its next delivery under the same lease.
+        """
+        moment = self._moment(at)
+        return self.write(SYSTEM, lambda tx: lanes.finish(tx.view, held, outcome, moment, keep=keep))
+
+    def release(self, held: Claim) -> None:
+        """Gives the lane back."""
+        self.write(SYSTEM, lambda tx: lanes.release(tx.view, held))
+
+    def rings(self) -> int:
+        """How often this process has queued work; read it before looking for work, pass it to `wait_for_work`."""
+        return self._rings
+
+    def wait_for_work(self, seen: int, seconds: float) -> None:
+        """Returns at once when work was queued since `seen`, else when some is, or after `seconds`.
+
+        Work queued by another process is found by looking again: wait a second at most.
+        """
+        with self._bell:
+            self._bell.wait_for(lambda: self._rings != seen, timeout=seconds)
+
+    def _ring(self) -> None:
+        with self._bell:
+            self._rings += 1
+            self._bell.notify_all()
+
+    def _moment(self, at: Moment) -> int:
+        if isinstance(at, int):
+            return at
+        return micros(at or self._clock())
+
+    # images
+    def claim_dirty(self, at: Moment = None, quiet_seconds: float = 2.0, lease_seconds: float = 60.0) -> Study | None:
+        """Takes one study that asked for matching and has been quiet since; None when there is none."""
+        moment = self._moment(at)
+        return self.write(SYSTEM, lambda tx: instances.claim_dirty(tx.view, moment, quiet_seconds, lease_seconds))
+
+    # audit
+    def seal(self) -> int:
+        """Seals every committed audit row; how many."""
+        total = 0
+        while sealed := self.write(SYSTEM, lambda tx: audit.seal(tx.view)):
+            total += sealed
+        return total
+
+    def verify(self) -> audit.Verdict:
+        """Recomputes the audit chain."""
+        with self.read(SYSTEM) as snapshot:
+            return audit.verify(snapshot.view)

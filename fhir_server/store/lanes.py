@@ -1,0 +1,344 @@
+"""The outbox: frozen deliveries in lanes, one lane per destination, sent in order, one sender at a time.
+
+A delivery's number in its lane is given under the lane's row lock, so the order of numbers is the order of commits.
+A worker claims a lane: a lease with a fencing token that is checked at every step, so that a worker that slept
+through its lease changes nothing. Backoff belongs to the lane (`ready_at`): what waits behind the head costs
+nothing. A held or failed delivery blocks its lane (`on_stuck` block), or lets others pass (`skip`) except those of
+the same document or patient. Payload bytes never change.
+
+Times are microseconds UTC.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fhir_server import errors
+from fhir_server.context import new_delivery_id
+from fhir_server.store import inbox
+from fhir_server.store.dialect import Row
+from fhir_server.store.view import LeaseLost, View, printable
+
+DeliveryState = Literal["queued", "sending", "sent", "held", "error", "cancelled"]
+SecondLeg = Literal["none", "zam", "dsn"]
+OnStuck = Literal["block", "skip"]
+INLINE_BYTES = inbox.INLINE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class NewDelivery:
+    """Bytes to deliver. `id` (20 characters) is MSH-10 or Message-ID and stands in the payload already.
+
+    `endpoint` is an address URL or the reference of an Endpoint; `patient`, `case`, `document` are references;
+    `parent` the delivery this one replays or replaces; `on_stuck` is taken when the lane is new.
+    """
+
+    lane: str
+    endpoint: str
+    protocol: str
+    payload: bytes
+    id: str = ""
+    media_type: str = ""
+    title: str = ""
+    keys: inbox.Keys = ()
+    patient: str = ""
+    case: str = ""
+    document: str = ""
+    second_leg: SecondLeg = "none"
+    parent: str = ""
+    on_stuck: OnStuck = "block"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One delivery as listed; its bytes through `payload_of`. `leg_state` is '', waiting, confirmed, refused..."""
+
+    id: str
+    lane: str
+    lane_seq: int
+    state: DeliveryState
+    endpoint: str
+    protocol: str
+    media_type: str
+    title: str
+    sha256: str
+    size: int
+    patient: str
+    case_key: str
+    document: str
+    parent: str
+    second_leg: SecondLeg
+    leg_state: str
+    leg_text: str
+    leg_at: int
+    leg_inbox: str
+    created_at: int
+    attempts: int
+    first_sent_at: int
+    settled_at: int
+    error_class: str
+    error: str
+    ack: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to send the head of one lane until `lease_until`. `interrupted`: an earlier attempt began and its
+    end is unknown, so the partner may have the bytes already. `failures` counts attempts in a row that failed."""
+
+    lane_id: int
+    lane: str
+    token: int
+    worker: str
+    lease_until: int
+    failures: int
+    delivery: Delivery
+    payload: bytes
+    interrupted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended. `retry` puts the lane to sleep until `retry_at`; `held` waits for a person; `error` is
+    the partner's refusal, in its own words in `text`."""
+
+    state: Literal["sent", "retry", "held", "error"]
+    error_class: str = ""
+    text: str = ""
+    ack: bytes | None = None
+    retry_at: int = 0
+
+
+COLUMNS = (
+    "d.id, l.name, d.lane_seq, d.state, d.endpoint, d.protocol, d.media_type, d.title, d.sha256, d.size, d.patient, "
+    "d.case_key, d.document, d.parent, d.second_leg, d.leg_state, d.leg_text, d.leg_at, d.leg_inbox, d.created_at, "
+    "d.attempts, d.first_sent_at, d.settled_at, d.error_class, d.error, d.ack"
+)
+FROM = "FROM delivery d JOIN lane l ON l.id = d.lane_id"
+OPEN = "state IN ('queued', 'sending')"
+STUCK = "state IN ('held', 'error')"
+
+_FIRST_OPEN = f"(SELECT o.lane_seq FROM delivery o WHERE o.lane_id = l.id AND o.{OPEN} ORDER BY o.lane_seq LIMIT 1)"
+_FIRST_STUCK = f"(SELECT s.lane_seq FROM delivery s WHERE s.lane_id = l.id AND s.{STUCK} ORDER BY s.lane_seq LIMIT 1)"
+_FREE = (
+    f"d.lane_id = l.id AND d.{OPEN} AND NOT EXISTS (SELECT 1 FROM delivery s WHERE s.lane_id = d.lane_id "
+    f"AND s.{STUCK} AND s.lane_seq < d.lane_seq AND (l.on_stuck = 'block' "
+    "OR (s.document <> '' AND s.document = d.document) OR (s.patient <> '' AND s.patient = d.patient)))"
+)
+# Under `block` two index look-ups decide, however many deliveries wait behind the stuck one.
+_READY = (
+    f"((l.on_stuck = 'block' AND {_FIRST_OPEN} < coalesce({_FIRST_STUCK}, 9223372036854775807)) "
+    f"OR (l.on_stuck = 'skip' AND EXISTS (SELECT 1 FROM delivery d WHERE {_FREE})))"
+)
+
+
+def send(view: View, delivery: NewDelivery) -> str:
+    """Puts a delivery behind the others of its lane when the transaction ends; returns its id."""
+    if delivery.id and len(delivery.id) != 20:
+        raise errors.Fault("a delivery id has 20 characters (MSH-10 of HL7 v2.5)")
+    ready = delivery if delivery.id else replace(delivery, id=new_delivery_id())
+    view.sends.append(ready)
+    view.woken = True
+    return ready.id
+
+
+def flush(view: View) -> None:
+    """Writes the transaction's deliveries, lane by lane in order of name: two writers never wait in a ring."""
+    waiting, view.sends = view.sends, []
+    for delivery in sorted(waiting, key=lambda one: one.lane):
+        _enqueue(view, delivery)
+
+
+def _enqueue(view: View, delivery: NewDelivery) -> None:
+    lane_id, lane_seq = _next_number(view, delivery)
+    sha256 = hashlib.sha256(delivery.payload).hexdigest()
+    inline: bytes | None = delivery.payload
+    if len(delivery.payload) > INLINE_BYTES:
+        view.blobs.put(delivery.payload)
+        inbox.record_blob(view, sha256, len(delivery.payload), delivery.media_type)
+        inline = None
+    inserted = view.db.one(
+        "INSERT INTO delivery (id, lane_id, lane_seq, state, endpoint, protocol, media_type, title, payload, sha256, "
+        "size, patient, case_key, document, parent, second_leg, leg_state, created_at) "
+        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING RETURNING id",
+        (
+            delivery.id,
+            lane_id,
+            lane_seq,
+            delivery.endpoint,
+            delivery.protocol,
+            delivery.media_type,
+            delivery.title,
+            inline,
+            sha256,
+            len(delivery.payload),
+            delivery.patient,
+            delivery.case,
+            delivery.document,
+            delivery.parent,
+            delivery.second_leg,
+            "" if delivery.second_leg == "none" else "waiting",
+            view.now(),
+        ),
+    )
+    if inserted is None:
+        raise errors.Conflict(f"A delivery {delivery.id} exists already.")
+    inbox.add_keys(view, "out", delivery.id, delivery.keys)
+
+
+def _next_number(view: View, delivery: NewDelivery) -> tuple[int, int]:
+    take = "UPDATE lane SET next_seq = next_seq + 1 WHERE name = ? RETURNING id, next_seq"
+    row = view.db.one(take, (delivery.lane,))
+    if row is None:
+        view.db.run(
+            "INSERT INTO lane (name, endpoint, protocol, on_stuck) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
+            (delivery.lane, delivery.endpoint, delivery.protocol, delivery.on_stuck),
+        )
+        row = view.db.one(take, (delivery.lane,))
+    if row is None:
+        raise errors.Fault(f"lane {delivery.lane} vanished")
+    return int(row[0]), int(row[1])
+
+
+def claim(view: View, worker: str, lease_seconds: float, now: int) -> Claim | None:
+    """Leases the lane that has waited longest for a sender and has something to send; None when there is none."""
+    row = view.db.one(
+        "SELECT l.id FROM lane l WHERE l.paused = 0 AND l.ready_at <= ? AND l.lease_until <= ? "
+        f"AND {_READY} ORDER BY l.ready_at, l.id LIMIT 1" + view.db.dialect.skip_locked,
+        (now, now),
+    )
+    if row is None:
+        return None
+    until = now + int(lease_seconds * 1_000_000)
+    leased = view.db.one(
+        "UPDATE lane SET token = token + 1, lease_by = ?, lease_until = ? WHERE id = ? "
+        "RETURNING id, name, token, failures",
+        (worker, until, row[0]),
+    )
+    return None if leased is None else _head(view, leased, worker, until)
+
+
+def advance(view: View, held: Claim, lease_seconds: float, now: int) -> Claim | None:
+    """Renews the lease and hands out the lane's next delivery; None (and the lease given back) when there is none
+    or the lane must wait. `LeaseLost` when another worker has the lane."""
+    lane = _own_lane(view, held)
+    if lane[2] or int(lane[3]) > now:
+        release(view, held)
+        return None
+    until = now + int(lease_seconds * 1_000_000)
+    view.db.run("UPDATE lane SET lease_until = ? WHERE id = ?", (until, held.lane_id))
+    following = _head(view, (held.lane_id, held.lane, held.token, lane[1]), held.worker, until)
+    if following is None:
+        release(view, held)
+    return following
+
+
+def _head(view: View, lane: Row, worker: str, until: int) -> Claim | None:
+    row = view.db.one(
+        f"SELECT {COLUMNS}, d.payload {FROM} WHERE l.id = ? AND {_FREE} ORDER BY d.lane_seq LIMIT 1", (lane[0],)
+    )
+    if row is None:
+        return None
+    delivery = Delivery(*row[:-1])
+    payload = bytes(row[-1]) if row[-1] is not None else view.blobs.read(delivery.sha256)
+    return Claim(
+        int(lane[0]), str(lane[1]), int(lane[2]), worker, until, int(lane[3]), delivery, payload,
+        delivery.state == "sending",
+    )  # fmt: skip
+
+
+def _own_lane(view: View, held: Claim) -> Row:
+    """(token, failures, paused, ready_at) of the claimed lane, locked; `LeaseLost` when the token moved on."""
+    row = view.db.one(
+        f"SELECT token, failures, paused, ready_at FROM lane WHERE id = ?{view.db.dialect.for_update}",
+        (held.lane_id,),
+    )
+    if row is None or int(row[0]) != held.token:
+        raise LeaseLost(f"Lane {held.lane} was taken over by another worker.")
+    return row
+
+
+def start_attempt(view: View, held: Claim, now: int) -> int:
+    """Notes that bytes are about to leave; commit before they do. Returns the attempt's number, from 1.
+
+    An attempt that was interrupted is closed as such. `LeaseLost` when the lane is no longer ours, or when a person
+    held or cancelled the delivery meanwhile: send nothing.
+    """
+    _own_lane(view, held)
+    row = view.db.one(
+        "UPDATE delivery SET state = 'sending', attempts = attempts + 1, "
+        "first_sent_at = CASE WHEN first_sent_at = 0 THEN ? ELSE first_sent_at END "
+        f"WHERE id = ? AND {OPEN} RETURNING attempts",
+        (now, held.delivery.id),
+    )
+    if row is None:
+        raise LeaseLost(f"Delivery {held.delivery.id} was held or cancelled meanwhile.")
+    view.db.run(
+        "UPDATE attempt SET outcome = 'interrupted', ended_at = ? WHERE delivery_id = ? AND outcome = ''",
+        (now, held.delivery.id),
+    )
+    view.db.run(
+        "INSERT INTO attempt (delivery_id, n, worker, token, started_at) VALUES (?, ?, ?, ?, ?)",
+        (held.delivery.id, row[0], held.worker, held.token, now),
+    )
+    return int(row[0])
+
+
+def finish(view: View, held: Claim, outcome: Outcome, now: int, *, keep: bool = False) -> bool:
+    """Records how the attempt ended, in the attempt, the delivery and the lane, and gives the lane back unless `keep`.
+
+    False when the lane has gone to another worker: then only the attempt is marked, as late, and nothing else moves.
+    """
+    try:
+        lane = _own_lane(view, held)
+    except LeaseLost:
+        _end_attempt(view, held, outcome, "late: " + outcome.state, now)
+        return False
+    _end_attempt(view, held, outcome, outcome.state, now)
+    state = "queued" if outcome.state == "retry" else outcome.state
+    error = "" if outcome.state == "sent" else printable(outcome.text)
+    view.db.run(
+        f"UPDATE delivery SET state = ?, settled_at = ?, error_class = ?, error = ?, ack = ? WHERE id = ? AND {OPEN}",
+        (
+            state,
+            0 if state == "queued" else now,
+            "" if outcome.state == "sent" else outcome.error_class,
+            error,
+            outcome.ack,
+            held.delivery.id,
+        ),
+    )
+    failures = int(lane[1]) + 1 if outcome.state == "retry" else 0
+    ready_at = outcome.retry_at if outcome.state == "retry" else now
+    view.db.run("UPDATE lane SET failures = ?, ready_at = ? WHERE id = ?", (failures, ready_at, held.lane_id))
+    if not keep:
+        release(view, held)
+    return True
+
+
+def _end_attempt(view: View, held: Claim, outcome: Outcome, told: str, now: int) -> None:
+    view.db.run(
+        "UPDATE attempt SET ended_at = ?, outcome = ?, error_class = ?, error = ?, ack = ? "
+        "WHERE delivery_id = ? AND token = ? AND outcome IN ('', 'interrupted')",
+        (now, told, outcome.error_class, printable(outcome.text), outcome.ack, held.delivery.id, held.token),
+    )
+
+
+def release(view: View, held: Claim) -> None:
+    """Gives the lease back; nothing when it is not ours any more."""
+    view.db.run("UPDATE lane SET lease_until = 0, lease_by = '' WHERE id = ? AND token = ?", (held.lane_id, held.token))
+
+
+def payload_of(view: View, delivery_id: str) -> bytes:
+    """The frozen bytes."""
+    row = view.db.one("SELECT payload, sha256 FROM delivery WHERE id = ?", (delivery_id,))
+    if row is None:
+        raise errors.NotFound(f"The outbox has no delivery {delivery_id}.")
+    return bytes(row[0]) if row[0] is not None else view.blobs.read(row[1])
+
+
+def get(view: View, delivery_id: str) -> Delivery | None:
+    row = view.db.one(f"SELECT {COLUMNS} {FROM} WHERE d.id = ?", (delivery_id,))
+    return None if row is None else Delivery(*row)

@@ -1,0 +1,220 @@
+"""PostgreSQL: a small bounded pool of connections, retries where the database asks for them.
+
+Writes run READ COMMITTED and lock the rows they change: a criterion locked first is then searched with a fresh
+snapshot, which REPEATABLE READ would not give. Reads run in one REPEATABLE READ snapshot. Plans are made for each
+statement's values: a generic plan can be hundreds of times slower on skewed index tables.
+
+Sources: https://www.postgresql.org/docs/15/transaction-iso.html, https://www.psycopg.org/psycopg3/docs/
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import LiteralString, TypeVar, cast
+
+import psycopg
+from psycopg.types.numeric import Int8Dumper
+
+from fhir_server import errors
+from fhir_server.store.dialect import POSTGRESQL, Dialect, Row, Session, insert_postgresql, pyformat
+from fhir_server.store.tables import Bulk
+
+T = TypeVar("T")
+Connection = psycopg.Connection[Row]
+TRIES = 3
+_RETRIED = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
+
+
+# A single key is taken alone; of several the first is shared.
+_LOCK = (
+    "SELECT CASE WHEN n = 1 AND %s::bigint > 1 THEN pg_advisory_xact_lock_shared(k) ELSE pg_advisory_xact_lock(k) END "
+    "FROM unnest(%s::bigint[]) WITH ORDINALITY AS t(k, n)"
+)
+
+
+def _query(sql: str) -> LiteralString:
+    """psycopg asks for literal SQL; every text that comes here is built by this package with placeholders."""
+    return cast(LiteralString, sql)  # type: ignore[redundant-cast]
+
+
+def connect(url: str, *, statement_seconds: float = 30.0) -> Connection:
+    """A connection with our settings. Raises `Unavailable` when the server does not answer."""
+    limit = int(statement_seconds * 1000)
+    options = (
+        f"-c statement_timeout={limit} -c lock_timeout={limit} -c idle_in_transaction_session_timeout=60000"
+        " -c plan_cache_mode=force_custom_plan -c timezone=UTC -c client_min_messages=warning"
+    )
+    try:
+        connection = psycopg.connect(url, autocommit=True, options=options, application_name="passerelle")
+    except psycopg.OperationalError as fault:
+        raise errors.Unavailable(
+            f"The database does not answer ({_first_line(fault)}); check PASSERELLE_DATABASE_URL."
+        ) from fault
+    connection.adapters.register_dumper(int, Int8Dumper)
+    return connection
+
+
+class PostgresSession:
+    """A `Session` over psycopg."""
+
+    dialect: Dialect = POSTGRESQL
+
+    def __init__(self, connection: Connection, pipeline: psycopg.Pipeline | None = None) -> None:
+        self._connection = connection
+        self._pipeline = pipeline
+
+    def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+        return self._connection.execute(_query(pyformat(sql)), params).fetchall()
+
+    def one(self, sql: str, params: Sequence[object] = ()) -> Row | None:
+        return self._connection.execute(_query(pyformat(sql)), params).fetchone()
+
+    def run(self, sql: str, params: Sequence[object] = ()) -> None:
+        self._connection.execute(_query(pyformat(sql)), params)
+
+    def count(self, sql: str, params: Sequence[object] = ()) -> int:
+        cursor = self._connection.execute(_query(pyformat(sql)), params)
+        if self._pipeline is not None:
+            self._pipeline.sync()
+        return cursor.rowcount
+
+    def fill(self, bulk: Bulk, rows: Sequence[Row]) -> None:
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        self._connection.execute(_query(insert_postgresql(bulk)), columns)
+
+    def stamp(self) -> None:
+        """Nothing to do: the database numbers its transactions."""
+
+    def lock(self, keys: Sequence[int]) -> None:
+        self._connection.execute(_LOCK, [len(keys), list(keys)])
+
+
+class PostgresDatabase:
+    """The pool of one process."""
+
+    dialect = POSTGRESQL
+
+    def __init__(self, url: str, *, connections: int = 12, statement_seconds: float = 30.0) -> None:
+        self._url = url
+        self._statement_seconds = statement_seconds
+        self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
+        self._slots = threading.BoundedSemaphore(connections)
+        self._closed = False
+        self._idle.put(connect(url, statement_seconds=statement_seconds))
+
+    def transaction(self, work: Callable[[Session], T]) -> T:
+        """Runs `work` in a transaction, again after a deadlock or serialisation failure, up to three times."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                with self._connection() as connection:
+                    return self._once(connection, work)
+            except _RETRIED as fault:
+                if attempt == TRIES:
+                    raise errors.Unavailable("Too many changes at once on the same data; repeat.") from fault
+                time.sleep(random.uniform(0.002, 0.02) * attempt)
+        raise AssertionError("unreachable")
+
+    @staticmethod
+    def _once(connection: Connection, work: Callable[[Session], T]) -> T:
+        """In pipeline mode: what returns nothing travels with what follows, BEGIN and COMMIT too."""
+        committing = False
+        try:
+            with connection.pipeline() as pipeline:
+                connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                result = work(PostgresSession(connection, pipeline))
+                committing = True
+                connection.execute("COMMIT")
+        except BaseException as fault:
+            with suppress(psycopg.Error):
+                connection.execute("ROLLBACK")
+            if committing and connection.closed and isinstance(fault, psycopg.OperationalError):
+                raise errors.Unavailable("The connection broke during the commit; read before repeating.") from fault
+            raise
+        return result
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """A read-only transaction with one snapshot."""
+        with self._connection() as connection:
+            try:
+                with connection.pipeline() as pipeline:
+                    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                    yield PostgresSession(connection, pipeline)
+            finally:
+                with suppress(psycopg.Error):
+                    connection.execute("ROLLBACK")
+
+    @contextmanager
+    def once(self) -> Iterator[Session]:
+        """For a single statement: its own snapshot, no transaction to open and close."""
+        with self._connection() as connection:
+            yield PostgresSession(connection)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        if not self._slots.acquire(timeout=self._statement_seconds):
+            raise errors.Throttled("Every database connection is busy; repeat in a moment.")
+        connection = None
+        try:
+            connection = self._take()
+            yield connection
+        except _RETRIED:
+            raise
+        except psycopg.errors.QueryCanceled as fault:
+            raise errors.Unavailable(
+                "The search took too long; narrow it, or ask for less at once.", code="timeout"
+            ) from fault
+        except psycopg.OperationalError as fault:
+            raise errors.Unavailable(f"The database could not do this now ({_first_line(fault)}).") from fault
+        finally:
+            self._give_back(connection)
+            self._slots.release()
+
+    def _take(self) -> Connection:
+        if self._closed:
+            raise errors.Unavailable("The server is stopping; repeat the request in a moment.")
+        while True:
+            try:
+                connection = self._idle.get_nowait()
+            except queue.Empty:
+                return connect(self._url, statement_seconds=self._statement_seconds)
+            if _alive(connection):
+                return connection
+            connection.close()
+
+    def _give_back(self, connection: Connection | None) -> None:
+        if connection is None:
+            return
+        idle = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        if self._closed or connection.closed or not idle:
+            connection.close()
+        else:
+            self._idle.put(connection)
+
+    def close(self) -> None:
+        """Closes idle connections; those in use close when given back."""
+        self._closed = True
+        while True:
+            try:
+                self._idle.get_nowait().close()
+            except queue.Empty:
+                return
+
+
+def _alive(connection: Connection) -> bool:
+    """Whether the server still holds this idle connection: on one that asked nothing, anything to read is its end."""
+    if connection.closed:
+        return False
+    watch = select.poll()
+    watch.register(connection.fileno(), select.POLLIN)
+    return not watch.poll(0)
+
+
+def _first_line(fault: Exception) -> str:
+    return (str(fault).splitlines() or [type(fault).__name__])[0]

@@ -1,0 +1,285 @@
+"""A search plan run as SQL: matches, their order and pages, totals, and what comes with them.
+
+Pages follow one another by the values of the last row (keyset), and carry what was visible on the first page: what
+did not change meanwhile appears exactly once, what changed at most once, and the cost of a page does not grow with
+its number.
+
+Source: https://hl7.org/fhir/R4/search.html#return
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fhir_server import errors
+from fhir_server.search.plan import Clause, Include, Plan, Sort
+from fhir_server.store.conditions import ALL, TABLES, Ground, conditions, is_hop, is_set, probe
+from fhir_server.store.dialect import Row, marks
+from fhir_server.store.resources import COLUMNS, Stored, stored
+from fhir_server.store.view import Fragment, View, visible
+
+MAX_COUNT = 1_000
+MAX_INCLUDED = 2_000
+MAX_ROUNDS = 10
+FEW = 2_000
+
+_WIDTH = COLUMNS.count(",") + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page. `next` is the `Plan.after` of the following page (JSON-able values), None on the last one; `total`
+    None when not asked; `cut` says that more includes exist than are returned."""
+
+    matches: tuple[Stored, ...] = ()
+    includes: tuple[Stored, ...] = ()
+    total: int | None = None
+    next: tuple[object, ...] | None = None
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """The statement of a search, its parameters, and the database's plan, line by line."""
+
+    sql: str
+    params: tuple[object, ...]
+    plan: tuple[str, ...]
+
+
+def search(view: View, plan: Plan) -> Page:
+    """Runs the plan for the caller. `TooLarge` and `Unavailable` (code timeout) bound what it may cost."""
+    total = _total(view, plan) if plan.total != "none" or plan.count == 0 else None
+    if plan.count == 0:
+        return Page(total=total)
+    count = min(plan.count, MAX_COUNT)
+    statement = _statement(view, plan, count + 1)
+    rows = view.db.rows(statement.sql, statement.params)
+    matches = tuple(stored(row[:_WIDTH]) for row in rows[:count])
+    following = _after(view, plan, rows[count - 1]) if len(rows) > count else None
+    included, cut = _included(view, plan, matches) if plan.includes and matches else ((), False)
+    return Page(matches, included, total, following, cut)
+
+
+def explain(view: View, plan: Plan) -> Explained:
+    """What `search` would run."""
+    statement = _statement(view, plan, min(plan.count or 1, MAX_COUNT) + 1)
+    word = "EXPLAIN QUERY PLAN " if view.db.dialect.name == "sqlite" else "EXPLAIN "
+    lines = view.db.rows(word + statement.sql, statement.params)
+    return Explained(statement.sql, statement.params, tuple(str(line[-1]) for line in lines))
+
+
+def _where(view: View, plan: Plan, *, whole: bool) -> Fragment:
+    """The conditions on `r`; `whole` when every match is needed anyway (a count, an order by index values)."""
+    start = _start(view, plan.clauses, whole)
+    seeking = start not in (None, ALL) and plan.clauses[start].pid != 0
+    ground = Ground(view.caller, view.db.dialect.unindexed)
+    column = ground.plain("r.type") if seeking else "r.type"
+    if len(plan.types) == 1:
+        of_type = f"{column} = ? AND "
+    else:
+        of_type = f"{column} IN ({marks(plan.types)}) AND " if plan.types else ""
+    met = conditions(plan.clauses, "r", ground, start=start)
+    seen = visible(view.caller, "r")
+    return Fragment(f"{of_type}r.deleted = 0{met.sql}{seen.sql}", (*plan.types, *met.params, *seen.params))
+
+
+def _start(view: View, clauses: Sequence[Clause], whole: bool) -> int | None:
+    """The clause to start from: the one with the fewest rows, if few; None to walk the resources, newest first.
+
+    PostgreSQL decides by its statistics. SQLite has none worth the name, so a look at up to `FEW` index rows a clause
+    decides: few rows are fetched and sorted, many mean that a walk soon fills the page.
+    """
+    if view.db.dialect.name == "postgresql":
+        return ALL
+    found: list[tuple[int, int]] = []
+    for position, clause in enumerate(clauses):
+        if clause.name == "_id" and clause.pid == 0 and not clause.modifier:
+            return position
+        if is_hop(clause):
+            found.append((FEW, position))
+        elif is_set(clause) and clause.type in TABLES:
+            test = probe(clause, FEW + 1)
+            row = view.db.one(test.sql, test.params)
+            found.append((int(row[0]) if row else 0, position))
+    few = [one for one in found if one[0] <= FEW or whole]
+    return min(few)[1] if few else None
+
+
+def _total(view: View, plan: Plan) -> int:
+    where = _where(view, plan, whole=True)
+    row = view.db.one(f"SELECT count(*) FROM resource r WHERE {where.sql}", where.params)
+    return int(row[0]) if row else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One ordering expression; only an index value may be absent, and absent values come last."""
+
+    expression: Fragment
+    descending: bool
+    nullable: bool
+
+
+# The value a sort uses: the least of several when ascending, the greatest when descending.
+_SORTED_BY: dict[str, tuple[str, str]] = {
+    "string": ("folded", "folded"),
+    "token": ("code", "code"),
+    "date": ("low", "high"),
+    "number": ("low", "high"),
+    "quantity": ("low", "high"),
+    "reference": ("id", "id"),
+    "uri": ("uri", "uri"),
+}
+
+
+def _keys(plan: Plan, ground: Ground) -> tuple[_Key, ...]:
+    sorts = plan.sort or (Sort("_lastUpdated", "date", 0, True),)
+    keys = [_key(sort, ground) for sort in sorts]
+    return (*keys, _Key(Fragment("r.rid"), sorts[-1].descending, False))
+
+
+def _key(sort: Sort, ground: Ground) -> _Key:
+    if sort.pid == 0:
+        column = {"_lastUpdated": "r.last_updated", "_id": "r.id"}.get(sort.name)
+        if column is None:
+            raise errors.Unsupported(f"Sorting by `{sort.name}` is not supported.", http=400)
+        return _Key(Fragment(column), sort.descending, False)
+    columns = _SORTED_BY.get(sort.type)
+    if columns is None:
+        raise errors.Unsupported(f"Sorting by `{sort.name}` is not supported.", http=400)
+    function, column = ("max", columns[1]) if sort.descending else ("min", columns[0])
+    pid = ground.plain("x.pid")
+    sql = f"(SELECT {function}(x.{column}) FROM {TABLES[sort.type]} x WHERE x.rid = r.rid AND {pid} = ?)"
+    return _Key(Fragment(sql, (sort.pid,)), sort.descending, True)
+
+
+def _statement(view: View, plan: Plan, limit: int) -> Fragment:
+    keys = _keys(plan, Ground(view.caller, view.db.dialect.unindexed))
+    where = _where(view, plan, whole=any(key.nullable for key in keys))
+    since = _same_snapshot(view, plan)
+    if not any(key.nullable for key in keys):
+        return _by_columns(plan, where, since, keys, limit)
+    named = ", ".join(f"{key.expression.sql} AS k{i}" for i, key in enumerate(keys))
+    key_params = tuple(param for key in keys for param in key.expression.params)
+    behind = _behind(plan.after[1:], keys) if plan.after else Fragment("1 = 1")
+    order = ", ".join(
+        (f"(q.k{i} IS NULL), " if key.nullable else "") + f"q.k{i}{' DESC' if key.descending else ''}"
+        for i, key in enumerate(keys)
+    )
+    return Fragment(
+        f"SELECT * FROM (SELECT {COLUMNS}, {named} FROM resource r WHERE {where.sql}{since.sql}) q "
+        f"WHERE {behind.sql} ORDER BY {order} LIMIT ?",
+        (*key_params, *where.params, *since.params, *behind.params, limit),
+    )
+
+
+def _by_columns(plan: Plan, where: Fragment, since: Fragment, keys: Sequence[_Key], limit: int) -> Fragment:
+    """Order by columns of the resource itself: the index of recent resources can give it without sorting."""
+    columns = [key.expression.sql for key in keys]
+    directions = {key.descending for key in keys}
+    if not plan.after:
+        behind = Fragment("")
+    elif len(directions) == 1:
+        sign = "<" if directions == {True} else ">"
+        behind = Fragment(f" AND ({', '.join(columns)}) {sign} ({marks(columns)})", tuple(plan.after[1:]))
+    else:
+        step = _behind(plan.after[1:], keys, columns)
+        behind = Fragment(f" AND {step.sql}", step.params)
+    order = ", ".join(f"{key.expression.sql}{' DESC' if key.descending else ''}" for key in keys)
+    return Fragment(
+        f"SELECT {COLUMNS}, {', '.join(columns)} FROM resource r "
+        f"WHERE {where.sql}{since.sql}{behind.sql} ORDER BY {order} LIMIT ?",
+        (*where.params, *since.params, *behind.params, limit),
+    )
+
+
+def _behind(values: Sequence[object], keys: Sequence[_Key], columns: Sequence[str] = ()) -> Fragment:
+    """The rows that come after these key values, in the keys' order, absent values last."""
+    if len(values) != len(keys):
+        raise errors.Malformed("This page link does not belong to this search; start the search again.")
+    branches: list[str] = []
+    params: list[object] = []
+    same: list[str] = []
+    same_params: list[object] = []
+    for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+        column = columns[i] if columns else f"q.k{i}"
+        if value is not None:
+            step = f"{column} {'<' if key.descending else '>'} ?"
+            step = f"({step} OR {column} IS NULL)" if key.nullable else step
+            branches.append("(" + " AND ".join([*same, step]) + ")")
+            params.extend([*same_params, value])
+            same.append(f"{column} = ?")
+            same_params.append(value)
+        else:
+            same.append(f"{column} IS NULL")
+    return Fragment("(" + (" OR ".join(branches) or "1 = 0") + ")", tuple(params))
+
+
+def _same_snapshot(view: View, plan: Plan) -> Fragment:
+    """On later pages: only versions that were visible on the first."""
+    if not plan.after:
+        return Fragment("")
+    return Fragment(" AND " + view.db.dialect.visible.format(column="r.txid"), (plan.after[0],))
+
+
+def _after(view: View, plan: Plan, last: Row) -> tuple[object, ...]:
+    if plan.after:
+        snapshot = plan.after[0]
+    else:
+        row = view.db.one(view.db.dialect.snapshot)
+        snapshot = row[0] if row else 0
+    return (snapshot, *last[_WIDTH:])
+
+
+def _included(view: View, plan: Plan, matches: Sequence[Stored]) -> tuple[tuple[Stored, ...], bool]:
+    """What the includes bring, each resource once and no match again; iterating ones start from what they brought."""
+    known = {one.rid for one in matches}
+    found: list[Stored] = []
+    fresh: Sequence[Stored] = matches
+    for turn in range(MAX_ROUNDS):
+        wanted = [include for include in plan.includes if turn == 0 or include.iterate]
+        brought: list[Stored] = []
+        for include in wanted:
+            for one in _follow(view, include, [*fresh, *brought] if include.iterate else fresh):
+                if one.rid in known:
+                    continue
+                if len(found) + len(brought) >= MAX_INCLUDED:
+                    return (*found, *brought), True
+                known.add(one.rid)
+                brought.append(one)
+        found.extend(brought)
+        fresh = brought
+        if not brought:
+            break
+    return tuple(found), False
+
+
+def _follow(view: View, include: Include, sources: Sequence[Stored]) -> Iterable[Stored]:
+    seen = visible(view.caller, "r")
+    by_pid = "x.pid = ? AND " if include.pid else ""
+    pid = (include.pid,) if include.pid else ()
+    targets = f" AND r.type IN ({marks(include.target)})" if include.target and not include.reverse else ""
+    usable = [one for one in sources if include.reverse or not include.source or one.type == include.source]
+    if include.reverse and include.target:
+        usable = [one for one in sources if one.type in include.target]
+    for start in range(0, len(usable), 200):
+        part = usable[start : start + 200]
+        if include.reverse:
+            pairs = ", ".join("(?, ?)" for _ in part)
+            sql = (
+                f"SELECT {COLUMNS} FROM resource r WHERE r.deleted = 0 AND r.type = ? AND r.rid IN (SELECT x.rid "
+                f"FROM idx_reference x WHERE {by_pid}x.id <> '' AND (x.type, x.id) IN (VALUES {pairs})){seen.sql} "
+                "ORDER BY r.rid LIMIT ?"
+            )
+            named = [text for one in part for text in (one.type, one.id)]
+            params: tuple[object, ...] = (include.source, *pid, *named, *seen.params, MAX_INCLUDED + 1)
+        else:
+            sql = (
+                f"SELECT DISTINCT {COLUMNS} FROM idx_reference x JOIN resource r ON r.type = x.type AND r.id = x.id "
+                f"WHERE {by_pid}x.id <> '' AND x.rid IN ({marks(part)}) AND r.deleted = 0{targets}{seen.sql} "
+                "ORDER BY r.rid LIMIT ?"
+            )
+            params = (*pid, *(one.rid for one in part), *include.target, *seen.params, MAX_INCLUDED + 1)
+        yield from (stored(row) for row in view.db.rows(sql, params))

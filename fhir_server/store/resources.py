@@ -1,0 +1,382 @@
+"""Resources and their versions: the served text, the index rows, the journal, in one transaction.
+
+The text is the client's, compacted, with `id` first and `meta.versionId` and `meta.lastUpdated` written in; a
+version that is replaced moves to `history`, unchanged. A deleted resource keeps its row, its history and its
+scopes, and loses its index rows; writing it again revives it with the next version.
+
+Source: https://hl7.org/fhir/R4/http.html#versions
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fhir_server import errors
+from fhir_server.search.rows import IndexRows
+from fhir_server.search.values import bounded
+from fhir_server.store import journal
+from fhir_server.store.dialect import Row
+from fhir_server.store.tables import INDEX_TABLES, SCOPE
+from fhir_server.store.view import Stale, View, instant_of, visible
+from profiles import json_text
+
+Resource = dict[str, Any]
+COLUMNS = "r.rid, r.type, r.id, r.version, r.last_updated, r.deleted, r.method, r.text"
+OLD = "h.rid, r.type, r.id, h.version, h.last_updated, h.deleted, h.method, h.text"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One version. `last_updated` in microseconds UTC; `text` is the JSON served, '' for a deletion."""
+
+    rid: int
+    type: str
+    id: str
+    version: int
+    last_updated: int
+    deleted: bool
+    method: str
+    text: str
+
+    @property
+    def reference(self) -> str:
+        return f"{self.type}/{self.id}"
+
+    @property
+    def etag(self) -> str:
+        return f'W/"{self.version}"'
+
+    def resource(self) -> Resource:
+        """The resource as a new dict; `Gone` for a deletion."""
+        if self.deleted:
+            raise errors.Gone(f"{self.reference} was deleted.")
+        return json_text.parse(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A resource written out before its transaction, open where the version and the instant go in."""
+
+    type: str
+    id: str
+    head: str
+    tail: str
+
+    def text(self, version: int, at: int) -> str:
+        return f'{self.head}"versionId":"{version}","lastUpdated":"{instant_of(at)}"{self.tail}'
+
+
+_STORE_SETS = ("versionId", "lastUpdated", "_versionId", "_lastUpdated")
+
+
+def prepare(resource: Resource) -> Prepared:
+    """Writes the resource out once. It carries `resourceType` and `id`; the store owns versionId and lastUpdated."""
+    kind, key = resource["resourceType"], resource["id"]
+    meta = {name: value for name, value in (resource.get("meta") or {}).items() if name not in _STORE_SETS}
+    rest = {name: value for name, value in resource.items() if name not in ("resourceType", "id", "meta")}
+    more_meta = "," + json_text.write(meta)[1:-1] if meta else ""
+    more = "," + json_text.write(rest)[1:-1] if rest else ""
+    opening = json_text.write({"resourceType": kind, "id": key})[:-1]
+    return Prepared(kind, key, f'{opening},"meta":{{', f"{more_meta}}}{more}}}")
+
+
+def stored(row: Sequence[Any]) -> Stored:
+    """A `COLUMNS` row as a value."""
+    return Stored(row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6], row[7] or "")
+
+
+def get(view: View, resource_type: str, resource_id: str) -> Stored | None:
+    """The current version (a deletion too); None when it never existed or is not for this caller."""
+    seen = visible(view.caller, "r")
+    row = view.db.one(
+        f"SELECT {COLUMNS} FROM resource r WHERE r.type = ? AND r.id = ?{seen.sql}",
+        (resource_type, resource_id, *seen.params),
+    )
+    return None if row is None else stored(row)
+
+
+def many(view: View, references: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Stored]:
+    """The current versions of several (type, id) at once; those not found are absent."""
+    found: dict[tuple[str, str], Stored] = {}
+    seen = visible(view.caller, "r")
+    wanted = sorted(set(references))
+    for start in range(0, len(wanted), 200):
+        part = wanted[start : start + 200]
+        pairs = ", ".join("(?, ?)" for _ in part)
+        params = [text for pair in part for text in pair]
+        sql = f"SELECT {COLUMNS} FROM resource r WHERE (r.type, r.id) IN (VALUES {pairs}){seen.sql}"
+        for row in view.db.rows(sql, (*params, *seen.params)):
+            one = stored(row)
+            found[one.type, one.id] = one
+    return found
+
+
+def version(view: View, resource_type: str, resource_id: str, number: int) -> Stored | None:
+    """One version, current or superseded; None when there is none."""
+    current = get(view, resource_type, resource_id)
+    if current is None or current.version == number:
+        return current
+    row = view.db.one(
+        f"SELECT {OLD} FROM history h JOIN resource r ON r.rid = h.rid WHERE h.rid = ? AND h.version = ?",
+        (current.rid, number),
+    )
+    return None if row is None else stored(row)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Versions newest first, and where the next page begins (`after`), or None."""
+
+    entries: tuple[Stored, ...]
+    next: tuple[int, ...] | None
+
+
+def history(
+    view: View,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+    *,
+    count: int = 50,
+    after: tuple[int, ...] = (),
+    since: int = 0,
+) -> HistoryPage:
+    """Versions of one resource, of a type, or of everything, newest first; `since` in microseconds, inclusive."""
+    if resource_type is not None and resource_id is not None:
+        rows = _history_of_one(view, resource_type, resource_id, count + 1, after, since)
+        keys: list[tuple[int, ...]] = [(int(row[3]),) for row in rows]
+    else:
+        found = _history_of_many(view, resource_type, count + 1, after, since)
+        rows = [row[1:] for row in found]
+        keys = [(int(row[5]), int(row[0])) for row in found]
+    more = len(rows) > count > 0
+    return HistoryPage(tuple(stored(row) for row in rows[:count]), keys[count - 1] if more else None)
+
+
+def _history_of_one(
+    view: View, resource_type: str, resource_id: str, count: int, after: tuple[int, ...], since: int
+) -> list[Row]:
+    current = get(view, resource_type, resource_id)
+    if current is None:
+        return []
+    below = int(after[0]) if after else current.version + 1
+    return view.db.rows(
+        f"SELECT {COLUMNS} FROM resource r WHERE r.rid = ? AND r.version < ? AND r.last_updated >= ? "
+        f"UNION ALL SELECT {OLD} FROM history h JOIN resource r ON r.rid = h.rid "
+        "WHERE h.rid = ? AND h.version < ? AND h.last_updated >= ? ORDER BY 4 DESC LIMIT ?",
+        (current.rid, below, since, current.rid, below, since, count),
+    )
+
+
+def _history_of_many(
+    view: View, resource_type: str | None, count: int, after: tuple[int, ...], since: int
+) -> list[Row]:
+    seen = visible(view.caller, "r")
+    conditions = [view.db.dialect.settled.format(column="j.txid")]
+    params: list[object] = []
+    if resource_type is not None:
+        conditions.append("j.type = ?")
+        params.append(resource_type)
+    if since:
+        conditions.append("j.at >= ?")
+        params.append(since)
+    if after:
+        conditions.append("(j.at, j.seq) < (?, ?)")
+        params.extend(after)
+    return view.db.rows(
+        "SELECT j.seq, r.rid, r.type, r.id, j.version, j.at, "
+        "CASE WHEN h.rid IS NULL THEN r.deleted ELSE h.deleted END, j.method, "
+        "CASE WHEN h.rid IS NULL THEN r.text ELSE h.text END "
+        "FROM journal j JOIN resource r ON r.rid = j.rid "
+        "LEFT JOIN history h ON h.rid = j.rid AND h.version = j.version "
+        f"WHERE {' AND '.join(conditions)}{seen.sql} ORDER BY j.at DESC, j.seq DESC LIMIT ?",
+        (*params, *seen.params, count),
+    )
+
+
+def create(view: View, resource: Resource | Prepared, rows: IndexRows, *, method: str = "POST") -> Stored:
+    """A new resource under the id it carries; `Conflict` when that id is in use."""
+    ready = resource if isinstance(resource, Prepared) else prepare(resource)
+    view.db.stamp()
+    at, mask = view.now(), mask_of(rows)
+    text = ready.text(1, at)
+    inserted = view.db.one(
+        "INSERT INTO resource (type, id, version, last_updated, deleted, method, mask, txid, text) "
+        f"VALUES (?, ?, 1, ?, 0, ?, ?, {view.db.dialect.txid}, ?) ON CONFLICT (type, id) DO NOTHING RETURNING rid",
+        (ready.type, ready.id, at, method, mask, text),
+    )
+    if inserted is None:
+        current = _current(view, ready.type, ready.id, everything=True)
+        if not current.deleted:
+            raise errors.Conflict(f"{ready.type}/{ready.id} exists already; update it, or choose another id.")
+        return _replace(view, current, ready, rows, method)
+    rid = int(inserted[0])
+    _index(view, rid, rows)
+    journal.append(view, rid, 1, ready.type, at, method)
+    return Stored(rid, ready.type, ready.id, 1, at, False, method, text)
+
+
+def update(
+    view: View, resource: Resource | Prepared, rows: IndexRows, *, if_version: int | None = None, method: str = "PUT"
+) -> Stored:
+    """The next version (a deleted resource comes back); `Precondition` when the version is another than asked."""
+    ready = resource if isinstance(resource, Prepared) else prepare(resource)
+    current = _current(view, ready.type, ready.id)
+    _check_version(current, if_version)
+    return _replace(view, current, ready, rows, method)
+
+
+def delete(view: View, resource_type: str, resource_id: str, *, if_version: int | None = None) -> Stored:
+    """The deletion as the next version; of a resource already deleted, its deletion."""
+    current = _current(view, resource_type, resource_id)
+    if current.deleted:
+        return current.stored
+    _check_version(current, if_version)
+    at, following = _next_instant(view, current), current.version + 1
+    _supersede(view, current.rid)
+    view.db.run(
+        "UPDATE resource SET version = ?, last_updated = ?, deleted = 1, method = 'DELETE', mask = 0, "
+        f"txid = {view.db.dialect.txid}, text = NULL WHERE rid = ?",
+        (following, at, current.rid),
+    )
+    _unindex(view, current)
+    journal.append(view, current.rid, following, resource_type, at, "DELETE")
+    return Stored(current.rid, resource_type, resource_id, following, at, True, "DELETE", "")
+
+
+def expect(view: View, resource_type: str, resource_id: str, number: int) -> None:
+    """Holds the resource to the end of the transaction; `Stale` unless this is its current version."""
+    try:
+        current = _current(view, resource_type, resource_id)
+    except errors.NotFound:
+        raise Stale(f"{resource_type}/{resource_id} is not there any more.") from None
+    if current.version != number:
+        raise Stale(f"{resource_type}/{resource_id} is now at version {current.version}, no longer at {number}.")
+
+
+_HELD = (
+    "SELECT k.value ->> 0, k.value ->> 1, CASE WHEN k.value ->> 2 = 'w' "
+    "THEN (SELECT r.version FROM resource r WHERE r.type = k.value ->> 0 AND r.id = k.value ->> 1{seen}{update}) "
+    "ELSE (SELECT r.version FROM resource r WHERE r.type = k.value ->> 0 AND r.id = k.value ->> 1{seen}{share}) END "
+    "FROM {each} k"
+)
+
+
+def expect_many(
+    view: View, versions: Mapping[tuple[str, str], int], *, writing: Collection[tuple[str, str]] = ()
+) -> None:
+    """Holds every (type, id) against change; `Stale` unless all are at these versions, 0 = never written.
+
+    One statement, which takes the rows in one fixed order: those of `writing` for this transaction alone, the others
+    together with whoever also only reads them. Nothing can be held that is not there: who relies on a 0 locks the
+    name too.
+    """
+    if not versions:
+        return
+    dialect, seen = view.db.dialect, visible(view.caller, "r")
+    sql = _HELD.format(seen=seen.sql, update=dialect.for_update, share=dialect.for_share, each=dialect.each)
+    asked = json.dumps([(*key, "w" if key in writing else "r") for key in sorted(versions)])
+    changed = []
+    for kind, key, found in view.db.rows(sql, (*seen.params, *seen.params, asked)):
+        if (found or 0) != versions[kind, key]:
+            changed.append(f"{kind}/{key} is at version {found or 0}, no longer at {versions[kind, key]}")
+    if changed:
+        raise Stale("; ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "") + ".")
+
+
+@dataclass(frozen=True, slots=True)
+class _Current:
+    rid: int
+    type: str
+    id: str
+    version: int
+    last_updated: int
+    deleted: bool
+    mask: int
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(self.rid, self.type, self.id, self.version, self.last_updated, True, "DELETE", "")
+
+
+def _current(view: View, resource_type: str, resource_id: str, *, everything: bool = False) -> _Current:
+    """The row to change, locked to the end of the transaction."""
+    seen = visible(view.caller, "r")
+    sql, params = ("", ()) if everything else (seen.sql, seen.params)
+    row = view.db.one(
+        "SELECT r.rid, r.version, r.last_updated, r.deleted, r.mask FROM resource r "
+        f"WHERE r.type = ? AND r.id = ?{sql}{view.db.dialect.for_update}",
+        (resource_type, resource_id, *params),
+    )
+    if row is None:
+        raise errors.NotFound(f"{resource_type}/{resource_id} does not exist.")
+    return _Current(row[0], resource_type, resource_id, row[1], row[2], bool(row[3]), row[4])
+
+
+def _check_version(current: _Current, if_version: int | None) -> None:
+    if if_version is not None and if_version != current.version:
+        raise errors.Precondition(
+            f"{current.type}/{current.id} is at version {current.version}, not {if_version}; "
+            "read it again and repeat the change.",
+        )
+
+
+def _next_instant(view: View, current: _Current) -> int:
+    return max(view.now(), current.last_updated + 1)
+
+
+def _replace(view: View, current: _Current, ready: Prepared, rows: IndexRows, method: str) -> Stored:
+    view.db.stamp()
+    at, following, mask = _next_instant(view, current), current.version + 1, mask_of(rows)
+    text = ready.text(following, at)
+    _supersede(view, current.rid)
+    view.db.run(
+        "UPDATE resource SET version = ?, last_updated = ?, deleted = 0, method = ?, mask = ?, "
+        f"txid = {view.db.dialect.txid}, text = ? WHERE rid = ?",
+        (following, at, method, mask, text, current.rid),
+    )
+    _unindex(view, current)
+    view.db.run("DELETE FROM scope WHERE rid = ?", (current.rid,))
+    _index(view, current.rid, rows)
+    journal.append(view, current.rid, following, ready.type, at, method)
+    return Stored(current.rid, ready.type, ready.id, following, at, False, method, text)
+
+
+def _supersede(view: View, rid: int) -> None:
+    view.db.stamp()
+    view.db.run(
+        "INSERT INTO history (rid, version, last_updated, deleted, method, txid, text) "
+        "SELECT rid, version, last_updated, deleted, method, txid, text FROM resource WHERE rid = ?",
+        (rid,),
+    )
+
+
+def _tables(rows: IndexRows) -> tuple[list[Any], ...]:
+    return (
+        rows.string, rows.token, rows.date, rows.number, rows.quantity, rows.reference, rows.uri, rows.coords,
+    )  # fmt: skip
+
+
+def mask_of(rows: IndexRows) -> int:
+    """Which index tables get rows, one bit each."""
+    return sum(1 << bit for bit, values in enumerate(_tables(rows)) if values)
+
+
+def _index(view: View, rid: int, rows: IndexRows) -> None:
+    for bulk, values in zip(INDEX_TABLES, _tables(rows), strict=True):
+        if values:
+            view.db.fill(bulk, [(rid, *_fitting(row)) for row in dict.fromkeys(values)])
+    if rows.scopes:
+        view.db.fill(SCOPE, [(rid, *row) for row in dict.fromkeys(rows.scopes)])
+
+
+def _fitting(row: Row) -> Row:
+    return tuple(bounded(part) if isinstance(part, str) else part for part in row)
+
+
+def _unindex(view: View, current: _Current) -> None:
+    for bit, bulk in enumerate(INDEX_TABLES):
+        if current.mask & (1 << bit):
+            view.db.run(f"DELETE FROM {bulk.table} WHERE rid = ?", (current.rid,))

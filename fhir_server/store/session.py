@@ -1,0 +1,249 @@
+"""The two faces of a transaction: `Snapshot` to read, `Tx` to read and write. Each method is one store function."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from fhir_server.search.plan import Plan
+from fhir_server.search.rows import IndexRows
+from fhir_server.store import audit, inbox, instances, journal, lanes, outbox_desk, query, resources, trace, view
+from fhir_server.store.audit import AuditFilter, AuditRow
+from fhir_server.store.inbox import InboxFilter, InboxRow, InboxState, Keys
+from fhir_server.store.instances import Arrived, Conflicting, Instance, NewInstance, Study, StudyFilter
+from fhir_server.store.journal import JournalRow
+from fhir_server.store.lanes import Delivery, NewDelivery
+from fhir_server.store.outbox_desk import Attempt, Lane, OutboxFilter, Waiting
+from fhir_server.store.query import Explained, Page
+from fhir_server.store.resources import HistoryPage, Prepared, Stored
+from fhir_server.store.trace import TraceEvent
+
+Resource = dict[str, Any]
+
+
+class Snapshot:
+    """What one caller may see, at one moment."""
+
+    def __init__(self, seen: view.View) -> None:
+        self.view = seen
+
+    # resources
+    def get(self, resource_type: str, resource_id: str) -> Stored | None:
+        """The current version, a deletion too; None when it never existed or is not for this caller."""
+        return resources.get(self.view, resource_type, resource_id)
+
+    def many(self, references: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Stored]:
+        """The current versions of several (type, id)."""
+        return resources.many(self.view, references)
+
+    def version(self, resource_type: str, resource_id: str, number: int) -> Stored | None:
+        return resources.version(self.view, resource_type, resource_id, number)
+
+    def history(
+        self,
+        resource_type: str | None = None,
+        resource_id: str | None = None,
+        count: int = 50,
+        after: tuple[int, ...] = (),
+        *,
+        since: int = 0,
+    ) -> HistoryPage:
+        """Versions newest first, of one resource, a type, or everything."""
+        return resources.history(self.view, resource_type, resource_id, count=count, after=after, since=since)
+
+    def search(self, plan: Plan) -> Page:
+        return query.search(self.view, plan)
+
+    def explain(self, plan: Plan) -> Explained:
+        """The statement a search runs, and the database's own plan for it."""
+        return query.explain(self.view, plan)
+
+    def journal(self, after: tuple[int, int] = (0, 0), limit: int = 500) -> list[JournalRow]:
+        """Versions in order of commit, behind a position."""
+        return journal.read(self.view, after, limit)
+
+    def journal_head(self) -> tuple[int, int]:
+        return journal.head(self.view)
+
+    # inbox
+    def message(self, inbox_id: str) -> InboxRow | None:
+        return inbox.get(self.view, inbox_id)
+
+    def message_raw(self, inbox_id: str) -> bytes:
+        """The original bytes."""
+        return inbox.raw_of(self.view, inbox_id)
+
+    def message_keys(self, inbox_id: str) -> tuple[tuple[str, str], ...]:
+        return inbox.keys_of(self.view, "in", inbox_id)
+
+    def messages(self, wanted: InboxFilter | None = None) -> list[InboxRow]:
+        return inbox.listed(self.view, wanted or InboxFilter())
+
+    def message_counts(self) -> dict[tuple[str, str], int]:
+        return inbox.counts(self.view)
+
+    # outbox
+    def delivery(self, delivery_id: str) -> Delivery | None:
+        return lanes.get(self.view, delivery_id)
+
+    def payload(self, delivery_id: str) -> bytes:
+        """The frozen bytes."""
+        return lanes.payload_of(self.view, delivery_id)
+
+    def deliveries(self, wanted: OutboxFilter | None = None) -> list[Delivery]:
+        return outbox_desk.listed(self.view, wanted or OutboxFilter())
+
+    def delivery_keys(self, delivery_id: str) -> tuple[tuple[str, str], ...]:
+        return inbox.keys_of(self.view, "out", delivery_id)
+
+    def attempts(self, delivery_id: str) -> list[Attempt]:
+        return outbox_desk.attempts(self.view, delivery_id)
+
+    def waiting(self, delivery_id: str) -> Waiting:
+        """The facts behind "why is it waiting"."""
+        return outbox_desk.waiting(self.view, delivery_id)
+
+    def lanes(self, name: str = "") -> list[Lane]:
+        return outbox_desk.lanes(self.view, name)
+
+    def delivery_counts(self) -> dict[tuple[str, str], int]:
+        return outbox_desk.counts(self.view)
+
+    # images
+    def instance(self, sop_uid: str) -> Instance | None:
+        return instances.get(self.view, sop_uid)
+
+    def instances(self, study_uid: str, series_uid: str = "") -> list[Instance]:
+        return instances.of_study(self.view, study_uid, series_uid)
+
+    def study(self, study_uid: str) -> Study | None:
+        return instances.study(self.view, study_uid)
+
+    def studies(self, wanted: StudyFilter | None = None) -> list[Study]:
+        return instances.studies(self.view, wanted or StudyFilter())
+
+    def conflicts(self, study_uid: str = "") -> list[Conflicting]:
+        return instances.conflicts(self.view, study_uid)
+
+    # audit, trace, blobs
+    def audit_rows(self, wanted: AuditFilter | None = None) -> list[AuditRow]:
+        return audit.listed(self.view, wanted or AuditFilter())
+
+    def case(self, case_key: str) -> list[TraceEvent]:
+        """Everything that carries the case, in order of time."""
+        return trace.case(self.view, case_key)
+
+    def epoch(self) -> int:
+        """The number that changes when definitions, settings or grants do."""
+        row = self.view.db.one("SELECT value FROM counter WHERE name = 'epoch'")
+        return 0 if row is None else int(row[0])
+
+
+class Tx(Snapshot):
+    """One write transaction. It may run up to three times: nothing outside the database may happen in it."""
+
+    # resources
+    def create(self, resource: Resource | Prepared, rows: IndexRows, *, method: str = "POST") -> Stored:
+        """A new resource under the id it carries; `Conflict` when the id is in use."""
+        return resources.create(self.view, resource, rows, method=method)
+
+    def update(
+        self, resource: Resource | Prepared, rows: IndexRows, *, if_version: int | None = None, method: str = "PUT"
+    ) -> Stored:
+        """The next version; `Precondition` when the current one is not `if_version`, `NotFound` when none exists."""
+        return resources.update(self.view, resource, rows, if_version=if_version, method=method)
+
+    def delete(self, resource_type: str, resource_id: str, *, if_version: int | None = None) -> Stored:
+        return resources.delete(self.view, resource_type, resource_id, if_version=if_version)
+
+    def expect(self, resource_type: str, resource_id: str, version: int) -> None:
+        """Holds the resource; `Stale` unless this is its current version."""
+        resources.expect(self.view, resource_type, resource_id, version)
+
+    def expect_many(
+        self, versions: Mapping[tuple[str, str], int], *, writing: Collection[tuple[str, str]] = ()
+    ) -> None:
+        """Holds every (type, id) against change, in one statement; `Stale` unless all are at these versions, 0 = never
+        written. Those of `writing` are held for this transaction alone. Lock the names whose 0 matters."""
+        resources.expect_many(self.view, versions, writing=writing)
+
+    def lock(self, *criteria: str) -> None:
+        """Holds named criteria to the end of the transaction: search again after it, before acting on the result."""
+        view.lock(self.view, *criteria)
+
+    def attach(self, data: bytes, media_type: str) -> str:
+        """Keeps content with the record; its sha256. Put large content into `store.blobs` before the transaction."""
+        sha256 = self.view.blobs.put(data)
+        inbox.record_blob(self.view, sha256, len(data), media_type)
+        return sha256
+
+    # inbox
+    def integrate(
+        self, inbox_id: str, ack: bytes, *, state: InboxState = "done", keys: Keys = (), note: str = ""
+    ) -> None:
+        """Marks a message as taken in; `Stale` when it was settled meanwhile."""
+        inbox.integrate(self.view, inbox_id, ack, state=state, keys=keys, note=note)
+
+    def reject(
+        self,
+        inbox_id: str,
+        error_text: str,
+        location: str,
+        ack: bytes | None,
+        *,
+        state: InboxState = "error",
+        keys: Keys = (),
+    ) -> None:
+        inbox.reject(self.view, inbox_id, error_text, location, ack, state=state, keys=keys)
+
+    def reopen(self, inbox_id: str) -> None:
+        """Puts a message back to `received`."""
+        inbox.reopen(self.view, inbox_id)
+
+    # outbox
+    def send(self, delivery: NewDelivery) -> str:
+        """Puts frozen bytes behind the others of their lane; returns the delivery id."""
+        return lanes.send(self.view, delivery)
+
+    def confirm(self, delivery_id: str, leg_state: str, text: str, inbox_id: str = "") -> bool:
+        """Settles the second leg."""
+        return outbox_desk.confirm(self.view, delivery_id, leg_state, text, inbox_id)
+
+    def retry(self, delivery_id: str) -> None:
+        outbox_desk.retry(self.view, delivery_id)
+
+    def hold(self, delivery_id: str, reason: str) -> None:
+        outbox_desk.hold(self.view, delivery_id, reason)
+
+    def cancel(self, delivery_id: str, reason: str) -> None:
+        outbox_desk.cancel(self.view, delivery_id, reason)
+
+    def pause(self, lane: str, note: str) -> None:
+        outbox_desk.pause(self.view, lane, note)
+
+    def resume(self, lane: str) -> None:
+        outbox_desk.resume(self.view, lane)
+
+    # images
+    def add_instance(self, instance: NewInstance) -> Arrived:
+        """'new', 'same' (these bytes are known) or 'conflict' (other bytes under the same SOP Instance UID)."""
+        return instances.add(self.view, instance)
+
+    def mark_dirty(
+        self, *, accession: str = "", patient_ids: Sequence[tuple[str, str]] = (), study_uid: str = ""
+    ) -> int:
+        """Asks for the matching of these studies again; patient ids are (id, issuer or '')."""
+        return instances.mark_dirty(self.view, accession, patient_ids, study_uid)
+
+    def settle_study(self, study: Study, **found: str) -> bool:
+        """Records the outcome of matching; False when the study changed meanwhile (it stays dirty)."""
+        return instances.settle(self.view, study, **found)
+
+    # audit, epoch
+    def audit(self, row: AuditRow) -> None:
+        audit.append(self.view, row)
+
+    def next_epoch(self) -> int:
+        """Tells every process that definitions, settings or grants changed."""
+        self.view.db.run("UPDATE counter SET value = value + 1 WHERE name = 'epoch'")
+        return self.epoch()

@@ -1,0 +1,81 @@
+"""The story of one case: everything that carries its key, in order of time.
+
+A case key is what the scope rows of kind `case`, the inbox, the deliveries and the audit rows of one request share
+(`ServiceRequest/<id>`). Times are microseconds UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fhir_server.store import audit, inbox, instances, lanes, outbox_desk
+from fhir_server.store.audit import AuditRow
+from fhir_server.store.inbox import InboxRow
+from fhir_server.store.instances import Study
+from fhir_server.store.lanes import Delivery
+from fhir_server.store.outbox_desk import Attempt
+from fhir_server.store.resources import COLUMNS, OLD, Stored, stored
+from fhir_server.store.view import View, visible
+
+Kind = Literal["message", "resource", "study", "delivery", "attempt", "confirmation", "audit"]
+LIMIT = 2000
+_RANK: dict[Kind, int] = {
+    "message": 0, "study": 1, "resource": 2, "delivery": 3, "attempt": 4, "confirmation": 5, "audit": 6,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """One thing that happened. `record` is the inbox row, the resource version, the study, the delivery (also of a
+    confirmation: its second leg), the attempt or the audit row."""
+
+    at: int
+    kind: Kind
+    record: InboxRow | Stored | Study | Delivery | Attempt | AuditRow
+
+
+def case(view: View, case_key: str) -> list[TraceEvent]:
+    """At most 2,000 of each kind; at the same microsecond causes come before effects.
+
+    A caller who may see no resource of the case is told nothing of it.
+    """
+    versions = _versions(view, case_key) if case_key else []
+    if not case_key or (not versions and not view.caller.everything):
+        return []
+    events = [TraceEvent(one.last_updated, "resource", one) for one in versions]
+    for message in inbox.listed(view, inbox.InboxFilter(case_key=case_key, limit=LIMIT)):
+        events.append(TraceEvent(message.received_at, "message", message))
+    for study in instances.studies(view, instances.StudyFilter(request=case_key, limit=LIMIT)):
+        events.append(TraceEvent(study.first_at, "study", study))
+    for delivery in outbox_desk.listed(view, outbox_desk.OutboxFilter(case_key=case_key, limit=LIMIT)):
+        events.extend(_of_delivery(view, delivery))
+    for row in audit.listed(view, audit.AuditFilter(case_key=case_key, limit=LIMIT)):
+        events.append(TraceEvent(row.recorded, "audit", row))
+    return sorted(events, key=_order)
+
+
+def _order(event: TraceEvent) -> tuple[int, int, int]:
+    seq = event.record.seq if isinstance(event.record, AuditRow | InboxRow) else 0
+    return (event.at, _RANK[event.kind], seq)
+
+
+def _of_delivery(view: View, delivery: lanes.Delivery) -> list[TraceEvent]:
+    events = [TraceEvent(delivery.created_at, "delivery", delivery)]
+    for attempt in outbox_desk.attempts(view, delivery.id):
+        events.append(TraceEvent(attempt.started_at, "attempt", attempt))
+    if delivery.leg_at:
+        events.append(TraceEvent(delivery.leg_at, "confirmation", delivery))
+    return events
+
+
+def _versions(view: View, case_key: str) -> list[Stored]:
+    seen = visible(view.caller, "r")
+    of_case = "r.rid IN (SELECT c.rid FROM scope c WHERE c.kind = 'case' AND c.key = ?)"
+    rows = view.db.rows(
+        f"SELECT {COLUMNS} FROM resource r WHERE {of_case}{seen.sql} "
+        f"UNION ALL SELECT {OLD} FROM history h JOIN resource r ON r.rid = h.rid WHERE {of_case}{seen.sql} "
+        "ORDER BY 5, 1 LIMIT ?",
+        (case_key, *seen.params, case_key, *seen.params, LIMIT),
+    )
+    return [stored(row) for row in rows]

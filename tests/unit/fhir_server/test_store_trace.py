@@ -1,0 +1,67 @@
+"""The story of a case on both databases."""
+
+from __future__ import annotations
+
+from fhir_server.context import SYSTEM, Caller
+from fhir_server.search.rows import IndexRows
+from fhir_server.store.audit import AuditRow
+from fhir_server.store.engine import Store
+from fhir_server.store.inbox import NewMessage
+from fhir_server.store.instances import NewInstance
+from fhir_server.store.lanes import NewDelivery, Outcome
+from fhir_server.store.resources import Stored
+from fhir_server.store.session import Tx
+
+CASE = "ServiceRequest/1"
+
+
+def of_case(case: str = CASE) -> IndexRows:
+    return IndexRows(scopes=[("case", case)])
+
+
+def test_a_case_is_told_in_order(store: Store) -> None:
+    got = store.receive(NewMessage("mllp", b"ADT", sender="a", control_id="1"))
+    store.write(SYSTEM, lambda tx: tx.integrate(got.id, b"AA", keys=[("case", CASE)]))
+
+    def request(tx: Tx) -> None:
+        tx.create({"resourceType": "ServiceRequest", "id": "1"}, of_case())
+        tx.create({"resourceType": "ServiceRequest", "id": "2"}, of_case("ServiceRequest/2"))
+        tx.audit(AuditRow("C", entity_type="ServiceRequest", entity_id="1", case_key=CASE))
+
+    store.write(SYSTEM, request)
+    instance = NewInstance("1.1", "1", "1", "c", "t", "b" * 64, 1, "d" * 64, "{}")
+    store.write(SYSTEM, lambda tx: tx.add_instance(instance))
+    with store.read(SYSTEM) as snapshot:
+        study = snapshot.study("1")
+    assert study is not None
+    store.write(SYSTEM, lambda tx: tx.settle_study(study, match_state="matched", request=CASE))
+    store.write(SYSTEM, lambda tx: tx.update({"resourceType": "ServiceRequest", "id": "1"}, of_case()))
+    key = store.write(SYSTEM, lambda tx: tx.send(NewDelivery("dpi", "e", "mllp", b"1", case=CASE, second_leg="zam")))
+    held = store.claim("w", 30)
+    assert held is not None
+    store.start_attempt(held)
+    store.finish(held, Outcome("sent", ack=b"AA"))
+    store.write(SYSTEM, lambda tx: tx.confirm(key, "confirmed", "Z01"))
+    store.write(SYSTEM, lambda tx: tx.delete("ServiceRequest", "1"))
+    with store.read(SYSTEM) as snapshot:
+        story = snapshot.case(CASE)
+        assert snapshot.case("") == [] == snapshot.case("ServiceRequest/none")
+    assert [event.kind for event in story] == [
+        "message", "resource", "audit", "study", "resource", "delivery", "attempt", "confirmation", "resource",
+    ]  # fmt: skip
+    assert [event.at for event in story] == sorted(event.at for event in story)
+    versions = [event.record for event in story if isinstance(event.record, Stored)]
+    assert [(one.version, one.method) for one in versions] == [(1, "POST"), (2, "PUT"), (3, "DELETE")]
+
+
+def test_a_case_shows_a_caller_only_the_resources_they_may_see(store: Store) -> None:
+    mine = IndexRows(scopes=[("case", CASE), ("organisation", "HealthcareService/c")])
+    store.write(SYSTEM, lambda tx: tx.create({"resourceType": "Task", "id": "mine"}, mine))
+    store.write(SYSTEM, lambda tx: tx.create({"resourceType": "Task", "id": "theirs"}, of_case()))
+    caller = Caller("P/x", "X", frozenset({"expert"}), frozenset({"HealthcareService/c"}), everything=False)
+    with store.read(caller) as snapshot:
+        assert [event.record.id for event in snapshot.case(CASE) if isinstance(event.record, Stored)] == ["mine"]
+    stranger = Caller("P/y", "Y", frozenset({"expert"}), everything=False)
+    store.write(SYSTEM, lambda tx: tx.audit(AuditRow("U", case_key=CASE)))
+    with store.read(stranger) as snapshot:
+        assert snapshot.case(CASE) == []
