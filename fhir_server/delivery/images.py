@@ -1,0 +1,130 @@
+"""DICOM objects coming in: file and row are committed before 0x0000; the ImagingStudy follows when it is quiet."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from dicom_node import archive
+from dicom_node.elements import Unreadable
+from dicom_node.header import as_dict
+from dicom_node.scp import Policy, StoreRequest
+from fhir_server.changes import Applied, Change, Hub, apply, view_of
+from fhir_server.config import Settings
+from fhir_server.errors import Conflict
+from fhir_server.imaging import studies
+from fhir_server.security.identity import wire_caller
+from fhir_server.store.audit import AuditRow
+from fhir_server.store.instances import NewInstance, Study
+from fhir_server.store.session import Tx
+from mappers.dicom_to_fhir import accession
+
+log = logging.getLogger("passerelle.dicom")
+SUCCESS = 0x0000
+LEASE_SECONDS = 60.0
+
+
+def policy(settings: Settings, data: Path) -> Policy:
+    """What our node accepts; with auth=none unknown callers are accepted and reported as not known."""
+    spool = data / "spool"
+    spool.mkdir(parents=True, exist_ok=True)
+    return Policy(
+        spool=spool,
+        ae_title=settings.ae_title,
+        private_classes=settings.dicom_private_classes,
+        max_object_bytes=settings.max_object_mib << 20,
+    )
+
+
+def receiver(hub: Hub) -> Callable[[StoreRequest], int]:
+    """The callback of the node for one hub."""
+    return lambda request: receive(hub, request)
+
+
+def receive(hub: Hub, request: StoreRequest) -> int:
+    """Keep one object for good, then answer 0x0000. Other bytes under a known UID are kept as a recorded conflict."""
+    header, number = request.header, accession(request.header)
+    frames = _frames(request.path)
+    size = request.path.stat().st_size
+    digest = hub.store.blobs.adopt(request.path)
+    instance = NewInstance(
+        sop_uid=request.sop_instance_uid,
+        study_uid=header.study_instance_uid,
+        series_uid=header.series_instance_uid,
+        sop_class=request.sop_class_uid,
+        transfer_syntax=request.transfer_syntax_uid,
+        blob=digest,
+        size=size,
+        data_sha256=request.sha256,
+        header=json.dumps(as_dict(header), ensure_ascii=False),
+        frames=frames,
+        patient_id=header.patient_id.value,
+        issuer=header.patient_id.universal_id or header.patient_id.issuer,
+        accession=number.value,
+        calling_ae=request.calling,
+        peer=request.peer,
+    )
+    caller = wire_caller("dicom", f"DICOM {request.calling}", request.peer)
+
+    def work(tx: Tx) -> str:
+        outcome = tx.add_instance(instance)
+        if outcome != "same":
+            text = f"C-STORE {outcome} of {request.sop_instance_uid} in study {header.study_instance_uid}"
+            tx.audit(AuditRow("C", entity_type="ImagingStudy", entity_id=_logical_id(instance.study_uid), text=text))
+        return outcome
+
+    outcome = hub.store.write(caller, work)
+    if outcome == "conflict":
+        log.warning("SOP instance %s came again with other data; kept beside the first", request.sop_instance_uid)
+    return SUCCESS
+
+
+def project_one(hub: Hub) -> bool:
+    """Sum one quiet study up as ImagingStudy and match it; False when none waits."""
+    study = hub.store.claim_dirty(quiet_seconds=hub.settings.study_quiet_seconds, lease_seconds=LEASE_SECONDS)
+    if study is None:
+        return False
+    try:
+        _project(hub, study)
+    except Conflict:
+        log.info("study %s changed while it was summed up; it comes again", study.study_uid)
+        hub.store.write(wire_caller("dicom", "Passerelle", ""), lambda tx: tx.settle_study(study))
+    return True
+
+
+def _project(hub: Hub, study: Study) -> None:
+    caller = wire_caller("dicom", f"DICOM {study.calling_ae}", "")
+    with hub.store.read(caller) as snapshot:
+        view = view_of(snapshot)
+        instances = snapshot.instances(study.study_uid)
+        found = studies.match(study, studies.header_of(instances[0]), view, hub.sites)
+        resource = studies.resource(study, instances, found, hub.sites)
+        stored = snapshot.get("ImagingStudy", resource["id"])
+    version = stored.version if stored is not None and not stored.deleted else None
+
+    def also(tx: Tx, _: list[Applied]) -> None:
+        tx.settle_study(
+            study,
+            match_state=found.state,
+            subject=found.subject,
+            request=found.request,
+            imaging_study=f"ImagingStudy/{resource['id']}",
+            note=found.note,
+        )
+
+    apply(hub, caller, [Change("update", "ImagingStudy", resource["id"], resource, if_match=version)], also=also)
+
+
+def _frames(path: Path) -> str:
+    """The frame table as JSON, so that a frame is served by its place in the file; '' when there are no frames."""
+    try:
+        table = archive.frame_table(path)
+    except (archive.NoFrames, Unreadable):
+        return ""
+    return json.dumps([list(map(list, pieces)) for pieces in table.frames], separators=(",", ":"))
+
+
+def _logical_id(study_uid: str) -> str:
+    return studies.reference_of(study_uid).partition("/")[2]

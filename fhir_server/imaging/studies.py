@@ -1,0 +1,150 @@
+"""Studies and what they belong to: by accession number to a request, by patient identifier to a patient, or by hand.
+
+Never a guess: an accession number counts only when the patient of the images is the request's patient or is not
+named in a namespace we know; a study that matches nobody is kept, listed, and looked at again when a patient or a
+request arrives.
+Sources: IHE RAD Scheduled Workflow and PIR; DICOM PS3.3 C.2.3, C.7.2.1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dicom_node.header import Header, from_dict
+from fhir_server.context import SYSTEM, View
+from fhir_server.errors import Invalid, NotFound
+from fhir_server.patients import identity
+from fhir_server.patients.sites import Sites
+from fhir_server.store.engine import Store
+from fhir_server.store.instances import Instance, Study, StudyFilter
+from mappers.dicom_to_fhir import accession, imaging_study, patient_ids, study_id, study_record
+from mappers.identity import Site
+
+Resource = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The outcome of matching: references or '', and why in words."""
+
+    state: Literal["matched", "patient", "unmatched", "manual"]
+    subject: str = ""
+    request: str = ""
+    note: str = ""
+
+
+def match(study: Study, header: Header, view: View, sites: Sites) -> Found:
+    """What a study belongs to. A person's decision (`manual`) is never overwritten."""
+    if study.match_state == "manual" and study.request:
+        request = view.get(study.request) or {}
+        return Found("manual", request.get("subject", {}).get("reference", ""), study.request, study.note)
+    site = _site(study, sites)
+    known = patient_ids(header, site, study.calling_ae)
+    patients = {patient["id"] for key in known for patient in identity.patient_at(view, key)}
+    if len(patients) > 1:
+        return Found("unmatched", note="the patient identifiers of the images point at several patients")
+    patient = f"Patient/{next(iter(patients))}" if patients else ""
+    number = accession(header).value
+    requests = _requests(number, view, sites) if number else []
+    if len(requests) > 1:
+        return Found("unmatched", patient, note=f"{len(requests)} requests have the accession number {number}")
+    if requests:
+        return _with_request(requests[0], patient, bool(known), header, view)
+    waiting = f"no request with accession number {number} yet" if number else "the images name no accession number"
+    if patient:
+        return Found("patient", patient, note=waiting)
+    return Found("unmatched", note=f"{waiting}; no known patient has {_shown(header)}")
+
+
+def _with_request(request: Resource, patient: str, named: bool, header: Header, view: View) -> Found:
+    subject = request["subject"]["reference"]
+    reference = f"ServiceRequest/{request['id']}"
+    if patient and patient != subject:
+        return Found("unmatched", note=f"the accession number is that of {reference}, the patient is another one")
+    if not patient and named:
+        return Found(
+            "unmatched", note=f"the accession number is that of {reference}, but {_shown(header)} is not known"
+        )
+    if not patient and not _same_person(view.get(subject) or {}, header):
+        return Found("unmatched", note=f"the accession number is that of {reference}, name and birth date differ")
+    return Found("matched", subject, reference)
+
+
+def _same_person(patient: Resource, header: Header) -> bool:
+    """Images without a usable identifier: family name and birth date must both agree with the request's patient."""
+    family, _, birth, _ = identity.strict_traits(patient)
+    shown = identity.fold(header.patient_name.split("=")[0].split("^")[0])
+    return bool(family) and shown == family and header.patient_birth_date == birth.replace("-", "")
+
+
+def _requests(number: str, view: View, sites: Sites) -> list[Resource]:
+    found: dict[str, Resource] = {}
+    for site in sites.all:
+        for namespace in site.namespaces:
+            if namespace.kind == "ACSN":
+                for request in view.find("ServiceRequest", f"identifier={namespace.fhir_system}|{_escaped(number)}"):
+                    found[request["id"]] = request
+    return list(found.values())
+
+
+def resource(study: Study, instances: list[Instance], found: Found, sites: Sites) -> Resource:
+    """The ImagingStudy of a study as it stands now."""
+    site = _site(study, sites)
+    headers = [header_of(instance) for instance in instances]
+    record = study_record(headers, site, study.calling_ae)
+    based_on = (found.request,) if found.request else ()
+    return imaging_study(record, site=site, subject=found.subject, based_on=based_on).value
+
+
+def header_of(instance: Instance) -> Header:
+    """The header kept beside an instance."""
+    return from_dict(json.loads(instance.header))
+
+
+def reference_of(study_uid: str) -> str:
+    """The ImagingStudy's reference: always the same for a Study Instance UID."""
+    return f"ImagingStudy/{study_id(study_uid)}"
+
+
+def listed(store: Store, args: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Studies, latest first; `state` (matched, patient, unmatched, manual, new) narrows."""
+    with store.read(SYSTEM) as snapshot:
+        return [asdict(study) for study in snapshot.studies(StudyFilter(match_state=args.get("state", "")))]
+
+
+def attach(store: Store, study_uid: str, request_id: str) -> dict[str, str]:
+    """A person says which request a study belongs to. Raises NotFound naming what is not known."""
+    reference = f"ServiceRequest/{request_id.removeprefix('ServiceRequest/')}"
+    with store.read(SYSTEM) as snapshot:
+        study = snapshot.study(study_uid)
+        if study is None:
+            raise NotFound(f"no study {study_uid or '(name one)'} is stored; `passerelle studies list` shows them")
+        stored = snapshot.get("ServiceRequest", reference.partition("/")[2])
+    if stored is None or stored.deleted:
+        raise NotFound(f"{reference} is not known here")
+    if not stored.resource().get("subject", {}).get("reference"):
+        raise Invalid(f"{reference} names no patient", expression="ServiceRequest.subject")
+    known = study
+
+    def work(tx: Any) -> None:
+        tx.settle_study(known, match_state="manual", request=reference, note="attached by a person")
+        tx.mark_dirty(study_uid=study_uid)
+
+    store.write(SYSTEM, work)
+    return {"study": study_uid, "request": reference, "state": "manual"}
+
+
+def _site(study: Study, sites: Sites) -> Site:
+    return sites.of_ae(study.calling_ae) or sites.default
+
+
+def _shown(header: Header) -> str:
+    name = header.patient_id
+    return f"patient id {name.value or '(none)'} of {name.universal_id or name.issuer or 'no named issuer'}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("|", "\\|").replace(",", "\\,").replace("$", "\\$")

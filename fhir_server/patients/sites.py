@@ -1,0 +1,227 @@
+"""The establishments of this server: one record each, loaded from the settings, found by any of its spellings.
+
+A site is written as a `[[sites]]` table:
+
+    [[sites]]
+    key = "chu-demo"
+    name = "CHU de démonstration"
+    finess_eg = "750803447"          # 9 digits
+    finess_ej = "750712184"
+    mode = "test"                    # or "production"
+    application = "PASSERELLE"       # our MSH-3
+    facility = "CHU-X"               # our MSH-4
+    sending_applications = [["GAM", "CHU-X"]]
+    ae_titles = ["ECHO1"]
+    ae_namespaces = { ECHO1 = "ipp" }
+    document_oid = "1.2.250.1.71.4.2.2.1750803447"
+    [[sites.mailboxes]]
+    address = "teleexpertise@chu-demo.mssante.fr"
+    display = "Téléexpertise CHU de démonstration"
+    kind = "APP"
+    [[sites.namespaces]]
+    name = "ipp"
+    kind = "PI"
+    hd = ["CHU-X", "000897406", "N"]
+    oid = "1.2.250.1.71.4.2.2.1750803447.1"
+    fhir_system = "urn:oid:1.2.250.1.71.4.2.2.1750803447.1"
+
+The INS namespaces are the same for everyone and are added to each site. Source of their OIDs: ANS, "Liste des OID
+des autorités d'affectation des INS"; FR Core 2.2.0 `fr-core-patient-ins`.
+"""
+
+from __future__ import annotations
+
+import zoneinfo
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fhir_server.config import ConfigError
+from mappers.identity import Mailbox, Namespace, NamespaceKind, Site
+
+_INS: tuple[tuple[NamespaceKind, str], ...] = (
+    ("INS-NIR", "1.2.250.1.213.1.4.8"),
+    ("INS-NIA", "1.2.250.1.213.1.4.9"),
+    ("INS-NIR-TEST", "1.2.250.1.213.1.4.10"),
+    ("INS-NIR-DEMO", "1.2.250.1.213.1.4.11"),
+)
+TEST_INS = frozenset({"1.2.250.1.213.1.4.10", "1.2.250.1.213.1.4.11"})
+_AUTHORITY = {"INS-NIA": "ASIP-SANTE-INS-NIA"}
+_KINDS: Mapping[str, NamespaceKind] = {"PI": "PI", "VN": "VN", "AN": "AN", "ACSN": "ACSN"}
+_REQUIRED = ("key", "name", "finess_eg", "finess_ej", "mode", "application", "facility")
+INS_NAMESPACES: tuple[Namespace, ...] = tuple(
+    Namespace(
+        name=kind.lower(),
+        kind=kind,
+        hd=(_AUTHORITY.get(kind, "ASIP-SANTE-INS-NIR"), oid, "ISO"),
+        oid=oid,
+        fhir_system=f"urn:oid:{oid}",
+        cx_type="INS",
+        dicom_issuer=oid,
+    )
+    for kind, oid in _INS
+)
+INS_SYSTEMS = frozenset(ns.fhir_system for ns in INS_NAMESPACES)
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """All sites; the first is the default one unless the settings name another."""
+
+    all: tuple[Site, ...]
+    default: Site
+
+    def by_key(self, key: str) -> Site:
+        """The site with that key; raises ConfigError listing the known ones."""
+        for site in self.all:
+            if site.key == key:
+                return site
+        raise ConfigError(f"no site `{key}`; known: {', '.join(site.key for site in self.all)}")
+
+    def of_message(self, application: str, facility: str) -> Site | None:
+        """The site that declares this MSH-3 / MSH-4 pair as one of its senders."""
+        for site in self.all:
+            if (application, facility) in site.sending_applications:
+                return site
+        return None
+
+    def of_ae(self, calling: str) -> Site | None:
+        """The site that owns this calling AE title."""
+        return next((site for site in self.all if calling in site.ae_titles), None)
+
+    def of_finess(self, finess: str) -> Site | None:
+        """The site with this FINESS géographique or juridique."""
+        return next((site for site in self.all if finess in (site.finess_eg, site.finess_ej)), None)
+
+    def of_oid(self, oid: str) -> tuple[Site, Namespace] | None:
+        """The site and namespace of a bare OID."""
+        for site in (self.default, *self.all):
+            for namespace in site.namespaces:
+                if namespace.oid == oid:
+                    return site, namespace
+        return None
+
+    def of_system(self, system: str) -> tuple[Site, Namespace] | None:
+        """The site and namespace of an Identifier.system (INS systems belong to the default site)."""
+        for site in (self.default, *self.all):
+            for namespace in site.namespaces:
+                if namespace.fhir_system == system:
+                    return site, namespace
+        return None
+
+
+def load_sites(tables: Iterable[Mapping[str, Any]], default_key: str = "") -> Sites:
+    """Read and check the `[[sites]]` tables. Raises ConfigError naming the site and the key."""
+    sites = tuple(_site(table) for table in tables)
+    if not sites:
+        raise ConfigError("no establishment is declared; add a [[sites]] table (passerelle config init writes one)")
+    seen: dict[tuple[str, str], str] = {}
+    for site in sites:
+        for namespace in site.namespaces:
+            if namespace in INS_NAMESPACES:
+                continue
+            for spelling in (("oid", namespace.oid), ("fhir_system", namespace.fhir_system)):
+                if spelling in seen:
+                    raise ConfigError(f"{spelling[0]} {spelling[1]} is declared by {seen[spelling]} and {site.key}")
+                seen[spelling] = site.key
+    chosen = Sites(sites, sites[0])
+    return Sites(sites, chosen.by_key(default_key)) if default_key else chosen
+
+
+def _site(table: Mapping[str, Any]) -> Site:
+    key = str(table.get("key", "?"))
+    for name in _REQUIRED:
+        if not table.get(name):
+            raise ConfigError(f"site `{key}`: `{name}` is missing")
+    unknown = set(table) - set(Site.__dataclass_fields__)
+    if unknown:
+        raise ConfigError(f"site `{key}`: unknown key `{sorted(unknown)[0]}`")
+    for name in ("finess_eg", "finess_ej"):
+        if not (str(table[name]).isalnum() and len(str(table[name])) == 9):
+            raise ConfigError(f"site `{key}`: `{name}` must have 9 characters")
+    if table["mode"] not in ("test", "production"):
+        raise ConfigError(f"site `{key}`: `mode` is `test` or `production`")
+    zone = str(table.get("time_zone", "Europe/Paris"))
+    if zone not in zoneinfo.available_timezones():
+        raise ConfigError(f"site `{key}`: `time_zone` {zone} is not an IANA time zone")
+    plain = {name: table[name] for name in table if name not in ("namespaces", "mailboxes", "ae_namespaces")}
+    plain["sending_applications"] = tuple((str(a), str(f)) for a, f in table.get("sending_applications", ()))
+    plain["ae_titles"] = tuple(table.get("ae_titles", ()))
+    return Site(
+        **plain,
+        ae_namespaces=tuple(sorted(dict(table.get("ae_namespaces", {})).items())),
+        mailboxes=tuple(Mailbox(**box) for box in table.get("mailboxes", ())),
+        namespaces=INS_NAMESPACES + tuple(_namespace(key, raw) for raw in table.get("namespaces", ())),
+    )
+
+
+def _namespace(site: str, raw: Mapping[str, Any]) -> Namespace:
+    kind = _KINDS.get(str(raw.get("kind")))
+    if kind is None:
+        raise ConfigError(f"site `{site}`: namespace kind {raw.get('kind')!r} is not one of {', '.join(_KINDS)}")
+    missing = [name for name in ("name", "hd", "oid") if not raw.get(name)]
+    if missing or len(raw["hd"]) != 3:
+        raise ConfigError(f"site `{site}`: a namespace needs `name`, `oid` and `hd` = [namespace, universal id, type]")
+    oid = str(raw["oid"])
+    return Namespace(
+        name=str(raw["name"]),
+        kind=kind,
+        hd=(str(raw["hd"][0]), str(raw["hd"][1]), str(raw["hd"][2])),
+        oid=oid,
+        fhir_system=str(raw.get("fhir_system", f"urn:oid:{oid}")),
+        cx_type=kind,
+        dicom_issuer=str(raw.get("dicom_issuer", raw["hd"][0])),
+    )
+
+
+def namespace_of(site: Site, kind: str) -> Namespace | None:
+    """The site's first namespace of that kind (`PI`, `VN`, `AN`, `ACSN`)."""
+    return next((namespace for namespace in site.namespaces if namespace.kind == kind), None)
+
+
+def organization(site: Site) -> dict[str, Any]:
+    """The site as FHIR Organization (FR Core organization: FINESS EG and EJ, IDNST)."""
+    identifier = [
+        _typed("FINEG", "https://finess.esante.gouv.fr", site.finess_eg),
+        _typed("FINEJ", "https://finess.esante.gouv.fr", site.finess_ej),
+        _typed("IDNST", "urn:oid:1.2.250.1.71.4.2.2", "1" + site.finess_eg),
+    ]
+    out: dict[str, Any] = {
+        "resourceType": "Organization",
+        "id": site.key,
+        "identifier": identifier,
+        "active": True,
+        "name": site.name,
+    }
+    if site.mailboxes:
+        out["telecom"] = [{"system": "email", "value": box.address} for box in site.mailboxes]
+    if site.address:
+        out["address"] = [{"text": site.address}]
+    return out
+
+
+def naming_systems(site: Site) -> list[dict[str, Any]]:
+    """The site's own identifier namespaces as NamingSystem resources: OID, FHIR system and HL7 HD spellings."""
+    out = []
+    for namespace in site.namespaces:
+        if namespace in INS_NAMESPACES:
+            continue
+        spellings = [("oid", namespace.oid), ("uri", namespace.fhir_system), ("other", "&".join(namespace.hd))]
+        out.append(
+            {
+                "resourceType": "NamingSystem",
+                "id": f"{site.key}-{namespace.name}",
+                "name": f"{site.key.replace('-', '_')}_{namespace.name}",
+                "status": "active",
+                "kind": "identifier",
+                "date": "2026-01-01",
+                "responsible": site.name,
+                "uniqueId": [{"type": kind, "value": value} for kind, value in spellings],
+            }
+        )
+    return out
+
+
+def _typed(code: str, system: str, value: str) -> dict[str, Any]:
+    coding = {"system": "https://hl7.fr/ig/fhir/core/CodeSystem/fr-core-cs-v2-0203", "code": code}
+    return {"type": {"coding": [coding]}, "system": system, "value": value}

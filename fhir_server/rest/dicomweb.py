@@ -1,0 +1,95 @@
+"""DICOMweb: WADO-RS of instances, frames and metadata, from the stored bytes without re-encoding.
+
+Source: DICOM PS3.18 section 10.4 (Retrieve transaction).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from dicom_node import archive, web
+from dicom_node.elements import Unreadable
+from fhir_server.changes import Hub
+from fhir_server.errors import Fault, Malformed, NotFound, PasserelleError, Unsupported
+from fhir_server.rest.http import Request, Response, error_response
+from fhir_server.store.instances import Instance
+
+log = logging.getLogger("passerelle.dicomweb")
+UID = r"[0-9.]{1,64}"
+_STUDY = rf"/studies/(?P<study>{UID})"
+_SERIES = _STUDY + rf"/series/(?P<series>{UID})"
+_INSTANCE = _SERIES + rf"/instances/(?P<instance>{UID})"
+
+
+def answer(hub: Hub, request: Request) -> Response:
+    """Answer one DICOMweb request; errors are OperationOutcomes."""
+    try:
+        for pattern, handler in _ROUTES:
+            found = pattern.match(request.path)
+            if found:
+                if request.method not in ("GET", "HEAD"):
+                    raise Unsupported(f"{request.method} is not offered here; GET retrieves", http=405)
+                return handler(hub, replace(request, path_args=found.groupdict()))
+        raise NotFound("nothing is served there; WADO-RS: /studies/{uid}[/series/{uid}[/instances/{uid}[/frames/{n}]]]")
+    except PasserelleError as error:
+        return error_response(request, error)
+    except Exception:
+        log.exception("request %s failed", request.caller.request_id)
+        return error_response(request, Fault())
+
+
+def _instances(hub: Hub, request: Request) -> list[Instance]:
+    wanted = request.path_args.get("instance")
+    with hub.store.read(request.caller) as snapshot:
+        rows = snapshot.instances(request.path_args["study"], request.path_args.get("series", ""))
+    rows = [row for row in rows if wanted in (None, row.sop_uid)]
+    if not rows:
+        raise NotFound("no such study, series or instance is stored here; /fhir/ImagingStudy lists the studies")
+    return rows
+
+
+def _retrieve(hub: Hub, request: Request) -> Response:
+    files = [hub.store.blobs.path(row.blob) for row in _instances(hub, request)]
+    return _sent(lambda: web.instances(files, request.headers.get("accept", "")))
+
+
+def _metadata(hub: Hub, request: Request) -> Response:
+    files = [hub.store.blobs.path(row.blob) for row in _instances(hub, request)]
+    models = (archive.metadata_json(path) for path in files)
+    return _sent(lambda: web.metadata(models, request.headers.get("accept", "")))
+
+
+def _frames(hub: Hub, request: Request) -> Response:
+    path = hub.store.blobs.path(_instances(hub, request)[0].blob)
+    numbers = [int(text) for text in request.path_args["frames"].split(",")]
+
+    def make() -> web.Answer:
+        return web.frames(path, archive.frame_table(path), numbers, request.headers.get("accept", ""))
+
+    return _sent(make)
+
+
+def _sent(make: Callable[[], web.Answer]) -> Response:
+    try:
+        kind, stream = make()
+    except web.NotAcceptable as refusal:
+        raise Unsupported(str(refusal), http=406) from refusal
+    except (IndexError, archive.NoFrames) as absent:
+        raise NotFound(str(absent)) from absent
+    except Unreadable as damaged:
+        raise Malformed(f"the stored object cannot be read: {damaged}", http=500) from damaged
+    return Response(200, (("content-type", kind),), stream=stream)
+
+
+_ROUTES: tuple[tuple[re.Pattern[str], Callable[[Hub, Request], Response]], ...] = (
+    (re.compile(_INSTANCE + r"/frames/(?P<frames>[0-9]{1,9}(,[0-9]{1,9}){0,999})/?\Z"), _frames),
+    (re.compile(_INSTANCE + r"/metadata/?\Z"), _metadata),
+    (re.compile(_SERIES + r"/metadata/?\Z"), _metadata),
+    (re.compile(_STUDY + r"/metadata/?\Z"), _metadata),
+    (re.compile(_INSTANCE + r"/?\Z"), _retrieve),
+    (re.compile(_SERIES + r"/?\Z"), _retrieve),
+    (re.compile(_STUDY + r"/?\Z"), _retrieve),
+)
