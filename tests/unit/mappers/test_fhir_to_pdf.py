@@ -191,7 +191,7 @@ def test_decomposed_accents_look_like_composed_ones() -> None:
 def test_pages_and_time_are_bounded(name: str) -> None:
     started = time.monotonic()
     made = rendering(REPORTS[name])
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     assert pages_of(made.value) <= 60
     assert len(made.value) < 400_000
 

@@ -260,7 +260,7 @@ def test_a_hostile_expression_ends_soon_and_says_so(name: str) -> None:
         assert error.message
     else:
         assert name == "doubling"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_a_catastrophic_pattern_is_bounded(pattern: str) -> None:
             assert len(compile(expression)(PATIENT)) == 1
         except FhirPathError as error:
             assert "costly" in error.message
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 def test_an_absurd_number_does_not_fill_the_memory() -> None:

@@ -135,4 +135,4 @@ def test_the_primitive_formats_of_r4_run_in_bounded_time() -> None:
                     regex.fullmatch(primitive.regex, text)
                 except FhirPathError as error:
                     assert "costly" in error.message or "look-ahead" in error.message
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60

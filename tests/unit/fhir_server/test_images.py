@@ -1,0 +1,419 @@
+"""DICOM objects coming in over a real association: kept before 0x0000, summed up, matched by rule and never by a
+guess."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import hubs
+import pytest
+from hubs import PARTNER, REQUESTER, directory, found, hub_on, post, put, read
+
+from dicom_node import archive, sample, scu
+from dicom_node.header import Header, Identifier
+from dicom_node.scp import Node
+from fhir_server.changes import Hub
+from fhir_server.context import SYSTEM
+from fhir_server.delivery import images
+from fhir_server.demo import people
+from fhir_server.demo.run import SITES
+from fhir_server.errors import Invalid, NotFound, Unavailable
+from fhir_server.imaging import studies
+from fhir_server.imaging.studies import Found
+from fhir_server.patients.identity import RECONCILE_TAG
+from fhir_server.patients.sites import load_sites
+from fhir_server.store.engine import Store
+from fhir_server.store.instances import Instance, Study
+
+Resource = dict[str, Any]
+IPP = "DEMO0001"
+HOSPITAL = Identifier(IPP, issuer="CH-DEMO")
+
+
+@pytest.fixture
+def hub(store: Store) -> Hub:
+    return hub_on(store, study_quiet_seconds=0.0)
+
+
+@pytest.fixture
+def node(hub: Hub, tmp_path: Path) -> Iterator[Node]:
+    listening = Node(("127.0.0.1", 0), images.policy(hub.settings, tmp_path / "data"), images.receiver(hub))
+    listening.start()
+    yield listening
+    listening.close()
+
+
+def clip(folder: Path, name: str = "clip.dcm", **more: Any) -> Path:
+    who: dict[str, Any] = {"patient_id": HOSPITAL, "patient_name": "MARTIN-TEST^LUCIE", "birth_date": "19940211"}
+    path = folder / name
+    path.write_bytes(sample.clip(**(who | more)))
+    return path
+
+
+def send(node: Node, *paths: Path, calling: str = "ECHO1") -> list[int]:
+    return [code for _, code in scu.store(("127.0.0.1", node.port), list(paths), called="PASSERELLE", calling=calling)]
+
+
+def the_study(hub: Hub) -> Study:
+    with hub.store.read(SYSTEM) as snapshot:
+        rows = snapshot.studies()
+    assert len(rows) == 1
+    return rows[0]
+
+
+def instances(hub: Hub) -> list[Instance]:
+    with hub.store.read(SYSTEM) as snapshot:
+        return snapshot.instances(the_study(hub).study_uid)
+
+
+def work_off(hub: Hub) -> None:
+    while images.project_one(hub):
+        pass
+
+
+# --- arrival ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_object_is_kept_whole_before_it_is_accepted(hub: Hub, node: Node, tmp_path: Path) -> None:
+    path = clip(tmp_path, accession_number="ACC1")
+    assert send(node, path) == [0x0000]
+    kept = instances(hub)[0]
+    assert (kept.patient_id, kept.issuer, kept.accession, kept.calling_ae) == (IPP, "CH-DEMO", "ACC1", "ECHO1")
+    blob = hub.store.blobs.path(kept.blob)
+    assert archive.frame(blob, archive.frame_table(blob), 2) == archive.frame(path, archive.frame_table(path), 2)
+    assert the_study(hub).dirty
+    assert list((tmp_path / "data" / "spool").iterdir()) == [], "nothing is left behind"
+
+
+def test_the_same_object_again_changes_nothing(hub: Hub, node: Node, tmp_path: Path) -> None:
+    path = clip(tmp_path)
+    assert send(node, path, path) == [0x0000, 0x0000]
+    before = the_study(hub)
+    assert send(node, path) == [0x0000]
+    assert the_study(hub) == before and len(instances(hub)) == 1
+
+
+def test_other_data_under_a_known_uid_is_kept_beside_the_first(hub: Hub, node: Node, tmp_path: Path) -> None:
+    send(node, clip(tmp_path, instance_uid="2.25.1", study_uid="2.25.2", series_uid="2.25.3"))
+    first = instances(hub)
+    other = {"description": "autre", "instance_uid": "2.25.1", "study_uid": "2.25.2", "series_uid": "2.25.3"}
+    assert send(node, clip(tmp_path, **other)) == [0x0000], "by policy: a resend would change nothing"
+    assert instances(hub) == first
+    with hub.store.read(SYSTEM) as snapshot:
+        conflict = snapshot.conflicts()[0]
+        rows = [row.text for row in snapshot.audit_rows()]
+    assert conflict.sop_uid == "2.25.1" and hub.store.blobs.exists(conflict.blob)
+    assert conflict.blob != first[0].blob
+    assert any("conflict of 2.25.1" in text for text in rows)
+
+
+def test_nothing_is_accepted_when_the_commit_fails(hub: Hub, tmp_path: Path) -> None:
+    class Full:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(hub.store, name)
+
+        def write(self, *_: Any) -> None:
+            raise Unavailable("the disk is full")
+
+    full = dataclasses.replace(hub, store=Full())  # type: ignore[arg-type]
+    broken = Node(("127.0.0.1", 0), images.policy(hub.settings, tmp_path / "data"), images.receiver(full))
+    broken.start()
+    try:
+        assert send(broken, clip(tmp_path)) == [0xA700]
+    finally:
+        broken.close()
+    with hub.store.read(SYSTEM) as snapshot:
+        assert snapshot.studies() == []
+
+
+@pytest.mark.parametrize("sign", ["A\x01B", "é" * 60, "' OR 1=1 --", "A|B,C$D\\", "%00"])
+def test_hostile_identifiers_are_kept_and_match_nobody(hub: Hub, node: Node, tmp_path: Path, sign: str) -> None:
+    put(hub, PARTNER, people.patient(0))
+    path = clip(tmp_path, patient_id=Identifier(sign), patient_name=f"{sign}^X", accession_number=sign[:16])
+    assert send(node, path) == [0x0000]
+    work_off(hub)
+    assert the_study(hub).match_state == "unmatched"
+    assert read(hub, the_study(hub).imaging_study)["status"]
+
+
+def test_unprintable_identifiers_break_no_database(hub: Hub, tmp_path: Path) -> None:
+    """What a lenient header reader might hand over: NUL and lone surrogates."""
+    path = clip(tmp_path, study_uid="2.25.2", series_uid="2.25.3")
+    header = Header(
+        sop_class_uid="1.2.840.10008.5.1.4.1.1.3.1",
+        sop_instance_uid="2.25.1",
+        study_instance_uid="2.25.2",
+        series_instance_uid="2.25.3",
+        patient_id=Identifier("A\x00\ud800"),
+        patient_name="A\x00\ud800",
+        accession_number=Identifier("A\x00"),
+    )
+    syntax = "1.2.840.10008.1.2.4.50"
+    arrived = images.StoreRequest(
+        path, header.sop_class_uid, "2.25.1", syntax, "ECHO1", "PASSERELLE", "192.0.2.1", "0" * 64, 1, 0, header
+    )
+    assert images.receive(hub, arrived) == 0x0000
+    work_off(hub)
+    assert the_study(hub).match_state == "unmatched"
+
+
+# --- from study to ImagingStudy --------------------------------------------------------------------------------------
+
+
+def test_a_study_is_summed_up_and_linked_to_patient_and_request(hub: Hub, node: Node, tmp_path: Path) -> None:
+    directory(hub)
+    number = next(i["value"] for i in hubs.asked(hub)["identifier"])
+    send(node, clip(tmp_path, accession_number=number), clip(tmp_path, "2.dcm", accession_number=number, number=2))
+    work_off(hub)
+    state = the_study(hub)
+    assert (state.match_state, state.dirty) == ("matched", False)
+    assert (state.subject, state.request) == ("Patient/patient-01", "ServiceRequest/r")
+    shown = found(hub, "ImagingStudy", "basedon=ServiceRequest/r")[0]
+    assert shown["subject"]["reference"] == "Patient/patient-01"
+    assert shown["numberOfInstances"] == 2 and shown["numberOfSeries"] == 1
+    with hub.store.read(SYSTEM) as snapshot:
+        assert "study" in {event.kind for event in snapshot.case("ServiceRequest/r")}
+
+
+def test_a_study_that_came_first_is_matched_when_its_patient_and_request_arrive(
+    hub: Hub, node: Node, tmp_path: Path
+) -> None:
+    number = "EARLY-1"
+    send(node, clip(tmp_path, accession_number=number))
+    work_off(hub)
+    assert (the_study(hub).match_state, the_study(hub).subject) == ("unmatched", "")
+    directory(hub)
+    work_off(hub)
+    assert (the_study(hub).match_state, the_study(hub).subject) == ("patient", "Patient/patient-01")
+    kind = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": "ACSN"}]}
+    identifier = [{"type": kind, "system": people.ACCESSION_SYSTEM, "value": number}]
+    put(hub, REQUESTER, people.consent("r", 0), hubs.request(identifier=identifier))
+    work_off(hub)
+    assert the_study(hub).match_state == "matched"
+    assert len(found(hub, "ImagingStudy")) == 1, "one ImagingStudy through all of it"
+
+
+def test_images_of_two_people_in_one_study_are_a_matter_for_a_person(hub: Hub, node: Node, tmp_path: Path) -> None:
+    directory(hub)
+    one = clip(tmp_path, study_uid="2.25.2", instance_uid="2.25.21")
+    other = clip(
+        tmp_path, "2.dcm", study_uid="2.25.2", instance_uid="2.25.22", patient_id=Identifier("DEMO0002", "CH-DEMO")
+    )
+    send(node, one, other)
+    work_off(hub)
+    assert (the_study(hub).match_state, the_study(hub).subject) == ("unmatched", "")
+    assert "several patients" in the_study(hub).note
+    assert "reference" not in found(hub, "ImagingStudy")[0]["subject"]
+
+
+def test_images_that_come_while_a_study_is_summed_up_are_not_forgotten(hub: Hub, node: Node, tmp_path: Path) -> None:
+    send(node, clip(tmp_path, study_uid="2.25.2"))
+    second = clip(tmp_path, "2.dcm", study_uid="2.25.2", instance_uid="2.25.9", number=2)
+    images.project_one(hubs.meddled(hub, lambda store: send(node, second)))
+    assert the_study(hub).dirty
+    work_off(hub)
+    assert found(hub, "ImagingStudy")[0]["numberOfInstances"] == 2
+
+
+def test_a_study_that_changed_under_its_summing_up_comes_again(hub: Hub, node: Node, tmp_path: Path) -> None:
+    send(node, clip(tmp_path))
+    work_off(hub)
+    shown = found(hub, "ImagingStudy")[0]
+    hub.store.write(SYSTEM, lambda tx: tx.mark_dirty(study_uid=the_study(hub).study_uid))
+    late = hubs.meddled(hub, lambda store: put(hub, PARTNER, shown | {"description": "by hand"}))
+    assert images.project_one(late) is True
+    assert the_study(hub).dirty, "the other writer won; it is looked at again"
+    work_off(hub)
+    assert not the_study(hub).dirty
+
+
+def test_a_study_that_cannot_be_shown_says_so_and_waits(hub: Hub, node: Node, tmp_path: Path) -> None:
+    send(node, clip(tmp_path))
+    uid = the_study(hub).study_uid
+    broken = dataclasses.replace(instances(hub)[0], header='{"study_instance_uid": 5}')
+    hub.store.write(SYSTEM, lambda tx: tx.view.db.run("UPDATE dicom_instance SET header = ?", (broken.header,)))
+    work_off(hub)
+    state = the_study(hub)
+    assert (state.study_uid, state.dirty, state.match_state) == (uid, False, "unmatched")
+    assert "cannot be shown" in state.note
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_person_says_where_a_study_belongs_and_that_stays(hub: Hub, node: Node, tmp_path: Path) -> None:
+    directory(hub)
+    hubs.asked(hub)
+    send(node, clip(tmp_path, patient_id=Identifier("unknown"), patient_name="X"))
+    work_off(hub)
+    uid = the_study(hub).study_uid
+    assert studies.attach(hub.store, uid, "r")["state"] == "manual"
+    work_off(hub)
+    assert found(hub, "ImagingStudy", "basedon=ServiceRequest/r")[0]["subject"]["reference"] == "Patient/patient-01"
+    hub.store.write(SYSTEM, lambda tx: tx.mark_dirty(study_uid=uid))
+    work_off(hub)
+    assert (the_study(hub).match_state, the_study(hub).request) == ("manual", "ServiceRequest/r")
+    assert [row["match_state"] for row in studies.listed(hub.store, {"state": "manual"})] == ["manual"]
+
+
+def test_a_decision_taken_while_the_study_is_matched_is_not_overwritten(hub: Hub, node: Node, tmp_path: Path) -> None:
+    directory(hub)
+    hubs.asked(hub)
+    send(node, clip(tmp_path, patient_id=Identifier("unknown"), patient_name="X"))
+    uid = the_study(hub).study_uid
+    images.project_one(hubs.meddled(hub, lambda store: studies.attach(store, uid, "ServiceRequest/r")))
+    assert (the_study(hub).match_state, the_study(hub).dirty) == ("manual", True)
+    work_off(hub)
+    assert the_study(hub).request == "ServiceRequest/r"
+    assert len(found(hub, "ImagingStudy", "basedon=ServiceRequest/r")) == 1
+
+
+def test_what_cannot_be_attached_is_told(hub: Hub, node: Node, tmp_path: Path) -> None:
+    directory(hub)
+    send(node, clip(tmp_path))
+    uid = the_study(hub).study_uid
+    with pytest.raises(NotFound, match="no study 1.2.3"):
+        studies.attach(hub.store, "1.2.3", "r")
+    with pytest.raises(NotFound, match="ServiceRequest/r is not known"):
+        studies.attach(hub.store, uid, "r")
+    nobody = post(
+        hub,
+        PARTNER,
+        {"resourceType": "ServiceRequest", "status": "active", "intent": "order", "subject": {"display": "?"}},
+    )
+    with pytest.raises(Invalid, match="names no patient"):
+        studies.attach(hub.store, uid, nobody.id)
+
+
+# --- the rules of matching, as a table -------------------------------------------------------------------------------
+
+
+class Shelf:
+    """A View over some resources; understands `identifier=system|value`."""
+
+    def __init__(self, *resources: Resource) -> None:
+        self.resources = resources
+
+    def get(self, reference: str) -> Resource | None:
+        return next((r for r in self.resources if f"{r['resourceType']}/{r['id']}" == reference), None)
+
+    def find(self, resource_type: str, query: str) -> list[Resource]:
+        system, _, value = dict(parse_qsl(query))["identifier"].partition("|")
+        return [
+            r
+            for r in self.resources
+            if r["resourceType"] == resource_type
+            and any((i.get("system"), i.get("value")) == (system, value) for i in r.get("identifier", ()))
+        ]
+
+
+def asking(key: str, patient: int = 0, number: str = "ACC1") -> Resource:
+    return people.request(key, patient, "moreau", "avis-echo", "?") | {
+        "identifier": [{"system": people.ACCESSION_SYSTEM, "value": number}]
+    }
+
+
+MARTIN, BERNARD = people.patient(0), people.patient(1)
+DOUBT = people.patient(0) | {"meta": {"tag": [RECONCILE_TAG]}}
+OLD = people.patient(0) | {"identifier": [people.patient(0)["identifier"][1] | {"use": "old"}]}
+BY_OID = Identifier(IPP, universal_id="2.25.218173906210472563340846263146912093712", universal_id_type="ISO")
+BY_INS = Identifier(people.ins(people.PATIENTS[0][5]), universal_id="1.2.250.1.213.1.4.10", universal_id_type="ISO")
+FOREIGN = Identifier(IPP, issuer="AILLEURS")
+BARE = Identifier(IPP)
+NONE = Identifier("")
+ASKED, OTHERS = "ServiceRequest/r", "ServiceRequest/s"
+P1, P2 = "Patient/patient-01", "Patient/patient-02"
+
+# (what is stored, patient id of the images, name, birth date, accession number, calling AE) -> (state, subject, request)
+CASES: Mapping[str, tuple[tuple[Resource, ...], Identifier, str, str, str, str, tuple[str, str, str]]] = {
+    "patient by local issuer": ((MARTIN,), HOSPITAL, "X", "", "", "ECHO1", ("patient", P1, "")),
+    "patient by OID": ((MARTIN,), BY_OID, "X", "", "", "ELSEWHERE", ("patient", P1, "")),
+    "patient by INS": ((MARTIN,), BY_INS, "X", "", "", "ELSEWHERE", ("patient", P1, "")),
+    "patient by the default of the AE": ((MARTIN,), BARE, "X", "", "", "ECHO1", ("patient", P1, "")),
+    "no default for another AE": ((MARTIN,), BARE, "X", "", "", "ELSEWHERE", ("unmatched", "", "")),
+    "a foreign issuer is not replaced": ((MARTIN,), FOREIGN, "X", "", "", "ECHO1", ("unmatched", "", "")),
+    "a doubtful record does not count": ((DOUBT,), HOSPITAL, "X", "", "", "ECHO1", ("unmatched", "", "")),
+    "an old number does not count": ((OLD,), HOSPITAL, "X", "", "", "ECHO1", ("unmatched", "", "")),
+    "an inactive record does not count": ((MARTIN | {"active": False},), HOSPITAL, "X", "", "", "ECHO1", ("unmatched", "", "")),
+    "one number, two patients": (
+        (MARTIN, BERNARD | {"identifier": MARTIN["identifier"]}), HOSPITAL, "X", "", "", "ECHO1", ("unmatched", "", ""),
+    ),
+    "request and patient agree": ((MARTIN, asking("r")), HOSPITAL, "X", "", "ACC1", "ECHO1", ("matched", P1, ASKED)),
+    "a number nobody has": ((MARTIN, asking("r")), HOSPITAL, "X", "", "ACC2", "ECHO1", ("patient", P1, "")),
+    "the request of another patient": (
+        (MARTIN, BERNARD, asking("r", 1)), HOSPITAL, "X", "", "ACC1", "ECHO1", ("unmatched", "", ""),
+    ),
+    "two requests, one number": (
+        (MARTIN, asking("r"), asking("s")), HOSPITAL, "X", "", "ACC1", "ECHO1", ("unmatched", P1, ""),
+    ),
+    "our number, a patient we do not know": (
+        (BERNARD, asking("r", 1)), HOSPITAL, "X", "", "ACC1", "ECHO1", ("unmatched", "", ""),
+    ),
+    "our number, nobody named, name and birth agree": (
+        (MARTIN, asking("r")), NONE, "martin test^LUCIE", "19940211", "ACC1", "ELSEWHERE", ("matched", P1, ASKED),
+    ),
+    "our number, foreign number, name and birth agree": (
+        (MARTIN, asking("r")), FOREIGN, "MARTIN-TEST^L", "19940211", "ACC1", "ELSEWHERE", ("matched", P1, ASKED),
+    ),
+    "our number, name differs": (
+        (MARTIN, asking("r")), NONE, "DUPONT^LUCIE", "19940211", "ACC1", "ELSEWHERE", ("unmatched", "", ""),
+    ),
+    "our number, birth date differs": (
+        (MARTIN, asking("r")), NONE, "MARTIN-TEST^LUCIE", "19940212", "ACC1", "ELSEWHERE", ("unmatched", "", ""),
+    ),
+    "our number, no name": ((MARTIN, asking("r")), NONE, "", "19940211", "ACC1", "ELSEWHERE", ("unmatched", "", "")),
+    "our number, no birth date": (
+        (MARTIN, asking("r")), NONE, "MARTIN-TEST", "", "ACC1", "ELSEWHERE", ("unmatched", "", ""),
+    ),
+    "our number, the patient is gone": ((asking("r"),), NONE, "X", "", "ACC1", "ECHO1", ("unmatched", "", "")),
+    "our number, nobody is named by the request": (
+        ((asking("r") | {"subject": {"display": "?"}}),), NONE, "X", "", "ACC1", "ECHO1", ("unmatched", "", ""),
+    ),
+    "a number with signs is only itself": (
+        (MARTIN, asking("r", number="A")), HOSPITAL, "X", "", "A&identifier=B", "ECHO1", ("patient", P1, ""),
+    ),
+    "nothing is known": ((), NONE, "", "", "", "ELSEWHERE", ("unmatched", "", "")),
+}  # fmt: skip
+
+
+def a_study(**more: Any) -> Study:
+    values: dict[str, Any] = {field.name: "" for field in dataclasses.fields(Study)}
+    return Study(**(values | {"study_uid": "1.2", "match_state": "new", "calling_ae": "ECHO1"} | more))
+
+
+def header(identifier: Identifier, name: str = "X", born: str = "", number: str = "") -> Header:
+    return Header(
+        patient_id=identifier, patient_name=name, patient_birth_date=born, accession_number=Identifier(number)
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_study_belongs_where_the_rules_say(name: str) -> None:
+    stored, identifier, who, born, number, calling, wanted = CASES[name]
+    seen = header(identifier, who, born, number)
+    said = studies.match(a_study(calling_ae=calling), seen, Shelf(*stored), load_sites(SITES))
+    assert (said.state, said.subject, said.request) == wanted
+    assert bool(said.note) == (said.state != "matched"), "whatever is not whole says why"
+
+
+def test_a_persons_decision_is_never_overwritten() -> None:
+    decided = a_study(match_state="manual", request=OTHERS, note="by hand")
+    shelf = Shelf(MARTIN, BERNARD, asking("r"), asking("s", 1, "ACC2"))
+    said = studies.match(decided, header(HOSPITAL, number="ACC1"), shelf, load_sites(SITES))
+    assert said == Found("manual", P2, OTHERS, "by hand")
+
+
+def test_images_of_one_study_must_all_say_the_same() -> None:
+    shelf, sites = Shelf(MARTIN, BERNARD), load_sites(SITES)
+    one, other = header(HOSPITAL), header(Identifier("DEMO0002", "CH-DEMO"))
+    assert studies.match_all(a_study(), [one, one], shelf, sites).subject == P1
+    assert studies.match_all(a_study(), [one, header(BY_INS)], shelf, sites).subject == P1
+    assert studies.match_all(a_study(), [one, other], shelf, sites).state == "unmatched"
+
+
+def test_the_imaging_study_of_a_study_is_always_the_same() -> None:
+    assert studies.reference_of("1.2.3") == studies.reference_of("1.2.3") != studies.reference_of("1.2.4")
