@@ -42,5 +42,11 @@ test: check system ## everything but the full counts, under 12 minutes
 	$(PY) -m coverage erase
 	$(PY) -m pytest -n 2 --dist loadgroup -m "not long" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
+bench: setup-dev ## measure: ONLY=topic PEERS='hapi=http://... wso2=http://...'
+	$(PY) -m benchmarks $(if $(ONLY),--only $(ONLY)) $(foreach peer,$(PEERS),--peer $(peer))
+
+scoreboard: setup-dev ## the official suites, a line each
+	$(PY) -m benchmarks.scoreboard
+
 test-long: setup-dev system ## the full counts; run before an issue is closed
 	$(PY) -m pytest -m long $(PYTEST_ARGS)
