@@ -14,6 +14,7 @@ import json
 import re
 import secrets
 from array import array
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from itertools import accumulate
 from typing import Any, Self
@@ -135,9 +136,11 @@ def _constant(name: str) -> None:
     raise _Refused
 
 
-_decode = json.JSONDecoder(
+_decoder: Any = json.JSONDecoder(
     object_pairs_hook=_object, parse_float=_decimal, parse_int=_integer, parse_constant=_constant
-).raw_decode
+)
+# The decoder's scanner without the decoder's own frame: (text, position) -> (value, end).
+_scan = _decoder.scan_once
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -150,28 +153,51 @@ def parse(
     Bytes are UTF-8, with or without a byte order mark. `max_values` bounds the members of all objects and arrays
     together. Raises JsonError with the place of a fault.
     """
+    result: dict[str, Any] = _read(data, "{", "object", max_bytes, max_depth, max_values)
+    return result
+
+
+def parse_list(
+    data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, max_values: int = MAX_VALUES
+) -> list[Any]:
+    """Read one JSON array (a JSON Patch) as `parse` reads an object. Raises JsonError."""
+    result: list[Any] = _read(data, "[", "array", max_bytes, max_depth, max_values)
+    return result
+
+
+def number(lexeme: str) -> int | Number:
+    """The value of a number as `parse` gives it: int for a plain integer, else Number. ValueError when it is none."""
+    problem = _number_problem(lexeme)
+    if problem:
+        raise ValueError(problem)
+    return int(lexeme) if lexeme.lstrip("-").isdigit() and lexeme != "-0" else Number._spelled(lexeme)
+
+
+def _read(data: bytes | str, opening: str, name: str, max_bytes: int, max_depth: int, max_values: int) -> Any:
     if len(data) > max_bytes:
         raise JsonError(f"the text is longer than {max_bytes} bytes: send it in smaller parts")
     text = _text(data)
-    start = _past_space(text, 0)
-    if text[start : start + 1] != "{":
-        raise _error(text, start, "a JSON object is expected, beginning with {")
+    start = 0 if text[:1] == opening else _past_space(text, 0)
+    if text[start : start + 1] != opening:
+        raise _error(text, start, f"a JSON {name} is expected, beginning with {opening}")
     # A small text with few brackets cannot break a limit; only others are measured.
     if text.count("{") + text.count("[") > max_depth or len(text) > max_values:
         _check_sizes(text, max_depth, max_values)
     if "\\" in text and ("\\u0000" in text or "\\ud" in text or "\\uD" in text):
         _check_escapes(text)
     try:
-        value, end = _decode(text, start)
+        value, end = _scan(text, start)
     except json.JSONDecodeError as problem:
         raise _error(text, problem.pos, _SENTENCES.get(problem.msg, "this is no JSON")) from None
+    except StopIteration as problem:
+        raise _error(text, problem.value, _SENTENCES["Expecting value"]) from None
     except (_Refused, RecursionError):
         raise _refusal(text, max_depth) from None
-    end = _past_space(text, end)
     if end != len(text):
-        raise _error(text, end, "text follows the end of the object: send one JSON object only")
-    result: dict[str, Any] = value
-    return result
+        end = _past_space(text, end)
+        if end != len(text):
+            raise _error(text, end, f"text follows the end of the {name}: send one JSON {name} only")
+    return value
 
 
 _SENTENCES = {
@@ -369,9 +395,21 @@ def _spell(item: Any) -> str:
 
 _MARK = "\0" + secrets.token_hex(8)
 _MARKED = re.compile(r'"\\u0000' + _MARK[1:] + r'([-+.0-9eE]+)"')
-_compact = json.JSONEncoder(
-    ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"), default=_spell
-).encode
+
+
+def _encoder() -> Callable[[Any], str]:
+    """The compact encoder; CPython's is kept ready, because `JSONEncoder.encode` makes a new one for each call."""
+    plain = json.JSONEncoder(
+        ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"), default=_spell
+    ).encode
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return plain
+    ready = make(None, _spell, json.encoder.encode_basestring, None, ":", ",", False, False, False)
+    return lambda value: "".join(ready(value, 0))
+
+
+_compact = _encoder()
 _indented = json.JSONEncoder(
     ensure_ascii=False, check_circular=False, allow_nan=False, indent=2, separators=(",", ": "), default=_spell
 ).encode
