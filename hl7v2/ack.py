@@ -149,6 +149,20 @@ def control_id_of(raw: bytes) -> str:
     return _copy(_header(raw), "MSH-10")
 
 
+def wanted(raw: bytes) -> tuple[str, str] | None:
+    """(MSH-15, MSH-16) in capitals when the message asks for enhanced mode, None for original mode.
+
+    HL7 v2.5 2.9.2: enhanced mode as soon as one of the two is valued; an empty one then means NE.
+    """
+    accept, application = (_copy(_header(raw), f"MSH-{n}").upper() for n in (15, 16))
+    return (accept or "NE", application or "NE") if accept or application else None
+
+
+def due(condition: str, *, good: bool) -> bool:
+    """Whether an acknowledgement is to be sent under a condition of HL7 table 0155 (AL, NE, ER, SU)."""
+    return {"AL": True, "NE": False, "ER": not good, "SU": good}.get(condition, True)
+
+
 def _copy(header: Message | None, where: str) -> str:
     return header.text(where)[:_ECHO] if header else ""
 

@@ -23,6 +23,7 @@ from typing import Final, Literal
 
 from hl7v2 import ack
 from hl7v2.frames import MAX_FRAME, Frame, FrameTooLarge, NotMllp, Reader, wrap
+from hl7v2.message import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,10 @@ class Policy:
     `frame_seconds` bounds a whole frame, `silence_seconds` a pause inside one, `idle_seconds` the pause between two
     frames (partners keep connections open for hours; keep-alive finds the dead ones), `lone_fs_seconds` how long to
     wait for the CR after an FS. `max_buffered` bounds what all connections together hold of unfinished frames.
+
+    `enhanced` honours MSH-15 and MSH-16: a commit answer (CA) once the message is stored, the application's answer
+    (AA) once it is integrated, both on the same connection. It needs a Listener with `on_store`; messages that ask
+    for nothing still get the one answer of original mode.
     """
 
     max_frame: int = MAX_FRAME
@@ -58,6 +63,7 @@ class Policy:
     max_buffered: int = 512 << 20
     keep_alive_seconds: int = 180
     farewell_seconds: float = 5.0
+    enhanced: bool = False
     tls: ssl.SSLContext | None = None
     application: str = "PASSERELLE"
     clock: Callable[[], datetime] = field(default=utc_now)
@@ -78,7 +84,7 @@ class Link:
         self.thread: threading.Thread | None = None
 
 
-def refusal(policy: Policy, raw: bytes, code: Literal["AE", "AR"], text: str) -> bytes:
+def refusal(policy: Policy, raw: bytes, code: Literal["AE", "AR", "CR"], text: str) -> bytes:
     """A framed answer of the wire itself, made when nobody above could make one."""
     made = ack.build(
         raw, code, now=policy.clock(), control_id=policy.new_id(), text=text, err_code="207",
@@ -87,10 +93,23 @@ def refusal(policy: Policy, raw: bytes, code: Literal["AE", "AR"], text: str) ->
     return wrap(made)
 
 
+def commit(policy: Policy, raw: bytes) -> bytes:
+    """A framed CA: the message is stored safely; what becomes of it is told later."""
+    made = ack.build(raw, "CA", now=policy.clock(), control_id=policy.new_id(), application=policy.application)
+    return wrap(made)
+
+
+def _is_good(framed: bytes) -> bool:
+    try:
+        return ack.read(framed.strip(b"\x0b\x1c\r") + b"\r").code in ("AA", "CA")
+    except Unreadable:
+        return False
+
+
 class Conversation:
     """What happens on one connection: read a frame, answer it, read the next."""
 
-    __slots__ = ("_answer", "_busy", "_link", "_policy", "_reader", "_reserve", "_since", "_stopping")
+    __slots__ = ("_answer", "_busy", "_link", "_policy", "_reader", "_reserve", "_since", "_stopping", "_store")
 
     def __init__(
         self,
@@ -99,12 +118,15 @@ class Conversation:
         answer: Callable[[bytes, str], bytes],
         reserve: Callable[[Link, int], bool],
         stopping: threading.Event,
+        store: Callable[[bytes, str], bytes] | None = None,
     ) -> None:
+        """`answer` gives a framed answer; `store` keeps the message and gives b'', or a framed CE or CR."""
         self._link = link
         self._policy = policy
         self._answer = answer
         self._reserve = reserve
         self._stopping = stopping
+        self._store = store if policy.enhanced else None
         self._reader = Reader(policy.max_frame)
         self._since = time.monotonic()
         self._busy = False
@@ -127,10 +149,25 @@ class Conversation:
             elif busy:
                 return self._leave(frame.content, "AR", "too many connections; try again later")
             else:
-                self._send(self._answer(frame.content, self._link.peer))
+                self._reply(frame.content)
             self._reserve(self._link, self._reader.size)
             self._since = time.monotonic()
         return None
+
+    def _reply(self, raw: bytes) -> None:
+        """One answer in original mode; in enhanced mode first that it is stored, then what became of it."""
+        asked = ack.wanted(raw) if self._store else None
+        if self._store is None or asked is None:
+            self._send(self._answer(raw, self._link.peer))
+            return
+        refused = self._store(raw, self._link.peer)
+        if ack.due(asked[0], good=not refused):
+            self._send(refused or commit(self._policy, raw))
+        if refused:
+            return
+        answer = self._answer(raw, self._link.peer)
+        if ack.due(asked[1], good=_is_good(answer)):
+            self._send(answer)
 
     def _read(self) -> Frame | None:
         """Bytes until there is a frame. None when the conversation is over (and all was said)."""

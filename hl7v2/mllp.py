@@ -17,10 +17,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from hl7v2 import ack
-from hl7v2.conversation import CHUNK, Conversation, Link, Policy, close, refusal, shut, tune
+from hl7v2.conversation import CHUNK, Conversation, Link, Policy, close, commit, refusal, shut, tune
 from hl7v2.frames import Frame, FrameTooLarge, NotMllp, Reader, wrap
 from hl7v2.message import Unreadable
 
@@ -36,9 +37,22 @@ class Listener:
     or an empty answer becomes AR 207: the message may come again.
     """
 
-    def __init__(self, address: tuple[str, int], on_message: OnMessage, *, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        on_message: OnMessage,
+        *,
+        policy: Policy | None = None,
+        on_store: OnMessage | None = None,
+    ) -> None:
+        """`on_store` serves enhanced mode (`Policy.enhanced`): it commits the bytes and returns b'', or the bytes of
+        a CE (never) or CR (not now). `on_message` follows with the same bytes: it must know what is stored already.
+        """
+        if policy is not None and policy.enhanced and on_store is None:
+            raise ValueError("enhanced mode needs on_store: a CA may only follow a commit")
         self._address = address
         self._on_message = on_message
+        self._on_store = on_store
         self._policy = policy or Policy()
         self._lock = threading.Lock()
         self._links: set[Link] = set()
@@ -157,7 +171,8 @@ class Listener:
     def _serve(self, link: Link, busy: bool) -> None:
         try:
             self._prepare(link)
-            Conversation(link, self._policy, self._answer, self._reserve, self._stopping).run(busy=busy)
+            store = self._store if self._on_store else None
+            Conversation(link, self._policy, self._answer, self._reserve, self._stopping, store).run(busy=busy)
         except OSError as error:
             log.info("MLLP connection of %s ended: %s", link.peer, error)
         except Exception:
@@ -203,6 +218,15 @@ class Listener:
             log.exception("a message of %s could not be handled", peer)
             return self._fault(raw, "internal fault; the message may be sent again")
 
+    def _store(self, raw: bytes, peer: str) -> bytes:
+        assert self._on_store is not None
+        try:
+            refused = self._on_store(raw, peer)
+        except Exception:
+            log.exception("a message of %s could not be stored", peer)
+            return refusal(self._policy, raw, "CR", "the message could not be stored; it may be sent again")
+        return wrap(refused) if refused else b""
+
     def _fault(self, raw: bytes, text: str) -> bytes:
         return refusal(self._policy, raw, "AR", text)
 
@@ -238,6 +262,14 @@ class MllpFault(Exception):
         self.answer = answer
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """The answers of enhanced mode, as bytes without frame: stored (CA, CE, CR), and what became of it (AA, AE, AR)."""
+
+    accept: bytes | None
+    application: bytes | None
+
+
 class Sender:
     """A connection to one partner, kept open between messages. Not for use by two threads at a time."""
 
@@ -256,7 +288,6 @@ class Sender:
         self._server_name = server_name or address[0]
         self._max_answer = max_answer
         self._sock: socket.socket | None = None
-        self._leftover = False
 
     def send(self, raw: bytes, *, timeout: float | None = None) -> bytes:
         """Send one message and return the bytes of its answer (without frame), whatever its MSA-1 says.
@@ -264,7 +295,14 @@ class Sender:
         The answer must carry our MSH-10 in MSA-2. `timeout` (seconds) is for the answer. Raises MllpFault; after
         one the connection is closed, so that a late answer can never be taken for another message's.
         """
-        patience = self._timeout if timeout is None else timeout
+        reader = Reader(self._max_answer)
+        answer = self._ask(raw, self._timeout if timeout is None else timeout, reader)
+        if reader.size:
+            # More than one answer came: whatever follows is not for the next message.
+            self.close()
+        return answer
+
+    def _ask(self, raw: bytes, patience: float, reader: Reader) -> bytes:
         try:
             framed = wrap(raw)
         except ValueError as error:
@@ -272,7 +310,7 @@ class Sender:
         try:
             self._connect(patience)
             self._transmit(framed, patience)
-            answer = self._receive(patience)
+            answer = self._receive(patience, reader)
             correlate(raw, answer)
         except MllpFault as fault:
             self.close()
@@ -283,10 +321,42 @@ class Sender:
         except BaseException:
             self.close()
             raise
-        if self._leftover:
-            # More than one answer came: whatever follows is not for the next message.
-            self.close()
         return answer
+
+    def exchange(self, raw: bytes, *, timeout: float | None = None) -> Exchange:
+        """Send a message that asks for enhanced mode (MSH-15, MSH-16) and collect its two answers.
+
+        Raises MllpFault as `send` does while nothing was answered. Once a CA came, the message is the partner's: an
+        application answer that stays out is no fault but `application` None, and the connection is closed so that it
+        cannot be taken for the answer to another message. An application answer that asks for one is answered CA.
+        """
+        patience = self._timeout if timeout is None else timeout
+        reader = Reader(self._max_answer)
+        first = self._ask(raw, patience, reader)
+        code, asked = ack.read(first).code, ack.wanted(raw)
+        second: bytes | None = None
+        if code == "CA" and asked is not None and asked[1] == "AL":
+            second = self._later(raw, patience, reader)
+        # ER and SU may bring an answer or none: none may be taken for the answer to the next message.
+        if reader.size or (code == "CA" and asked is not None and asked[1] in ("ER", "SU")):
+            self.close()
+        return Exchange(first, second) if code in ("CA", "CE", "CR") else Exchange(None, first)
+
+    def _later(self, raw: bytes, patience: float, reader: Reader) -> bytes | None:
+        """The application's answer after a CA, or None when it stays out."""
+        try:
+            second = self._receive(patience, reader)
+            correlate(raw, second)
+            if (ack.wanted(second) or ("", ""))[0] in ("AL", "SU"):
+                self._transmit(commit(Policy(), second), patience)
+        except MllpFault as fault:
+            log.info("MLLP: %s was committed, no application answer: %s", ack.control_id_of(raw)[:50], fault)
+            self.close()
+            return None
+        except BaseException:
+            self.close()
+            raise
+        return second
 
     def close(self) -> None:
         if self._sock is not None:
@@ -321,14 +391,18 @@ class Sender:
             fault = MllpFault("send", _cause(error), f"the message could not be sent: {error}")
             # A partner that refuses a message half way (too large) answers before it has read it all.
             try:
-                fault.answer = self._receive(0.5)
+                fault.answer = self._receive(0.5, Reader(self._max_answer))
             except MllpFault:
                 raise fault from error
             raise fault from error
 
-    def _receive(self, timeout: float) -> bytes:
-        assert self._sock is not None
-        reader = Reader(self._max_answer)
+    def _receive(self, timeout: float, reader: Reader) -> bytes:
+        """The next answer; what came behind it stays in `reader`."""
+        if self._sock is None:
+            raise MllpFault("answer", "closed", "the connection is closed")
+        waiting = _next(reader) if reader.size else None
+        if waiting is not None:
+            return waiting.content
         deadline = time.monotonic() + timeout
         while True:
             left = deadline - time.monotonic()
@@ -346,7 +420,6 @@ class Sender:
             reader.feed(data)
             frame = _next(reader) if data else reader.flush()
             if frame is not None:
-                self._leftover = reader.size > 0
                 return frame.content
             if not data:
                 code = "incomplete" if reader.inside else "closed"
@@ -409,4 +482,4 @@ def _cause(error: OSError) -> str:
     return next((name for kind, name in table if isinstance(error, kind)), "unreachable")
 
 
-__all__ = ["Listener", "MllpFault", "OnMessage", "Policy", "Sender", "Stage", "correlate", "send"]
+__all__ = ["Exchange", "Listener", "MllpFault", "OnMessage", "Policy", "Sender", "Stage", "correlate", "send"]

@@ -74,9 +74,12 @@ ZAM: Final = {code: Structure("ZAM_Z01", "CI-SIS", ("MSH", "EVN", "OBX")) for co
 MDM: Final = {
     code: Structure("MDM_T02", "CI-SIS", ("MSH", "EVN", "PID", "PV1", "TXA", "OBX")) for code in ("T02", "T04", "T10")
 }
-ORU: Final = {"R01": Structure("ORU_R01", "CI-SIS", ("MSH", "PID", "OBR", "OBX"))}
+ORU: Final = {"R01": Structure("ORU_R01", "CI-SIS", ("MSH", "PID", "OBR"))}
+ORM: Final = {"O01": Structure("ORM_O01", "", ("MSH", "PID", "ORC"))}
+OMI: Final = {"O23": Structure("OMI_O23", "", ("MSH", "PID", "ORC"))}
+SIU: Final = {code: Structure("SIU_S12", "", ("MSH", "SCH")) for code in ("S12", "S13", "S14", "S15")}
 
-STRUCTURES: Final = {"ADT": ADT, "ZAM": ZAM, "MDM": MDM, "ORU": ORU}
+STRUCTURES: Final = {"ADT": ADT, "ZAM": ZAM, "MDM": MDM, "ORU": ORU, "ORM": ORM, "OMI": OMI, "SIU": SIU}
 
 ZBE_EVENTS: Final = frozenset(code for code, s in ADT.items() if s.transaction == "ITI-31") - {"A44"}
 """Movements that carry a ZBE segment in PAM France."""

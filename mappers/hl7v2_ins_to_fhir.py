@@ -79,6 +79,16 @@ def statuses_of(msg: Message) -> tuple[str, ...]:
     return tuple(rep.text for rep in reps(msg.at("PID-32")))
 
 
+def drops_ins(msg: Message) -> bool:
+    """The sender says that this identity carries no INS any more: another status than VALI, FICT or DOUT, or `""`.
+
+    A message without PID-32 says nothing about it: false.
+    """
+    statuses = statuses_of(msg)
+    removed = any(cx.part(1).value == '""' and is_ins(cx) for cx in msg.at("PID-3").repetitions()[:200])
+    return removed or bool(statuses and ("VALI" not in statuses or {"FICT", "DOUT"} & set(statuses)))
+
+
 def ins_of(msg: Message, site: Site, notes: Notes) -> Ins | None:
     """The INS that may be kept, or None with a note saying why.
 

@@ -44,6 +44,7 @@ BIRTH_PLACE: Final = "http://hl7.org/fhir/StructureDefinition/patient-birthPlace
 INSEE: Final = FR_CORE + "fr-core-address-insee-code"
 INSEE_SYSTEM: Final = "https://mos.esante.gouv.fr/NOS/TRE_R13-CommuneOM/FHIR/TRE-R13-CommuneOM"
 MARITAL_SYSTEM: Final = "http://terminology.hl7.org/CodeSystem/v3-MaritalStatus"
+CONSENT_SCOPE: Final = "http://terminology.hl7.org/CodeSystem/consentscope"
 DMP_STATUS: Final = "urn:passerelle:dmp"
 """Our own extension: what ZFA says of the patient's shared record. Parts: status (ACTIF, FERME, INEXISTANT),
 statusDate, closed, feed (NA, IO = opposed, INO = not opposed), feedDate, consultation, consultationDate."""
@@ -231,6 +232,37 @@ def _dmp(msg: Message, site: Site, notes: Notes) -> list[Element]:
     return [{"url": DMP_STATUS, "extension": parts}] if parts else []
 
 
+TAKEN_BACK: Final = frozenset({"DE", "DC", "DP"})
+"""ROL-2 (HL7 table 0287): delete, discontinue, deprecate."""
+
+_CHOICES: Final = {
+    "feed": (9, 10, {"INO": "permit", "IO": "deny"}, "Alimentation du DMP"),
+    "consultation": (11, 12, {"IC": "permit", "INC": "deny"}, "Consultation du DMP"),
+}
+"""Part of ZFA -> its field, the field of its date, code -> provision, and what the person decided about."""
+
+
+def consents_of(msg: Message, site: Site) -> tuple[Element, ...]:
+    """What the patient decided about the DMP (ZFA-9, ZFA-11), one Consent each, without id and patient; NA: none."""
+    out: list[Element] = []
+    for name, (field, at, codes, text) in _CHOICES.items():
+        provision = codes.get(msg.text(f"ZFA-{field}"))
+        if provision is None:
+            continue
+        out.append(
+            compact(
+                resourceType="Consent",
+                status="active",
+                scope={"coding": [{"system": CONSENT_SCOPE, "code": "patient-privacy"}]},
+                category=[{"coding": [{"system": DMP_STATUS, "code": name}], "text": text}],
+                dateTime=datetime_of(msg.text(f"ZFA-{at}"), site.time_zone),
+                policyRule={"text": text},
+                provision={"type": provision},
+            )
+        )
+    return tuple(out)
+
+
 def _telecom(msg: Message) -> list[Element]:
     found = [telecom_of(xtn, work) for field, work in ((13, False), (14, True)) for xtn in reps(msg.at(f"PID-{field}"))]
     return [point for number, point in enumerate(found) if point and point not in found[:number]]
@@ -282,6 +314,9 @@ def _general_practitioner(msg: Message, notes: Notes) -> list[Element]:
         role = segment.text(3)
         if role != "ODRP":
             notes.add(f"{where}-3", f"the role {role!r} is not carried")
+            continue
+        if segment.text(2).upper() in TAKEN_BACK:
+            notes.add(f"{where}-2", f"{segment.text(2)}: the declared doctor is taken back, so none is carried")
             continue
         for xcn in reps(segment.field(4)):
             out.append(practitioner_of(xcn, f"{where}-4", notes))

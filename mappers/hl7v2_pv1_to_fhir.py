@@ -10,10 +10,13 @@ IHE PAM France 2.11 (PV1-19, PID-18, ZBE); FR Core 2.2.0 fr-core-encounter.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
 from hl7v2.message import Message, Segment
+from mappers import hl7v2_events_to_fhir as events
+from mappers.hl7v2_events_to_fhir import EVENTS, StayAction
 from mappers.hl7v2_types_to_fhir import (
     FINESS_SYSTEM,
     FR_V2_0203,
@@ -28,6 +31,7 @@ from mappers.hl7v2_types_to_fhir import (
 from mappers.identity import Site
 
 ACT_CODE: Final = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
+DISPOSITION: Final = "http://terminology.hl7.org/CodeSystem/v2-0112"
 PARTICIPATION: Final = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
 
 CLASSES: Final = {
@@ -39,25 +43,19 @@ CLASSES: Final = {
 }
 """PV1-2 (HL7 table 0004) -> Encounter.class. R (séances) has no code of its own; N is no encounter."""
 
-STATUSES: Final = {
-    **dict.fromkeys(("A01", "A02", "A04", "A06", "A07", "A08", "A12", "A13", "A15", "A16", "A22", "A25", "A26", "A44",
-                     "A52", "A54", "A55"), "in-progress"),
-    "A03": "finished",
-    **dict.fromkeys(("A05", "A14"), "planned"),
-    **dict.fromkeys(("A11", "A27", "A38"), "cancelled"),
-    **dict.fromkeys(("A21", "A53"), "onleave"),
-}  # fmt: skip
-"""State of the stay after the trigger. The cancellation of a leave (A52) puts the patient back in, of a return (A53)
-out again, of a discharge (A13) in again; pending events (A15, A16 and their cancellations) change nothing."""
-_CANCELS: Final = {"A01": "A11", "A02": "A12", "A03": "A13", "A04": "A11", "A05": "A38", "A14": "A27", "A15": "A26",
-                   "A16": "A25", "A21": "A52", "A22": "A53", "A54": "A55"}  # fmt: skip
+CARRIED: Final = frozenset({1, 2, 3, 7, 17, 19, 36, 44, 45})
 
-CARRIED: Final = frozenset({1, 2, 3, 7, 17, 19, 44, 45})
+
+Ids = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """ZBE: a movement of the stay. `units` are the medical and the nursing unit (UF) as (code, name)."""
+    """ZBE: a movement of the stay. `units` are the medical and the nursing unit (UF) as (code, name).
+
+    `action` is INSERT, UPDATE (this movement, known by its ids, is now so) or CANCEL (it never was); `historic` says
+    that it is not the current one: the state of the stay stays as it is.
+    """
 
     ids: tuple[str, ...]
     action: str
@@ -70,31 +68,42 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class StayResult:
-    """The Encounter (None when the message speaks of no stay), its identifiers (system, value), the movement."""
+    """The Encounter (None when the message speaks of no stay), its identifiers (system, value), the movement.
+
+    `account_ids` is PID-18 in a declared namespace. `action` says what becomes of the stay.
+    """
 
     encounter: Element | None
     ids: tuple[tuple[str, str], ...]
     movement: Movement | None
+    action: StayAction = "none"
+    account_ids: tuple[tuple[str, str], ...] = ()
 
 
 def stay_of(msg: Message, site: Site, notes: Notes) -> StayResult:
     """The stay of a movement message."""
     movement = movement_of(msg, site)
-    status = STATUSES.get(effective_trigger(msg, movement), "")
-    if not status or msg.first("PV1") is None:
-        return StayResult(None, (), movement)
+    trigger = effective_trigger(msg, movement)
+    event = EVENTS.get(trigger)
+    identifiers, ids, accounts = _identifiers(msg, site, notes)
+    action, original = (movement.action, movement.original_trigger) if movement else ("", "")
+    what = events.stay_action(msg.trigger, action, original)
+    if movement:
+        _consistent(msg, movement, notes)
+    if event is None or what == "move":
+        return StayResult(None, tuple(ids), movement, what, tuple(accounts))
+    if not event.status or msg.first("PV1") is None:
+        return StayResult(None, (), movement, account_ids=tuple(accounts))
     if msg.text("PV1-2") == "N":
         notes.add("PV1-2", "class N: no stay is recorded")
-        return StayResult(None, (), movement)
-    identifiers, ids = _identifiers(msg, site, notes)
+        return StayResult(None, (), movement, account_ids=tuple(accounts))
     if not ids:
         notes.add("PV1-19", "no visit number in a declared namespace: the stay is not recorded")
-        return StayResult(None, (), movement)
+        return StayResult(None, (), movement, account_ids=tuple(accounts))
     if movement and movement.historic:
         notes.add("ZBE-5", "a historic movement: the state of the stay is that of its own time")
-    period = _period(msg, site, movement)
-    if status == "in-progress" and "end" in period:
-        status = "finished"
+    period = _period(msg, site, movement, notes)
+    status = "finished" if event.status == "in-progress" and "end" in period else event.status
     encounter = compact(
         resourceType="Encounter",
         identifier=identifiers,
@@ -102,18 +111,34 @@ def stay_of(msg: Message, site: Site, notes: Notes) -> StayResult:
         class_=_class(msg, notes),
         participant=_participants(msg, notes),
         period=period,
-        location=_locations(msg, movement),
+        hospitalization=_hospitalization(msg, notes),
+        location=[] if event.pending else _locations(msg, movement),
         serviceProvider=provider_of(site),
     )
-    return StayResult(encounter, tuple(ids), movement)
+    return StayResult(encounter, tuple(ids), movement, what, tuple(accounts))
 
 
 def effective_trigger(msg: Message, movement: Movement | None) -> str:
     """The trigger whose effect the message has: that of ZBE-6 for a correction, its cancellation for CANCEL."""
-    original = movement.original_trigger if movement else ""
-    if msg.trigger == "Z99" and original:
-        return _CANCELS.get(original, original) if movement and movement.action == "CANCEL" else original
-    return "A01" if msg.trigger == "Z99" else msg.trigger
+    if movement is None:
+        return "A01" if msg.trigger == "Z99" else msg.trigger
+    return events.effective(msg.trigger, movement.action, movement.original_trigger)
+
+
+def _consistent(msg: Message, movement: Movement, notes: Notes) -> None:
+    """ZBE-4 and ZBE-6 must tell what the trigger tells; the trigger decides, the contradiction is told."""
+    event = EVENTS.get(msg.trigger)
+    if event is None or msg.trigger == "A44":
+        return
+    wanted = {"Z99": ("UPDATE", "CANCEL")}.get(msg.trigger, ("CANCEL",) if event.cancels else ("INSERT",))
+    if movement.action not in wanted:
+        notes.add("ZBE-4", f"{movement.action!r} does not go with {msg.trigger} ({' or '.join(wanted)} is expected)")
+    if msg.trigger == "Z99" and movement.original_trigger not in EVENTS:
+        told = "the stay stays as it is" if movement.action == "CANCEL" else "read as that of an admission"
+        notes.add("ZBE-6", f"the correction does not name the event it is about: {told}")
+    backwards = events.CANCELLED_BY.get(movement.original_trigger) == msg.trigger
+    if event.cancels and movement.original_trigger and not backwards:
+        notes.add("ZBE-6", f"{msg.trigger} takes back {event.cancels}, not {movement.original_trigger[:3]}")
 
 
 def movement_of(msg: Message, site: Site) -> Movement | None:
@@ -143,10 +168,11 @@ def provider_of(site: Site) -> Element:
     return compact(type="Organization", identifier=identifier, display=site.name)
 
 
-def _identifiers(msg: Message, site: Site, notes: Notes) -> tuple[list[Element], list[tuple[str, str]]]:
+def _identifiers(msg: Message, site: Site, notes: Notes) -> tuple[list[Element], Ids, Ids]:
     """PV1-19 (VN) and PID-18 (AN); only the visit number in a declared namespace finds the stay again."""
     out: list[Element] = []
-    ids: list[tuple[str, str]] = []
+    ids: Ids = []
+    accounts: Ids = []
     visit = msg.at("PV1-19").repetition(1)
     if visit.valued and visit.part(1).text:
         identifier, namespace = identifier_of(visit, "PV1-19", site, "VN", "usual", notes)
@@ -154,9 +180,10 @@ def _identifiers(msg: Message, site: Site, notes: Notes) -> tuple[list[Element],
         ids += [(namespace.fhir_system, identifier["value"])] if namespace else []
     account = msg.at("PID-18").repetition(1)
     if account.valued and account.part(1).text:
-        identifier, _ = identifier_of(account, "PID-18", site, "AN", "secondary", notes)
+        identifier, namespace = identifier_of(account, "PID-18", site, "AN", "secondary", notes)
         out.append(identifier)
-    return out, ids
+        accounts += [(namespace.fhir_system, identifier["value"])] if namespace else []
+    return out, ids, accounts
 
 
 def _class(msg: Message, notes: Notes) -> Element:
@@ -169,14 +196,18 @@ def _class(msg: Message, notes: Notes) -> Element:
     return {"system": ACT_CODE, "code": name, "display": display}
 
 
-def _period(msg: Message, site: Site, movement: Movement | None) -> Element:
+def _period(msg: Message, site: Site, movement: Movement | None, notes: Notes) -> Element:
     zone = site.time_zone
     begin = datetime_of(msg.text("PV1-44"), zone)
     end = datetime_of(msg.text("PV1-45"), zone)
+    trigger = effective_trigger(msg, movement)
+    if end and not EVENTS[trigger].ends:
+        notes.add("PV1-45", f"{trigger} ends no stay: the date of discharge is not carried")
+        end = ""
     moved = movement.start if movement else datetime_of(msg.text("EVN-6"), zone)
-    if not begin and effective_trigger(msg, movement) in ("A01", "A04", "A05"):
+    if not begin and trigger in ("A01", "A04", "A05"):
         begin = moved or datetime_of(msg.text("EVN-2"), zone)
-    if not end and effective_trigger(msg, movement) == "A03":
+    if not end and trigger == "A03":
         end = moved or datetime_of(msg.text("EVN-2"), zone)
     return compact(start=begin, end=end)
 
@@ -197,3 +228,20 @@ def _locations(msg: Message, movement: Movement | None) -> list[Element]:
     units = [" ".join(part for part in (name, f"(UF {code})" if code else "") if part) for code, name in
              dict.fromkeys(movement.units if movement else ())]  # fmt: skip
     return [{"location": {"display": name}} for name in dict.fromkeys([*units, place]) if name]
+
+
+def _hospitalization(msg: Message, notes: Notes) -> Element:
+    """ZFV-1 (DLD): the FINESS of the establishment the patient comes from; PV1-36: how the stay ended."""
+    finess = msg.text("ZFV-1.1")
+    out: Element = {}
+    if re.fullmatch(r"[0-9AB]{9}", finess):
+        coding = {"system": FR_V2_0203, "code": "FINEG"}
+        identifier = {"type": {"coding": [coding]}, "system": FINESS_SYSTEM, "value": finess}
+        out["origin"] = {"type": "Organization", "identifier": identifier}
+    elif finess:
+        notes.add("ZFV-1", f"{finess[:30]!r} is no FINESS and not carried")
+    disposition = msg.at("PV1-36")
+    if disposition.valued:
+        coding = compact(system=DISPOSITION, code=disposition.text, display=disposition.component(2).text)
+        out["dischargeDisposition"] = {"coding": [coding]}
+    return out

@@ -14,27 +14,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from hl7v2.message import Message
+from hl7v2.message import Message, Segment, parse
+from mappers import hl7v2_events_to_fhir as events
 from mappers import hl7v2_pid_to_fhir as pid
 from mappers import hl7v2_pv1_to_fhir as pv1
-from mappers.hl7v2_ins_to_fhir import Refused, is_ins
+from mappers.hl7v2_events_to_fhir import EVENTS, Action, PatientAction, StayAction
+from mappers.hl7v2_ins_to_fhir import Refused, drops_ins, is_ins
+from mappers.hl7v2_pid_to_fhir import consents_of
 from mappers.hl7v2_pv1_to_fhir import Movement
 from mappers.hl7v2_types_to_fhir import Element, Notes, datetime_of, identifier_of, reps
-from mappers.identity import Site
+from mappers.identity import NamespaceKind, Site
 from mappers.mapped import Mapped
 
-Action = Literal["identity", "movement", "merge", "change-ids"]
-ACTIONS: Final[Mapping[str, Action]] = {"A28": "identity", "A31": "identity", "A40": "merge", "A47": "change-ids"}
-"""What a trigger is about; every other one is a movement."""
+MAX_GROUPS: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
 class AdtResult:
     """What an ADT says. Resources have no id, the Encounter no subject.
 
-    `ins`, `local_ids`, `encounter_ids` and `prior_ids` (MRG-1 of A40 and A47) are (Identifier.system, value): what to
-    match on. `nulls` are the elements the sender explicitly deletes (`""`), as paths. `event_time` is EVN-6 or EVN-2
-    as FHIR dateTime.
+    `patient_action` and `stay_action` say what to do, `action` in one word what it is about. `ins`, `local_ids`,
+    `encounter_ids`, `account_ids` (PID-18) are (Identifier.system, value): what to match on; `prior_ids` (MRG-1),
+    `prior_account_ids` (MRG-3) and `prior_encounter_ids` (MRG-5) are what it was before. `keeps_state`: a historic or
+    announced movement; a stay that is already known keeps its status, class, place and participants. `consents` say
+    what ZFA says of the DMP. `nulls` are the elements the sender explicitly deletes (`""`, or a ROL taken back), as
+    paths. `drops_ins`: every INS held for this person leaves it (the identity is no longer qualified). `event_time` is
+    EVN-6 or EVN-2 as FHIR dateTime.
     """
 
     trigger: str
@@ -49,6 +54,14 @@ class AdtResult:
     prior_ids: tuple[tuple[str, str], ...] = ()
     movement: Movement | None = None
     nulls: tuple[str, ...] = ()
+    patient_action: PatientAction = "update"
+    stay_action: StayAction = "none"
+    account_ids: tuple[tuple[str, str], ...] = ()
+    prior_account_ids: tuple[tuple[str, str], ...] = ()
+    prior_encounter_ids: tuple[tuple[str, str], ...] = ()
+    keeps_state: bool = False
+    consents: tuple[Element, ...] = ()
+    drops_ins: bool = False
 
 
 def adt(msg: Message, site: Site) -> Mapped[AdtResult]:
@@ -67,12 +80,15 @@ def adt(msg: Message, site: Site) -> Mapped[AdtResult]:
         notes.add("MSH-9.2", "A08 is outside IHE PAM France; taken as A31 and the movement it repeats")
     patient = pid.patient_of(msg, site, notes)
     stay = pv1.stay_of(msg, site, notes)
-    prior = _prior(msg, site)
+    merged = msg.first("MRG")
+    if events.action_of(msg.trigger) in ("merge", "change-ids") and not _prior(msg, site):
+        notes.add("MRG-1", "no prior identifier in a declared namespace: nothing can be merged or replaced")
+    if len(msg.all("PID")) > 1:
+        notes.add("PID[2]", "a second patient: only the first one is read; split the message first")
     _left_behind(msg, notes)
-    action = ACTIONS.get(msg.trigger, "movement")
     result = AdtResult(
         trigger=msg.trigger,
-        action=action,
+        action=events.action_of(msg.trigger),
         control_id=msg.control_id,
         event_time=datetime_of(msg.text("EVN-6") or msg.text("EVN-2"), site.time_zone),
         patient=patient.patient,
@@ -80,9 +96,17 @@ def adt(msg: Message, site: Site) -> Mapped[AdtResult]:
         ins=(patient.ins.system, patient.ins.value) if patient.ins else None,
         local_ids=patient.local_ids,
         encounter_ids=stay.ids,
-        prior_ids=prior,
+        prior_ids=_prior(msg, site),
         movement=stay.movement,
         nulls=_nulls(msg),
+        patient_action=EVENTS[msg.trigger].patient if msg.trigger in EVENTS else "update",
+        stay_action=stay.action,
+        account_ids=stay.account_ids,
+        prior_account_ids=_old(merged, 3, site, "AN"),
+        prior_encounter_ids=_old(merged, 5, site, "VN"),
+        keeps_state=_keeps_state(msg, stay.movement),
+        consents=consents_of(msg, site),
+        drops_ins=drops_ins(msg),
     )
     return Mapped(result, tuple(dict.fromkeys(notes.losses)))
 
@@ -110,6 +134,40 @@ def _prior(msg: Message, site: Site) -> tuple[tuple[str, str], ...]:
     return tuple(out)
 
 
+def _keeps_state(msg: Message, movement: Movement | None) -> bool:
+    """Historic, announced, or the cancellation of nobody knows what: the stay stays as it is."""
+    trigger = pv1.effective_trigger(msg, movement)
+    unknown = trigger == "Z99"
+    return unknown or bool(movement and movement.historic) or (trigger in EVENTS and EVENTS[trigger].pending)
+
+
+def _old(merged: Segment | None, field: int, site: Site, kind: NamespaceKind) -> tuple[tuple[str, str], ...]:
+    """MRG-3 or MRG-5 in a declared namespace."""
+    out = []
+    for cx in reps(merged.field(field)) if merged else ():
+        identifier, namespace = identifier_of(cx, f"MRG-{field}", site, kind, "old", Notes())
+        if namespace:
+            out.append((namespace.fhir_system, str(identifier["value"])))
+    return tuple(out)
+
+
+def split(msg: Message) -> tuple[Message, ...]:
+    """One message for each patient of an A40, A44 or A17 that names several; any other message as it is.
+
+    Each has the header segments and one PID with what follows it, so that `adt` may read it alone. Raises Refused
+    beyond 50 patients.
+    """
+    starts = [segment.start for segment in msg.all("PID")]
+    if len(starts) < 2:
+        return (msg,)
+    if len(starts) > MAX_GROUPS:
+        raise Refused(f"more than {MAX_GROUPS} patients in one message", f"PID^{MAX_GROUPS + 1}", condition="198")
+    ends = [*starts[1:], len(msg.raw)]
+    charset = msg.charset.codec if msg.charset.note else None
+    head = msg.raw[: starts[0]]
+    return tuple(parse(head + msg.raw[a:b], charset=charset) for a, b in zip(starts, ends, strict=True))
+
+
 def _nulls(msg: Message) -> tuple[str, ...]:
     """The fields of PID and PV1 that say `""`: delete what you hold."""
     out = []
@@ -121,7 +179,8 @@ def _nulls(msg: Message) -> tuple[str, ...]:
             elif (name, number) == ("PID", 3):
                 removed = (n for n, cx in enumerate(value.repetitions()[:200], 1) if cx.part(1).value == '""')
                 out += [f"PID-3[{n}]" for n in removed]
-    return tuple(out)
+    taken_back = (rol for rol in msg.all("ROL")[:50] if rol.text(3) == "ODRP" and rol.text(2).upper() in pid.TAKEN_BACK)
+    return (*out, *(f"ROL[{rol.number}]" for rol in taken_back))
 
 
 _CARRIED: Final[Mapping[str, frozenset[int]]] = {
@@ -133,7 +192,8 @@ _CARRIED: Final[Mapping[str, frozenset[int]]] = {
     "ZFA": frozenset({1, 2, 3, 9, 10, 11, 12}),
     "ZFD": frozenset({5, 6, 7}),
     "ROL": frozenset({1, 2, 3, 4}),
-    "MRG": frozenset({1}),
+    "ZFV": frozenset({1}),
+    "MRG": frozenset({1, 3, 5}),
 }
 """Fields read from each segment; the others that hold something are reported, segment by segment."""
 
@@ -209,4 +269,4 @@ def _failure(msg: Message) -> tuple[str, str]:
     return code, next((text for text in texts if text and text != '""'), "")
 
 
-__all__ = ["AdtResult", "BusinessAck", "Movement", "Refused", "adt", "zam"]
+__all__ = ["AdtResult", "BusinessAck", "Movement", "Refused", "adt", "split", "zam"]

@@ -7,7 +7,8 @@ Every frame is recorded (and written to disk when a folder is given) before it i
 
 Steps of a script: AA AE AR CA CE CR (that code) · late:SECONDS (AA after a pause) · silence · half (half an answer,
 then close) · trickle (AA byte by byte) · wrong-msa-2 · no-msa · garbage · two (a stray AA for another message, then
-AA) · latin (AA in 8859/15) · close · reset. When the script is used up, the default step answers.
+AA) · CA+AA CA+AE CA+AR (enhanced mode: stored, then that code) · latin (AA in 8859/15) · close · reset. When the
+script is used up, the default step answers.
 
 Sources: HL7 v2 MLLP release 1; CI-SIS "Transmission d'un document CDA-R2 en HL7v2" 2.1, business acknowledgements
 (https://interop.esante.gouv.fr/ig/hl7v2/trans-cda-r2/volume2.html).
@@ -35,7 +36,8 @@ from typing import Literal
 
 VT, FS, CR = b"\x0b", b"\x1c", b"\r"
 CODES = ("AA", "AE", "AR", "CA", "CE", "CR")
-STEPS = (*CODES, "silence", "half", "trickle", "wrong-msa-2", "no-msa", "garbage", "two", "latin", "close", "reset")
+STEPS = (*CODES, "silence", "half", "trickle", "wrong-msa-2", "no-msa", "garbage", "two", "latin", "close", "reset",
+         "CA+AA", "CA+AE", "CA+AR")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,9 @@ class Peer:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for byte in answer:
                 sock.sendall(bytes([byte]))
+            return True
+        if step.startswith("CA+"):
+            sock.sendall(VT + acknowledgement(raw, "CA") + FS + CR + VT + acknowledgement(raw, step[3:]) + FS + CR)
             return True
         if step == "two":
             sock.sendall(VT + acknowledgement(raw, "wrong-msa-2") + FS + CR)

@@ -16,7 +16,8 @@ from hl7v2.check import check
 from hl7v2.frames import wrap
 from hl7v2.message import Message, parse
 from mappers.fhir_to_cda import cda
-from mappers.fhir_to_hl7v2 import ACTIONS, METADATA, Options, Visit, mdm
+from mappers.fhir_to_hl7v2 import ACTIONS, METADATA, REPORT_STATUSES, Options, Visit, mdm, oru
+from mappers.fhir_to_hl7v2_plain import plain
 from mappers.fhir_to_report import Report, oid_of, report
 from mappers.identity import Mailbox
 from mappers.mapped import Mapped
@@ -259,3 +260,156 @@ def test_the_base64_of_a_large_document_is_written_once() -> None:
         receiving_application="DPI", receiving_facility="CH",
     ).value  # fmt: skip
     assert base64.b64encode(document) in raw
+
+
+# --- replace and delete, byte for byte ---------------------------------------------------------------------------
+
+SECOND = replace(REPORT, replaces="3b241101-e2bb-4255-8caf-4136c566a962", version=2)
+PDF = b"%PDF-1.7\n\xe2\xe3 not a real one\n%%EOF\n"
+
+
+def golden(name: str) -> bytes:
+    return (DATA / f"{name}.golden.hl7").read_bytes().replace(b"\n", b"\r")
+
+
+@pytest.mark.parametrize("profile", ["push-2.1", "lps-1.1"])
+@pytest.mark.parametrize("trigger", ["T10", "T04"])
+def test_a_replacement_and_a_deletion_are_the_expected_ones_byte_for_byte(profile: str, trigger: str) -> None:
+    value = SECOND if trigger == "T10" else REPORT
+    result = build(value, profile=profile, trigger=trigger)
+    assert result.value == golden(f"mdm-{trigger.lower()}-{profile}")
+    assert check(parse(result.value)) == []
+
+
+@pytest.mark.parametrize("profile", ["push-2.1", "lps-1.1"])
+def test_a_deletion_names_the_document_that_was_sent_and_a_replacement_its_parent(profile: str) -> None:
+    created = message(REPORT, profile=profile).get("TXA-12")
+    assert message(REPORT, profile=profile, trigger="T04").get("TXA-12") == created
+    assert not message(SECOND, profile=profile, trigger="T04").get("TXA-13")
+    replaced = message(SECOND, profile=profile, trigger="T10")
+    assert replaced.get("TXA-13") == oid_of(SECOND.replaces) != replaced.get("TXA-12")
+
+
+# --- ORU of the push profile -------------------------------------------------------------------------------------
+
+
+def result_message(value: Report = REPORT, **more: Any) -> Mapped[bytes]:
+    arguments: dict[str, Any] = {
+        "site": SENDER, "control_id": "NB2HI4DTHIXS653XO4XA", "now": NOW,
+        "receiving_application": "PFI", "receiving_facility": "CH EXEMPLE",
+    }  # fmt: skip
+    return oru(value, CDA.encode(), **{**arguments, **more})
+
+
+def test_the_oru_is_the_expected_one_byte_for_byte() -> None:
+    assert result_message(dmp=True).value == golden("oru-r01-push-2.1")
+    assert check(parse(result_message(dmp=True).value)) == []
+
+
+def test_the_oru_has_the_segments_and_types_of_version_2_5() -> None:
+    msg = parse(result_message(dmp=True).value)
+    assert names(msg) == ["MSH", "PID", "PV1", "ORC", "OBR", "OBX", "PRT", "PRT", *["OBX"] * 10]
+    assert [msg.at(f"MSH-{n}").encoded for n in (9, 12, 21)] == ["ORU^R01^ORU_R01", "2.5", "2.1^CISIS_CDA_HL7_V2"]
+    assert {obx.text(2) for obx in msg.all("OBX")[1:]} == {"CE"}
+    assert [msg.get(f"OBX-5.{n}") for n in (2, 3, 4)] == ["TEXT", "XML", "Base64"]
+    assert list(metadata(msg)) == [code for code, _ in METADATA]
+    assert msg.encapsulated(msg.all("OBX")[0]).decode() == CDA.encode()
+
+
+@pytest.mark.parametrize("trigger", ["T02", "T10", "T04"])
+def test_the_oru_tells_the_action_in_orc_obr_and_obx(trigger: str) -> None:
+    msg = parse(result_message(SECOND, trigger=trigger).value)
+    assert (msg.get("ORC-1"), msg.get("OBX-11"), msg.get("OBR-25")) == (*ACTIONS[trigger], REPORT_STATUSES[trigger])
+    assert msg.at("OBR-3").encoded == msg.at("ORC-3").encoded == oid_of(SECOND.set_id)
+    assert msg.get("OBR-2") == REPORT.request_id
+
+
+def test_mdm_and_oru_say_the_same_of_patient_stay_and_people() -> None:
+    one = message(options=Options(visit=VISIT))
+    two = parse(result_message(options=Options(visit=VISIT)).value)
+    for name in ("PID", "PV1"):
+        assert one.all(name)[0].raw == two.all(name)[0].raw
+    assert [prt.raw for prt in one.all("PRT")] == [prt.raw for prt in two.all("PRT")]
+
+
+def test_an_oru_that_cannot_be_right_is_refused() -> None:
+    with pytest.raises(ValueError, match="replaces"):
+        result_message(replace(REPORT, replaces=""), trigger="T10")
+    with pytest.raises(ValueError, match="MSH-10"):
+        result_message(control_id="X" * 21)
+    with pytest.raises(ValueError, match="cannot be mailed"):
+        result_message(options=Options(masked=True, mail_professionals=True))
+
+
+@pytest.mark.needs("shared")
+def test_our_oru_has_the_shape_of_the_national_sample(shared: Path) -> None:
+    national = parse((shared / "ans-hl7v2" / "oru-r01-initial.hl7").read_bytes())
+    ours = parse(result_message(dmp=True).value)
+    for where in ("MSH-9", "MSH-12", "MSH-17", "MSH-18", "MSH-21", "ORC-1", "OBR-25", "OBX-2", "OBX-5.2", "OBX-5.3",
+                  "OBX-5.4", "OBX-11", "OBX[2]-2", "PRT-2", "PRT-4.1", "PRT-4.3", "PID-32"):  # fmt: skip
+        assert ours.at(where).encoded == national.at(where).encoded, where
+    theirs = [obx.field(3).encoded for obx in national.all("OBX")[1:11]]
+    assert [obx.field(3).encoded for obx in ours.all("OBX")[1:11]] == theirs
+
+
+# --- a plain message with the PDF --------------------------------------------------------------------------------
+
+
+def plain_message(value: Report = REPORT, **more: Any) -> Mapped[bytes]:
+    arguments: dict[str, Any] = {
+        "site": SENDER, "kind": "MDM", "control_id": "NB2HI4DTHIXS653XO4XA", "now": NOW,
+        "receiving_application": "DPI", "receiving_facility": "CH EXEMPLE",
+    }  # fmt: skip
+    return plain(value, PDF, **{**arguments, **more})
+
+
+@pytest.mark.parametrize("kind", ["MDM", "ORU"])
+def test_a_plain_message_is_the_expected_one_byte_for_byte(kind: str) -> None:
+    result = plain_message(kind=kind)
+    assert result.value == golden(f"plain-{kind.lower()}")
+    assert [loss.source for loss in result.losses] == ["OBX-5"]
+    assert check(parse(result.value)) == []
+
+
+@pytest.mark.parametrize("kind", ["MDM", "ORU"])
+def test_a_plain_message_carries_the_pdf_and_nothing_of_the_french_profiles(kind: str) -> None:
+    msg = parse(plain_message(kind=kind).value)
+    document = msg.encapsulated(msg.all("OBX")[0])
+    assert (document.type, document.subtype, document.encoding) == ("application", "pdf", "Base64")
+    assert document.decode() == PDF
+    assert not msg.all("PRT") and not msg.at("MSH-21").valued and len(msg.all("OBX")) == 1
+    old = parse(plain_message(kind=kind, media=("AP", "PDF"), version="2.3.1").value)
+    assert (old.get("MSH-12"), old.get("OBX-5.2"), old.get("OBX-5.3")) == ("2.3.1", "AP", "PDF")
+    assert msg.get("PV1-2") == "N"
+
+
+@pytest.mark.parametrize("kind", ["MDM", "ORU"])
+@pytest.mark.parametrize("trigger", ["T02", "T10", "T04"])
+def test_a_plain_message_tells_one_action(kind: str, trigger: str) -> None:
+    msg = parse(plain_message(SECOND, kind=kind, trigger=trigger).value)
+    assert msg.get("OBX-11") == ACTIONS[trigger][1]
+    if kind == "ORU":
+        assert (msg.get("OBR-25"), msg.get("ORC-1")) == (REPORT_STATUSES[trigger], "RE")
+    else:
+        assert msg.trigger == trigger
+        assert bool(msg.get("TXA-13")) is (trigger == "T10")
+        assert msg.get("TXA-19") == ("CA" if trigger == "T04" else "AV")
+
+
+def test_what_is_no_pdf_never_leaves_as_one() -> None:
+    with pytest.raises(ValueError, match="no PDF"):
+        plain(REPORT, CDA.encode(), site=SENDER, kind="MDM", control_id="A", now=NOW,
+              receiving_application="D", receiving_facility="C")  # fmt: skip
+    with pytest.raises(ValueError, match="replaces"):
+        plain_message(replace(REPORT, replaces=""), trigger="T10")
+    with pytest.raises(ValueError, match="MSH-10"):
+        plain_message(control_id="")
+
+
+def test_a_hostile_title_and_request_number_stay_in_their_fields() -> None:
+    value = replace(REPORT, title="A|B\rPID|9\x1c\r", request_id="R^1~2&3")
+    for kind in ("MDM", "ORU"):
+        msg = parse(plain_message(value, kind=kind).value)
+        assert len(msg.all("PID")) == 1
+        assert (msg.at("TXA-14.1") if kind == "MDM" else msg.at("OBR-2.1")).text == "R^1~2&3"
+        wrap(msg.raw)
