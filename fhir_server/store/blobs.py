@@ -2,22 +2,28 @@
 
 A file appears under its name only when it is whole and on the disk, so a crash leaves at most a file in `new/`.
 Which blobs belong to the record is said by the `blob` table, in the transaction that refers to them.
+
+Between `put` and that transaction nothing refers to a blob, also when an older file with the same bytes was found: its
+status-change time (ctime) says when it was last put, and `remove` spares what was put lately.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fhir_server import errors
 
 CHUNK = 1 << 20
+LOCK = "blobs.lock"
 _SHA = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -47,10 +53,10 @@ class Blobs:
     def put(self, data: bytes) -> str:
         """Stores the bytes and returns their sha256; on return they are on the disk."""
         sha256 = hashlib.sha256(data).hexdigest()
-        if self.exists(sha256):
-            return sha256
         arriving = self.new_folder() / f"{sha256}.{secrets.token_hex(8)}"
         try:
+            if self._renewed(sha256):
+                return sha256
             self.new_folder().mkdir(parents=True, exist_ok=True)
             with arriving.open("xb") as file:
                 file.write(data)
@@ -68,11 +74,58 @@ class Blobs:
         with path.open("rb") as file:
             name = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        if self.exists(name):
+        if self._renewed(name):
             path.unlink()
         else:
             self._publish(path, name)
         return name
+
+    def _renewed(self, sha256: str) -> bool:
+        """Whether the blob is there; if so, it counts as put now."""
+        path = self.path(sha256)
+        if not path.exists():
+            return False
+        with self._locked(fcntl.LOCK_SH):
+            try:
+                os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+            except (FileNotFoundError, PermissionError):
+                return False  # removed meanwhile, or another user's: a new file takes its place
+        return True
+
+    def remove(self, sha256: str, before: float) -> bool:
+        """Removes a blob that nothing refers to, unless it was put at or after `before` (seconds since 1970 UTC)."""
+        path = self.path(sha256)
+        with self._locked(fcntl.LOCK_EX):
+            try:
+                if path.stat().st_ctime >= before:
+                    return False
+                path.unlink()
+            except FileNotFoundError:
+                return False
+        return True
+
+    def put_at(self, sha256: str) -> float | None:
+        """When the blob was last put, in seconds since 1970 UTC; None when it is not there."""
+        try:
+            return self.path(sha256).stat().st_ctime
+        except FileNotFoundError:
+            return None
+
+    def names(self) -> Iterator[list[str]]:
+        """The sha256 of every blob there is, folder by folder."""
+        for outer in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
+            for inner in sorted(outer.glob("[0-9a-f][0-9a-f]")):
+                yield sorted(path.name for path in inner.iterdir() if _SHA.match(path.name))
+
+    @contextmanager
+    def _locked(self, mode: int) -> Iterator[None]:
+        """Putting again (shared) and removing (alone) keep each other out, across processes."""
+        handle = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(handle, mode)
+            yield
+        finally:
+            os.close(handle)
 
     def _publish(self, arriving: Path, sha256: str) -> None:
         final = self.path(sha256)

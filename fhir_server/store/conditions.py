@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from fhir_server import errors
@@ -23,6 +23,7 @@ from fhir_server.store.view import Fragment, visible
 
 MAX_DEPTH = 20
 MAX_VALUES = 2_000
+NESTED = 2
 ALL = -1
 
 TABLES: dict[ParamType, str] = {
@@ -106,10 +107,8 @@ def probe(clause: Clause, limit: int) -> Fragment:
 def _clause(clause: Clause, alias: str, ground: Ground, depth: int, *, by_row: bool) -> Fragment:
     if len(clause.values) > MAX_VALUES:
         raise errors.TooLarge(f"`{clause.name}` has {len(clause.values)} values; at most {MAX_VALUES} are accepted.")
-    if clause.reverse is not None:
-        return _has(clause, alias, ground, depth)
-    if clause.chain:
-        return _chain(clause, alias, ground, depth)
+    if is_hop(clause):
+        return _hops(clause, alias, ground, depth)
     if clause.pid == 0:
         return _column(clause, alias)
     if clause.type not in TABLES:
@@ -126,8 +125,16 @@ def _clause(clause: Clause, alias: str, ground: Ground, depth: int, *, by_row: b
 
 
 def _index_test(clause: Clause, pid_column: str = "x.pid") -> Fragment:
+    if clause.values and clause.values[0].pid:
+        return _any([_beside(clause, value, pid_column) for value in clause.values])
     pid = _pid(clause, pid_column)
     return pid if clause.missing is not None else _both(pid, _VALUE_TESTS[clause.type](clause))
+
+
+def _beside(clause: Clause, value: Value, column: str) -> Fragment:
+    """A composite: the rows beside the code, tested by the other value."""
+    test = _VALUE_TESTS[clause.type](replace(clause, values=(value,)))
+    return _both(Fragment(f"{column} = ?", (value.pid,)), test)
 
 
 def _pid(clause: Clause, column: str = "x.pid") -> Fragment:
@@ -140,33 +147,65 @@ def _pid(clause: Clause, column: str = "x.pid") -> Fragment:
 # CROSS JOIN fixes the order of joins on SQLite, from the innermost condition outwards; PostgreSQL chooses itself.
 
 
-def _chain(clause: Clause, alias: str, ground: Ground, depth: int) -> Fragment:
-    """`alias` refers to a resource that meets the inner clauses."""
-    inner = f"{alias}c"
-    met = conditions(clause.chain, inner, ground, depth=depth + 1)
+def _hops(clause: Clause, alias: str, ground: Ground, depth: int) -> Fragment:
+    """A chain or `_has` on `alias`.
+
+    A few hops nest, and PostgreSQL plans them as one join. More are worked out one after the other from the far end:
+    SQLite's parser has no room for deeper nesting, and a join of twenty tables is beyond any planner.
+    """
+    way = [clause]
+    while len(way[-1].chain) == 1 and is_hop(way[-1].chain[0]):
+        way.append(way[-1].chain[0])
+    if len(way) <= NESTED:
+        met = conditions(clause.chain, f"{alias}i", ground, depth=depth + 1)
+        one = _hop(clause, alias, ground, met)
+        return Fragment(f"{alias}.rid IN ({one.sql})", one.params)
+    if depth + len(way) > MAX_DEPTH:
+        raise errors.TooLarge(f"A search may follow at most {MAX_DEPTH} references in a row.")
+    met = conditions(way[-1].chain, f"{alias}i", ground, depth=depth + len(way))
+    steps: list[str] = []
+    params: list[object] = []
+    for n, hop in enumerate(reversed(way)):
+        one = _hop(hop, alias, ground, met)
+        steps.append(f"{alias}s{n} AS MATERIALIZED ({one.sql})")
+        params.extend(one.params)
+        met = Fragment(f" AND {alias}i.rid IN (SELECT rid FROM {alias}s{n})")
+    return Fragment(
+        f"{alias}.rid IN (WITH {', '.join(steps)} SELECT rid FROM {alias}s{len(way) - 1})",
+        tuple(params),
+    )
+
+
+def _hop(clause: Clause, alias: str, ground: Ground, met: Fragment) -> Fragment:
+    """The rids one reference away from the resources that meet `met`, a condition on `{alias}i`."""
+    return (_forward if clause.reverse is None else _backward)(clause, alias, ground, met)
+
+
+def _forward(clause: Clause, alias: str, ground: Ground, met: Fragment) -> Fragment:
+    """What refers to a resource that meets the condition."""
+    inner = f"{alias}i"
     seen = visible(ground.caller, inner)
     pid = _pid(clause)
     typed = f" AND {ground.plain(inner + '.type')} IN ({marks(clause.chain_types)})" if clause.chain_types else ""
     return Fragment(
-        f"{alias}.rid IN (SELECT x.rid FROM resource {inner} CROSS JOIN idx_reference x "
+        f"SELECT x.rid FROM resource {inner} CROSS JOIN idx_reference x "
         f"WHERE {inner}.deleted = 0{typed}{met.sql}{seen.sql} "
-        f"AND {pid.sql} AND x.id <> '' AND x.id = {inner}.id AND x.type = {inner}.type)",
+        f"AND {pid.sql} AND x.id <> '' AND x.id = {inner}.id AND x.type = {inner}.type",
         (*clause.chain_types, *met.params, *seen.params, *pid.params),
     )
 
 
-def _has(clause: Clause, alias: str, ground: Ground, depth: int) -> Fragment:
-    """A resource of another type refers to `alias` and meets the inner clauses."""
+def _backward(clause: Clause, alias: str, ground: Ground, met: Fragment) -> Fragment:
+    """What a resource of another type that meets the condition refers to."""
     assert clause.reverse is not None
-    inner, target = f"{alias}h", f"{alias}t"
-    met = conditions(clause.chain, inner, ground, depth=depth + 1)
+    inner, target = f"{alias}i", f"{alias}t"
     seen = visible(ground.caller, inner)
     source, pid = clause.reverse
     return Fragment(
-        f"{alias}.rid IN (SELECT {target}.rid FROM resource {inner} CROSS JOIN idx_reference x "
+        f"SELECT {target}.rid FROM resource {inner} CROSS JOIN idx_reference x "
         f"CROSS JOIN resource {target} WHERE {ground.plain(inner + '.type')} = ? AND {inner}.deleted = 0"
         f"{met.sql}{seen.sql} AND x.rid = {inner}.rid AND {ground.plain('x.pid')} = ? AND x.id <> '' "
-        f"AND {target}.type = x.type AND {target}.id = x.id)",
+        f"AND {target}.type = x.type AND {target}.id = x.id",
         (source, *met.params, *seen.params, pid),
     )
 
@@ -290,15 +329,31 @@ def _number(clause: Clause) -> Fragment:
 
 
 def _quantity(clause: Clause) -> Fragment:
-    tests: list[Fragment] = []
-    for value in clause.values:
-        test = _range(value, _NUMBER_TESTS, "x.low", "x.high")
-        if value.code:
-            test = _both(test, Fragment("x.code = ?", (bounded(value.code),)))
-        if value.system:
-            test = _both(test, Fragment("x.system = ?", (bounded(value.system),)))
-        tests.append(test)
-    return _any(tests)
+    return _any([_measured(value) for value in clause.values])
+
+
+def _measured(value: Value) -> Fragment:
+    """By UCUM base units where the searched unit has them, so that 5 g/dL finds 50 g/L; else as spelled.
+
+    Without a system the unit may be a word as well (`10||{score}`): both ways count.
+    """
+    if not value.unit:
+        return _as_spelled(value)
+    searched = replace(value, low=value.base_low, high=value.base_high)
+    in_base = _both(
+        Fragment("x.unit <> '' AND x.unit = ?", (value.unit,)),
+        _range(searched, _NUMBER_TESTS, "x.canonical_low", "x.canonical_high"),
+    )
+    return in_base if value.system else _any([in_base, _as_spelled(value)])
+
+
+def _as_spelled(value: Value) -> Fragment:
+    test = _range(value, _NUMBER_TESTS, "x.low", "x.high")
+    if value.code:
+        test = _both(test, Fragment("x.code = ?", (bounded(value.code),)))
+    if value.system:
+        test = _both(test, Fragment("x.system = ?", (bounded(value.system),)))
+    return test
 
 
 def _reference(clause: Clause) -> Fragment:
@@ -332,7 +387,10 @@ def _uri(clause: Clause) -> Fragment:
             ]
         )
     if clause.modifier == "above":
-        return _in("x.uri", [part for value in clause.values for part in _above(value.text)])
+        parts = list(dict.fromkeys(part for value in clause.values for part in _above(value.text)))
+        if len(parts) > MAX_VALUES:
+            raise errors.TooLarge(f"`{clause.name}:above` looks under more than {MAX_VALUES} addresses; ask for fewer.")
+        return _in("x.uri", parts)
     if clause.modifier:
         raise _unsupported(clause)
     return _in("x.uri", [bounded(value.text) for value in clause.values])
@@ -347,23 +405,27 @@ def _above(uri: str) -> list[str]:
     return found[:50]
 
 
-_KM_A_DEGREE = 111.195
+EARTH_KM = 6371.0088
 
 
 def _near(clause: Clause) -> Fragment:
-    """Within so many kilometres of a point, on a plane around it: exact enough where a hospital is looked for."""
+    """Within so many kilometres of a point, along the great circle of a sphere.
+
+    The band of latitudes is what the index answers; the rest is the haversine formula, right across the date line.
+    """
     tests: list[Fragment] = []
+    half_north = "sin(radians(x.latitude - ?) / 2)"
+    half_east = "sin(radians(x.longitude - ?) / 2)"
     for value in clause.values:
         latitude, longitude, radius = (float(part) for part in value.text.split("|"))
-        reach = radius / _KM_A_DEGREE
-        squeeze = max(math.cos(math.radians(latitude)), 0.01) ** 2
-        away = "abs(x.longitude - ?)"
-        shorter = f"CASE WHEN {away} > 180 THEN 360 - {away} ELSE {away} END"
+        reach = math.degrees(radius / EARTH_KM) + 1e-9
+        most = math.sin(min(radius / (2 * EARTH_KM), math.pi / 2)) ** 2
+        shrunk = math.cos(math.radians(latitude))
         tests.append(
             Fragment(
-                "(x.latitude BETWEEN ? AND ? AND (x.latitude - ?) * (x.latitude - ?) "
-                f"+ ({shorter}) * ({shorter}) * ? <= ?)",
-                (latitude - reach, latitude + reach, latitude, latitude, *(longitude,) * 6, squeeze, reach * reach),
+                f"(x.latitude BETWEEN ? AND ? AND {half_north} * {half_north} "
+                f"+ cos(radians(x.latitude)) * ? * {half_east} * {half_east} <= ?)",
+                (latitude - reach, latitude + reach, latitude, latitude, shrunk, longitude, longitude, most),
             )
         )
     return _any(tests)

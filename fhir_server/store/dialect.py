@@ -51,18 +51,24 @@ SQLITE = Dialect(
     each="json_each(?)",
 )
 
-POSTGRESQL = Dialect(
-    name="postgresql",
-    for_update=" FOR UPDATE",
-    for_share=" FOR SHARE",
-    skip_locked=" FOR UPDATE SKIP LOCKED",
-    txid="pg_current_xact_id()::text::bigint",
-    settled="{column} < pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
-    snapshot="SELECT pg_current_snapshot()::text",
-    visible="pg_visible_in_snapshot({column}::text::xid8, ?::pg_snapshot)",
-    unindexed="{}",
-    each="json_array_elements(?::json)",
-)
+
+def postgresql(base: int = 0) -> Dialect:
+    """PostgreSQL's, where stored transaction numbers are the cluster's own plus `base` (see `postgres.numbering`)."""
+    plus = f" + {base}" if base else ""
+    own = f"({{column}} - {base})" if base else "{column}"
+    return Dialect(
+        name="postgresql",
+        for_update=" FOR UPDATE",
+        for_share=" FOR SHARE",
+        skip_locked=" FOR UPDATE SKIP LOCKED",
+        txid=f"(pg_current_xact_id()::text::bigint{plus})",
+        settled=f"{{column}} < pg_snapshot_xmin(pg_current_snapshot())::text::bigint{plus}",
+        snapshot="SELECT pg_current_snapshot()::text",
+        visible=f"CASE WHEN {{column}} <= {base} THEN true "
+        f"ELSE pg_visible_in_snapshot({own}::text::xid8, ?::pg_snapshot) END",
+        unindexed="{}",
+        each="json_array_elements(?::json)",
+    )
 
 
 class Session(Protocol):

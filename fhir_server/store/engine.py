@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 from fhir_server.context import SYSTEM, Caller, Clock, micros, now
 from fhir_server.store import audit, inbox, instances, lanes, resources, schema
+from fhir_server.store.bell import Bell, PostgresBell, SilentBell
 from fhir_server.store.blobs import Blobs
 from fhir_server.store.dialect import Dialect, Session
 from fhir_server.store.inbox import INLINE_BYTES, InboxState, Keys, NewMessage, Received
@@ -65,24 +66,35 @@ def open_store(
     blobs = Blobs(data_dir / "blobs")
     blobs.prepare()
     path = schema.sqlite_path(url)
-    database: Database
     if path is None:
-        database = PostgresDatabase(url, connections=connections, statement_seconds=statement_seconds)
-    else:
-        database = SqliteDatabase(path, readers=connections, statement_seconds=statement_seconds)
-    return Store(database, blobs, clock, status.needed)
+        postgres = PostgresDatabase(url, connections=connections, statement_seconds=statement_seconds)
+        return Store(postgres, blobs, clock, status.needed, lambda heard: PostgresBell(url, heard), url)
+    sqlite = SqliteDatabase(path, readers=connections, statement_seconds=statement_seconds)
+    return Store(sqlite, blobs, clock, status.needed, lambda heard: SilentBell(), url)
 
 
 class Store:
     """One open database. Safe to use from any thread."""
 
-    def __init__(self, database: Database, blobs: Blobs, clock: Clock, schema_version: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        blobs: Blobs,
+        clock: Clock,
+        schema_version: str,
+        bell: Callable[[Callable[[], None]], Bell],
+        address: str = "",
+    ) -> None:
+        """`address` is the database's URL. `bell` makes what tells other processes of work; it is handed what to call
+        when they tell."""
         self._database = database
         self._clock = clock
         self._bell = threading.Condition()
         self._rings = 0
+        self._others = bell(self._ring)
         self.blobs = blobs
         self.schema_version = schema_version
+        self.address = address
 
     @property
     def engine(self) -> str:
@@ -110,6 +122,7 @@ class Store:
         result, woken = self._database.transaction(run)
         if woken:
             self._ring()
+            self._others.ring()
         return result
 
     @contextmanager
@@ -126,6 +139,7 @@ class Store:
     def close(self) -> None:
         """Finishes running writes and closes the database."""
         self._database.close()
+        self._others.close()
         self._ring()
 
     # inbox
@@ -179,14 +193,17 @@ class Store:
         self.write(SYSTEM, lambda tx: lanes.release(tx.view, held))
 
     def rings(self) -> int:
-        """How often this process has queued work; read it before looking for work, pass it to `wait_for_work`."""
+        """How often work was queued, as far as this process heard; read it before looking for work, pass it to
+        `wait_for_work`."""
         return self._rings
 
     def wait_for_work(self, seen: int, seconds: float) -> None:
         """Returns at once when work was queued since `seen`, else when some is, or after `seconds`.
 
-        Work queued by another process is found by looking again: wait a second at most.
+        Other processes are heard through PostgreSQL. What is lost on that way, and what only becomes due by time, is
+        found by looking again: wait a second at most.
         """
+        self._others.listen()
         with self._bell:
             self._bell.wait_for(lambda: self._rings != seen, timeout=seconds)
 
@@ -194,6 +211,14 @@ class Store:
         with self._bell:
             self._rings += 1
             self._bell.notify_all()
+
+    def now(self) -> datetime:
+        """The present of the store's clock."""
+        return self._clock()
+
+    def moment(self) -> int:
+        """The present of the store's clock, in microseconds since 1970 UTC."""
+        return micros(self._clock())
 
     def _moment(self, at: Moment) -> int:
         if isinstance(at, int):

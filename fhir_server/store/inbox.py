@@ -137,7 +137,8 @@ def _earlier(view: View, sender: str, control_id: str, sha256: str) -> Received 
         return ""
     lock(view, f"inbox|{sender}|{control_id}")
     rows = view.db.rows(
-        "SELECT id, sha256, state, ack, rival, original FROM inbox WHERE sender = ? AND control_id = ? ORDER BY seq",
+        "SELECT id, sha256, state, ack, rival, original FROM inbox WHERE sender = ? AND control_id = ? ORDER BY seq"
+        + view.db.dialect.for_update,
         (sender, control_id),
     )
     for row in rows:
@@ -300,11 +301,16 @@ def counts(view: View) -> dict[tuple[str, str], int]:
     return {(row[0], row[1]): int(row[2]) for row in rows}
 
 
-def record_blob(view: View, sha256: str, size: int, media_type: str) -> None:
-    """Says that the blob belongs to the record."""
+def record_blob(view: View, sha256: str, size: int, media_type: str, *, kept: bool = False) -> None:
+    """Says that the blob belongs to the record: as long as a row refers to it, or for good when `kept`.
+
+    The row stays locked to the end of the transaction, so that a clean-up looks at it before or after, not meanwhile.
+    """
     view.db.run(
-        "INSERT INTO blob (sha256, size, media_type, created_at) VALUES (?, ?, ?, ?) ON CONFLICT (sha256) DO NOTHING",
-        (sha256, size, media_type, view.now()),
+        "INSERT INTO blob (sha256, size, media_type, created_at, kept) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT (sha256) DO UPDATE SET idle_since = 0, "
+        "kept = CASE WHEN excluded.kept = 1 THEN 1 ELSE blob.kept END",
+        (sha256, size, media_type, view.now(), int(kept)),
     )
 
 

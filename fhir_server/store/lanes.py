@@ -152,6 +152,10 @@ def flush(view: View) -> None:
 
 
 def _enqueue(view: View, delivery: NewDelivery) -> None:
+    if delivery.parent:  # held, so that no clean-up takes it away before this transaction ends
+        held = view.db.one(f"SELECT 1 FROM delivery WHERE id = ?{view.db.dialect.for_share}", (delivery.parent,))
+        if held is None:
+            raise errors.NotFound(f"The outbox has no delivery {delivery.parent}.")
     lane_id, lane_seq = _next_number(view, delivery)
     sha256 = hashlib.sha256(delivery.payload).hexdigest()
     inline: bytes | None = delivery.payload

@@ -22,7 +22,7 @@ import psycopg
 from psycopg.types.numeric import Int8Dumper
 
 from fhir_server import errors
-from fhir_server.store.dialect import POSTGRESQL, Dialect, Row, Session, insert_postgresql, pyformat
+from fhir_server.store.dialect import Dialect, Row, Session, insert_postgresql, postgresql, pyformat
 from fhir_server.store.tables import Bulk
 
 T = TypeVar("T")
@@ -60,12 +60,40 @@ def connect(url: str, *, statement_seconds: float = 30.0) -> Connection:
     return connection
 
 
+_NUMBERS = (
+    "SELECT coalesce((SELECT value FROM counter WHERE name = 'txid base'), 0), "
+    "greatest((SELECT max(txid) FROM journal), (SELECT max(txid) FROM audit), 0), "
+    "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+)
+
+
+def numbering(connection: Connection) -> int:
+    """What this database adds to its cluster's transaction numbers so that they follow those it has stored.
+
+    0 until rows come from another cluster (a restore, a dump): that one's numbers may be far ahead of this one's, and
+    readers of the journal would wait for them to come.
+    """
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(5021977312)")
+        row = connection.execute(_NUMBERS).fetchone()
+        assert row is not None
+        base, stored, following = (int(value) for value in row)
+        if stored < base + following:
+            return base
+        base = stored + 1
+        connection.execute(
+            "INSERT INTO counter (name, value) VALUES ('txid base', %s) "
+            "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (base,),
+        )
+    return base
+
+
 class PostgresSession:
     """A `Session` over psycopg."""
 
-    dialect: Dialect = POSTGRESQL
-
-    def __init__(self, connection: Connection, pipeline: psycopg.Pipeline | None = None) -> None:
+    def __init__(self, connection: Connection, dialect: Dialect, pipeline: psycopg.Pipeline | None = None) -> None:
+        self.dialect = dialect
         self._connection = connection
         self._pipeline = pipeline
 
@@ -98,15 +126,15 @@ class PostgresSession:
 class PostgresDatabase:
     """The pool of one process."""
 
-    dialect = POSTGRESQL
-
     def __init__(self, url: str, *, connections: int = 12, statement_seconds: float = 30.0) -> None:
         self._url = url
         self._statement_seconds = statement_seconds
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._slots = threading.BoundedSemaphore(connections)
         self._closed = False
-        self._idle.put(connect(url, statement_seconds=statement_seconds))
+        first = connect(url, statement_seconds=statement_seconds)
+        self.dialect = postgresql(numbering(first))
+        self._idle.put(first)
 
     def transaction(self, work: Callable[[Session], T]) -> T:
         """Runs `work` in a transaction, again after a deadlock or serialisation failure, up to three times."""
@@ -120,14 +148,13 @@ class PostgresDatabase:
                 time.sleep(random.uniform(0.002, 0.02) * attempt)
         raise AssertionError("unreachable")
 
-    @staticmethod
-    def _once(connection: Connection, work: Callable[[Session], T]) -> T:
+    def _once(self, connection: Connection, work: Callable[[Session], T]) -> T:
         """In pipeline mode: what returns nothing travels with what follows, BEGIN and COMMIT too."""
         committing = False
         try:
             with connection.pipeline() as pipeline:
                 connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-                result = work(PostgresSession(connection, pipeline))
+                result = work(PostgresSession(connection, self.dialect, pipeline))
                 committing = True
                 connection.execute("COMMIT")
         except BaseException as fault:
@@ -145,7 +172,7 @@ class PostgresDatabase:
             try:
                 with connection.pipeline() as pipeline:
                     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    yield PostgresSession(connection, pipeline)
+                    yield PostgresSession(connection, self.dialect, pipeline)
             finally:
                 with suppress(psycopg.Error):
                     connection.execute("ROLLBACK")
@@ -154,7 +181,7 @@ class PostgresDatabase:
     def once(self) -> Iterator[Session]:
         """For a single statement: its own snapshot, no transaction to open and close."""
         with self._connection() as connection:
-            yield PostgresSession(connection)
+            yield PostgresSession(connection, self.dialect)
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:

@@ -23,6 +23,7 @@ MAX_COUNT = 1_000
 MAX_INCLUDED = 2_000
 MAX_ROUNDS = 10
 FEW = 2_000
+ESTIMATED = 10_000
 
 _WIDTH = COLUMNS.count(",") + 1
 
@@ -108,7 +109,15 @@ def _start(view: View, clauses: Sequence[Clause], whole: bool) -> int | None:
 
 
 def _total(view: View, plan: Plan) -> int:
+    """Every match; for an estimate, beyond `ESTIMATED` what PostgreSQL's planner expects."""
     where = _where(view, plan, whole=True)
+    if plan.total == "estimate" and view.db.dialect.name == "postgresql":
+        few = f"SELECT count(*) FROM (SELECT 1 FROM resource r WHERE {where.sql} LIMIT {ESTIMATED + 1}) q"
+        row = view.db.one(few, where.params)
+        if row and row[0] <= ESTIMATED:
+            return int(row[0])
+        told = view.db.one(f"EXPLAIN (FORMAT JSON) SELECT 1 FROM resource r WHERE {where.sql}", where.params)
+        return max(ESTIMATED + 1, int(told[0][0]["Plan"]["Plan Rows"]) if told else 0)
     row = view.db.one(f"SELECT count(*) FROM resource r WHERE {where.sql}", where.params)
     return int(row[0]) if row else 0
 
@@ -122,7 +131,8 @@ class _Key:
     nullable: bool
 
 
-# The value a sort uses: the least of several when ascending, the greatest when descending.
+# The value a sort uses: the least of several when ascending, the greatest when descending. What has only a text has
+# no code, what refers by URL no id: absent.
 _SORTED_BY: dict[str, tuple[str, str]] = {
     "string": ("folded", "folded"),
     "token": ("code", "code"),
@@ -132,6 +142,7 @@ _SORTED_BY: dict[str, tuple[str, str]] = {
     "reference": ("id", "id"),
     "uri": ("uri", "uri"),
 }
+_EMPTY = frozenset(("code", "id"))
 
 
 def _keys(plan: Plan, ground: Ground) -> tuple[_Key, ...]:
@@ -142,17 +153,41 @@ def _keys(plan: Plan, ground: Ground) -> tuple[_Key, ...]:
 
 def _key(sort: Sort, ground: Ground) -> _Key:
     if sort.pid == 0:
-        column = {"_lastUpdated": "r.last_updated", "_id": "r.id"}.get(sort.name)
-        if column is None:
-            raise errors.Unsupported(f"Sorting by `{sort.name}` is not supported.", http=400)
-        return _Key(Fragment(column), sort.descending, False)
-    columns = _SORTED_BY.get(sort.type)
-    if columns is None:
+        column = {"_lastUpdated": "last_updated", "_id": "id"}.get(sort.name, "")
+    else:
+        column = _SORTED_BY.get(sort.type, ("", ""))[sort.descending]
+    if not column:
         raise errors.Unsupported(f"Sorting by `{sort.name}` is not supported.", http=400)
-    function, column = ("max", columns[1]) if sort.descending else ("min", columns[0])
-    pid = ground.plain("x.pid")
-    sql = f"(SELECT {function}(x.{column}) FROM {TABLES[sort.type]} x WHERE x.rid = r.rid AND {pid} = ?)"
-    return _Key(Fragment(sql, (sort.pid,)), sort.descending, True)
+    if sort.pid == 0 and not sort.chain:
+        return _Key(Fragment(f"r.{column}"), sort.descending, False)
+    way, last = _way(sort, ground)
+    value = f"{last}.{column}" if sort.pid == 0 else f"nullif(x.{column}, '')" if column in _EMPTY else f"x.{column}"
+    tables = [f"idx_reference f{i} CROSS JOIN resource t{i}" for i in range(len(sort.chain))]
+    if sort.pid:
+        tables.append(f"{TABLES[sort.type]} x")
+        way = _and(way, Fragment(f"x.rid = {last}.rid AND {ground.plain('x.pid')} = ?", (sort.pid,)))
+    function = "max" if sort.descending else "min"
+    sql = f"(SELECT {function}({value}) FROM {' CROSS JOIN '.join(tables)} WHERE {way.sql})"
+    return _Key(Fragment(sql, way.params), sort.descending, True)
+
+
+def _way(sort: Sort, ground: Ground) -> tuple[Fragment, str]:
+    """The conditions that lead from `r` along the references of a chained sort, and the alias it ends at."""
+    way, last = Fragment(""), "r"
+    for i, (pid, types) in enumerate(sort.chain):
+        seen = visible(ground.caller, f"t{i}")
+        typed = f" AND f{i}.type IN ({marks(types)})" if types else ""
+        step = Fragment(
+            f"f{i}.rid = {last}.rid AND {ground.plain(f'f{i}.pid')} = ? AND f{i}.id <> ''{typed} "
+            f"AND t{i}.type = f{i}.type AND t{i}.id = f{i}.id AND t{i}.deleted = 0{seen.sql}",
+            (pid, *types, *seen.params),
+        )
+        way, last = _and(way, step), f"t{i}"
+    return way, last
+
+
+def _and(left: Fragment, right: Fragment) -> Fragment:
+    return Fragment(f"{left.sql} AND {right.sql}", (*left.params, *right.params)) if left.sql else right
 
 
 def _statement(view: View, plan: Plan, limit: int) -> Fragment:

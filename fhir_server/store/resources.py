@@ -20,7 +20,7 @@ from fhir_server.search.values import bounded
 from fhir_server.store import journal
 from fhir_server.store.dialect import Row
 from fhir_server.store.tables import INDEX_TABLES, SCOPE
-from fhir_server.store.view import Stale, View, instant_of, visible
+from fhir_server.store.view import Fragment, Stale, View, instant_of, visible
 from profiles import json_text
 
 Resource = dict[str, Any]
@@ -67,6 +67,12 @@ class Prepared:
 
     def text(self, version: int, at: int) -> str:
         return f'{self.head}"versionId":"{version}","lastUpdated":"{instant_of(at)}"{self.tail}'
+
+
+def prefix(resource_type: str, resource_id: str, version: int, at: int) -> str:
+    """How the text of a version begins."""
+    opening = json_text.write({"resourceType": resource_type, "id": resource_id})[:-1]
+    return f'{opening},"meta":{{"versionId":"{version}","lastUpdated":"{instant_of(at)}"'
 
 
 _STORE_SETS = ("versionId", "lastUpdated", "_versionId", "_lastUpdated")
@@ -142,13 +148,17 @@ def history(
     count: int = 50,
     after: tuple[int, ...] = (),
     since: int = 0,
+    at: tuple[int, int] | None = None,
 ) -> HistoryPage:
-    """Versions of one resource, of a type, or of everything, newest first; `since` in microseconds, inclusive."""
+    """Versions of one resource, of a type, or of everything, newest first; `since` in microseconds, inclusive.
+
+    `at` (low, high exclusive, in microseconds) asks for the versions that were current at some time in between.
+    """
     if resource_type is not None and resource_id is not None:
-        rows = _history_of_one(view, resource_type, resource_id, count + 1, after, since)
+        rows = _history_of_one(view, resource_type, resource_id, count + 1, after, since, at)
         keys: list[tuple[int, ...]] = [(int(row[3]),) for row in rows]
     else:
-        found = _history_of_many(view, resource_type, count + 1, after, since)
+        found = _history_of_many(view, resource_type, count + 1, after, since, at)
         rows = [row[1:] for row in found]
         keys = [(int(row[5]), int(row[0])) for row in found]
     more = len(rows) > count > 0
@@ -156,22 +166,49 @@ def history(
 
 
 def _history_of_one(
-    view: View, resource_type: str, resource_id: str, count: int, after: tuple[int, ...], since: int
+    view: View,
+    resource_type: str,
+    resource_id: str,
+    count: int,
+    after: tuple[int, ...],
+    since: int,
+    at: tuple[int, int] | None,
 ) -> list[Row]:
     current = get(view, resource_type, resource_id)
     if current is None:
         return []
     below = int(after[0]) if after else current.version + 1
+    now, old = (_current_between(at, alias) for alias in ("r", "h"))
     return view.db.rows(
-        f"SELECT {COLUMNS} FROM resource r WHERE r.rid = ? AND r.version < ? AND r.last_updated >= ? "
+        f"SELECT {COLUMNS} FROM resource r WHERE r.rid = ? AND r.version < ? AND r.last_updated >= ?{now.sql} "
         f"UNION ALL SELECT {OLD} FROM history h JOIN resource r ON r.rid = h.rid "
-        "WHERE h.rid = ? AND h.version < ? AND h.last_updated >= ? ORDER BY 4 DESC LIMIT ?",
-        (current.rid, below, since, current.rid, below, since, count),
+        f"WHERE h.rid = ? AND h.version < ? AND h.last_updated >= ?{old.sql} ORDER BY 4 DESC LIMIT ?",
+        (current.rid, below, since, *now.params, current.rid, below, since, *old.params, count),
     )
 
 
+def _current_between(at: tuple[int, int] | None, alias: str) -> Fragment:
+    """The condition that a version (`alias`: r the current one, h an old one, j in the journal) was current then.
+
+    It begins with the version and ends with the one that superseded it: the next in history, else the current one.
+    """
+    if at is None:
+        return Fragment("")
+    begins = f"{alias}.{'at' if alias == 'j' else 'last_updated'}"
+    following = f"(SELECT n.last_updated FROM history n WHERE n.rid = {alias}.rid AND n.version = {alias}.version + 1)"
+    if alias == "r":
+        return Fragment(f" AND {begins} < ?", (at[1],))
+    ended = f"r.version <> {alias}.version AND COALESCE({following}, r.last_updated) <= ?"
+    return Fragment(f" AND {begins} < ? AND NOT ({ended})", (at[1], at[0]))
+
+
 def _history_of_many(
-    view: View, resource_type: str | None, count: int, after: tuple[int, ...], since: int
+    view: View,
+    resource_type: str | None,
+    count: int,
+    after: tuple[int, ...],
+    since: int,
+    at: tuple[int, int] | None,
 ) -> list[Row]:
     seen = visible(view.caller, "r")
     conditions = [view.db.dialect.settled.format(column="j.txid")]
@@ -185,14 +222,15 @@ def _history_of_many(
     if after:
         conditions.append("(j.at, j.seq) < (?, ?)")
         params.extend(after)
+    then = _current_between(at, "j")
     return view.db.rows(
         "SELECT j.seq, r.rid, r.type, r.id, j.version, j.at, "
         "CASE WHEN h.rid IS NULL THEN r.deleted ELSE h.deleted END, j.method, "
         "CASE WHEN h.rid IS NULL THEN r.text ELSE h.text END "
         "FROM journal j JOIN resource r ON r.rid = j.rid "
         "LEFT JOIN history h ON h.rid = j.rid AND h.version = j.version "
-        f"WHERE {' AND '.join(conditions)}{seen.sql} ORDER BY j.at DESC, j.seq DESC LIMIT ?",
-        (*params, *seen.params, count),
+        f"WHERE {' AND '.join(conditions)}{then.sql}{seen.sql} ORDER BY j.at DESC, j.seq DESC LIMIT ?",
+        (*params, *then.params, *seen.params, count),
     )
 
 
@@ -364,12 +402,30 @@ def mask_of(rows: IndexRows) -> int:
     return sum(1 << bit for bit, values in enumerate(_tables(rows)) if values)
 
 
+def index_values(rows: IndexRows) -> tuple[list[Row], ...]:
+    """The rows of each index table, without the rid, as they are stored."""
+    return tuple([_fitting(row) for row in dict.fromkeys(values)] for values in _tables(rows))
+
+
 def _index(view: View, rid: int, rows: IndexRows) -> None:
-    for bulk, values in zip(INDEX_TABLES, _tables(rows), strict=True):
+    for bulk, values in zip(INDEX_TABLES, index_values(rows), strict=True):
         if values:
-            view.db.fill(bulk, [(rid, *_fitting(row)) for row in dict.fromkeys(values)])
+            view.db.fill(bulk, [(rid, *row) for row in values])
     if rows.scopes:
         view.db.fill(SCOPE, [(rid, *row) for row in dict.fromkeys(rows.scopes)])
+
+
+def unindex(view: View, rid: int) -> None:
+    """Removes every index and scope row of a number, whatever its mask says."""
+    for bulk in (*INDEX_TABLES, SCOPE):
+        view.db.run(f"DELETE FROM {bulk.table} WHERE rid = ?", (rid,))
+
+
+def index_anew(view: View, rid: int, rows: IndexRows) -> None:
+    """Replaces every index and scope row of a resource, and its mask. Hold the resource before."""
+    unindex(view, rid)
+    _index(view, rid, rows)
+    view.db.run("UPDATE resource SET mask = ? WHERE rid = ?", (mask_of(rows), rid))
 
 
 def _fitting(row: Row) -> Row:

@@ -7,12 +7,12 @@ than the program is refused. Source: https://alembic.sqlalchemy.org/
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from alembic import command
@@ -72,6 +72,25 @@ def upgrade(url: str, *, backups: Path | None = None) -> SchemaStatus:
         return _status(connection)
 
 
+def known(revision: str) -> bool:
+    """Whether this program has the revision, as its own or one it can upgrade from."""
+    return revision in {one.revision for one in _scripts().walk_revisions()}
+
+
+def create(url: str, revision: str, fill: Callable[[Any], None]) -> None:
+    """Makes the tables of a revision in an empty PostgreSQL database and fills them, in one transaction.
+
+    `fill` is handed the driver's connection.
+    """
+    with _connected(url) as connection:
+        connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))
+        if _status(connection).state != "empty":
+            raise errors.Conflict("The database is not empty.")
+        _alembic(connection, revision)
+        fill(connection.connection.driver_connection)
+        connection.commit()
+
+
 def require(url: str) -> SchemaStatus:
     """The status when the schema is the one needed; `Unavailable` with the remedy otherwise."""
     status = schema_status(url)
@@ -100,10 +119,10 @@ def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(_config())
 
 
-def _alembic(connection: sa.Connection) -> None:
+def _alembic(connection: sa.Connection, revision: str = "head") -> None:
     config = _config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
 def _status(connection: sa.Connection) -> SchemaStatus:

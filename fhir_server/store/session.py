@@ -47,9 +47,10 @@ class Snapshot:
         after: tuple[int, ...] = (),
         *,
         since: int = 0,
+        at: tuple[int, int] | None = None,
     ) -> HistoryPage:
-        """Versions newest first, of one resource, a type, or everything."""
-        return resources.history(self.view, resource_type, resource_id, count=count, after=after, since=since)
+        """Versions newest first, of one resource, a type, or everything; `at`: those current at some time between."""
+        return resources.history(self.view, resource_type, resource_id, count=count, after=after, since=since, at=at)
 
     def search(self, plan: Plan) -> Page:
         return query.search(self.view, plan)
@@ -172,9 +173,10 @@ class Tx(Snapshot):
         view.lock(self.view, *criteria)
 
     def attach(self, data: bytes, media_type: str) -> str:
-        """Keeps content with the record; its sha256. Put large content into `store.blobs` before the transaction."""
+        """Keeps content with the record for good; its sha256. Put large content into `store.blobs` before the
+        transaction."""
         sha256 = self.view.blobs.put(data)
-        inbox.record_blob(self.view, sha256, len(data), media_type)
+        inbox.record_blob(self.view, sha256, len(data), media_type, kept=True)
         return sha256
 
     # inbox

@@ -196,7 +196,16 @@ blob = Table(
     _text("media_type", ""),
     _text("form", "plain"),
     _big("created_at"),
+    _flag("kept"),
+    _big("idle_since", "0"),
 )
+"""Which content belongs to the record. `kept`: for good, whether a row refers to it or not. `idle_since`: when a
+clean-up first found that nothing refers to it, 0 = it is used."""
+
+
+def _only(condition: str) -> dict[str, Any]:
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
+
 
 message_key = Table(
     "message_key",
@@ -251,6 +260,8 @@ inbox = Table(
     ),
     Index("inbox_state", "state", "seq"),
     Index("inbox_case", "case_key", postgresql_where=text("case_key <> ''"), sqlite_where=text("case_key <> ''")),
+    Index("inbox_rival", "rival", **_only("rival <> ''")),
+    Index("inbox_blob", "sha256", **_only("raw IS NULL")),
 )
 """Everything received, original bytes first (`raw` up to 64 KiB, else the blob `sha256`)."""
 
@@ -311,6 +322,9 @@ delivery = Table(
     Index("delivery_state", "state", "created_at"),
     Index("delivery_recent", "created_at", "id"),
     Index("delivery_case", "case_key", postgresql_where=text("case_key <> ''"), sqlite_where=text("case_key <> ''")),
+    Index("delivery_parent", "parent", **_only("parent <> ''")),
+    Index("delivery_leg_inbox", "leg_inbox", **_only("leg_inbox <> ''")),
+    Index("delivery_blob", "sha256", **_only("payload IS NULL")),
 )
 
 attempt = Table(
@@ -376,6 +390,7 @@ dicom_instance = Table(
     _text("peer", ""),
     _big("received_at"),
     Index("dicom_instance_study", "study_uid", "series_uid"),
+    Index("dicom_instance_blob", "blob"),
 )
 
 dicom_conflict = Table(
@@ -391,6 +406,7 @@ dicom_conflict = Table(
     _text("peer", ""),
     _big("received_at"),
     Index("dicom_conflict_once", "sop_uid", "data_sha256", unique=True),
+    Index("dicom_conflict_blob", "blob"),
 )
 
 audit = Table(

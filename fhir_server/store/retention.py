@@ -1,0 +1,281 @@
+"""What may go, and when: finished messages and deliveries after a time, content that nothing refers to.
+
+Rows go in small transactions, oldest first, and rows that somebody holds are passed by: a writer waits for nothing, and
+the next run finds what was passed. What a remaining row refers to stays: the message that settled a delivery's second
+leg or that a conflict is about, the delivery that another replays.
+
+Content goes after two looks a day apart. The first notes since when nothing refers to it, and takes files no
+transaction ever recorded into the table; the second, if that is still so, removes the row, then the file. A file put
+again meanwhile stays (see `blobs`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fhir_server import errors
+from fhir_server.context import SYSTEM
+from fhir_server.store.dialect import Row, marks
+from fhir_server.store.engine import Store
+from fhir_server.store.session import Tx
+from fhir_server.store.view import View
+
+DAY = 86_400.0
+BATCH = 200
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How many rows went."""
+
+    messages: int = 0
+    deliveries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """A table that is pruned: its states that need nobody any more, the order it is walked in (which follows time), and
+    what a row must also be (`{limit}`) to go."""
+
+    table: str
+    states: tuple[str, ...]
+    since: str
+    order: str
+    first: tuple[object, ...]
+    also: str
+    box: str
+
+
+_INBOX = _Box(
+    table="inbox",
+    states=("done", "refused"),
+    since="received_at",
+    order="seq",
+    first=(0,),
+    also="b.repeated_at < {limit} "
+    "AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.leg_inbox <> '' AND d.leg_inbox = b.id) "
+    "AND NOT EXISTS (SELECT 1 FROM inbox o WHERE o.rival <> '' AND o.rival = b.id)",
+    box="in",
+)
+_OUTBOX = _Box(
+    table="delivery",
+    states=("sent", "cancelled"),
+    since="created_at",
+    order="created_at, id",
+    first=(0, ""),
+    also="(b.state = 'cancelled' OR b.leg_state <> 'waiting') "
+    "AND NOT EXISTS (SELECT 1 FROM delivery c WHERE c.parent <> '' AND c.parent = b.id)",
+    box="out",
+)
+
+
+def prune(store: Store, keep_seconds: float, *, batch: int = BATCH, stop: Callable[[], bool] = _never) -> Pruned:
+    """Deletes messages taken in or refused, and deliveries sent (both legs) or cancelled, that were settled longer ago
+    than `keep_seconds`, with their attempts and business keys. What failed or is held waits for a person and stays.
+
+    A message whose row is gone is taken as new when its sender repeats it: keep longer than partners repeat.
+    """
+    limit = store.moment() - int(keep_seconds * 1_000_000)
+    return Pruned(_pruned(store, _INBOX, limit, batch, stop), _pruned(store, _OUTBOX, limit, batch, stop))
+
+
+def _pruned(store: Store, box: _Box, limit: int, batch: int, stop: Callable[[], bool]) -> int:
+    total = 0
+    for state in box.states:
+        for ids in _settled(store, box, state, limit, batch):
+            if stop():
+                return total
+            total += store.write(SYSTEM, partial(_forget, box=box, state=state, ids=ids, limit=limit))
+    return total
+
+
+def _settled(store: Store, box: _Box, state: str, limit: int, batch: int) -> Iterator[list[str]]:
+    """The ids that are old enough, a batch at a time; the walk ends where all rows are too young to be."""
+    after, columns = box.first, box.order
+    sql = (
+        f"SELECT id, {box.since}, settled_at, {columns} FROM {box.table} "
+        f"WHERE state = ? AND ({columns}) > ({marks(after)}) ORDER BY {columns} LIMIT ?"
+    )
+    while True:
+        with store.read(SYSTEM) as snapshot:
+            rows = snapshot.view.db.rows(sql, (state, *after, batch))
+        old = [row for row in rows if row[1] < limit]
+        ids = [row[0] for row in old if 0 < row[2] < limit]
+        if ids:
+            yield ids
+        if not old or len(rows) < batch:
+            return
+        after = tuple(rows[-1][3:])
+
+
+def _forget(tx: Tx, box: _Box, state: str, ids: Sequence[str], limit: int) -> int:
+    """Deletes those of `ids` that may still go and that nobody holds. What refers to them is asked in a second
+    statement, once they are locked: it sees what the last holder committed."""
+    view, dialect, named = tx.view, tx.view.db.dialect, json.dumps([[key] for key in ids])
+    chosen = f"(SELECT k.value ->> 0 FROM {dialect.each} k)"
+    held = view.db.rows(
+        f"SELECT id FROM {box.table} WHERE id IN {chosen} AND {dialect.unindexed.format('state')} = ? "
+        "AND settled_at < ? "
+        f"ORDER BY id{dialect.skip_locked}",
+        (named, state, limit),
+    )
+    also = box.also.format(limit=int(limit))
+    rows = view.db.rows(f"SELECT b.id FROM {box.table} b WHERE b.id IN {chosen} AND {also}", (json.dumps(held),))
+    gone = json.dumps(rows)
+    if box is _OUTBOX:
+        view.db.run(f"DELETE FROM attempt WHERE delivery_id IN {chosen}", (gone,))
+    view.db.run(f"DELETE FROM message_key WHERE message IN {chosen} AND box = ?", (gone, box.box))
+    view.db.run(f"DELETE FROM {box.table} WHERE id IN {chosen}", (gone,))
+    return len(rows)
+
+
+# --- content ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """`marked` at their first look, `deleted` at their second (`freed` bytes), `strays` files no transaction had
+    recorded, `arrivals` half-written files of a crash."""
+
+    marked: int = 0
+    deleted: int = 0
+    freed: int = 0
+    strays: int = 0
+    arrivals: int = 0
+
+
+_USES = (
+    "SELECT 1 FROM inbox u WHERE u.raw IS NULL AND u.sha256 = b.sha256",
+    "SELECT 1 FROM delivery u WHERE u.payload IS NULL AND u.sha256 = b.sha256",
+    "SELECT 1 FROM dicom_instance u WHERE u.blob = b.sha256",
+    "SELECT 1 FROM dicom_conflict u WHERE u.blob = b.sha256",
+)
+USED = "(b.kept = 1 OR " + " OR ".join(f"EXISTS ({use})" for use in _USES) + ")"
+"""Whether anything refers to the row `b` of the blob table: every table that names content stands here."""
+
+
+def collect(
+    store: Store, *, age_seconds: float = DAY, batch: int = BATCH, stop: Callable[[], bool] = _never
+) -> Collected:
+    """One look at all content. Run it about once a day; each run does the second look for what earlier ones marked."""
+    now = store.moment()
+    limit = now - int(age_seconds * 1_000_000)
+    arrivals = _clear_arrivals(store, limit / 1e6)
+    strays = _adopt_strays(store, now, limit, stop)
+    marked = deleted = freed = 0
+    for names in _looked_at(store, batch):
+        if stop():
+            break
+        marked += store.write(SYSTEM, partial(_mark, names=names, now=now))
+        gone = store.write(SYSTEM, partial(_drop, names=names, limit=limit))
+        for sha256, size in gone:
+            if store.blobs.remove(sha256, limit / 1e6):
+                freed += size
+        deleted += len(gone)
+    return Collected(marked, deleted, freed, strays, arrivals)
+
+
+def _clear_arrivals(store: Store, before: float) -> int:
+    count = 0
+    for path in store.blobs.new_folder().iterdir():
+        try:
+            if path.is_file() and path.stat().st_ctime < before:
+                path.unlink()
+                count += 1
+        except FileNotFoundError:  # it arrived
+            continue
+    return count
+
+
+def _adopt_strays(store: Store, now: int, limit: int, stop: Callable[[], bool]) -> int:
+    """Files without a row, put longer ago than the limit, get one, marked: what this run adopts a later one removes."""
+    count = 0
+    for names in store.blobs.names():
+        for start in range(0, len(names), BATCH):
+            if stop():
+                return count
+            part = names[start : start + BATCH]
+            with store.read(SYSTEM) as snapshot:
+                known = _known(snapshot.view, part)
+            unknown = [name for name in part if name not in known]
+            old = [name for name in unknown if (at := store.blobs.put_at(name)) is not None and at * 1e6 < limit]
+            if old:
+                store.write(SYSTEM, partial(_adopt, names=old, now=now))
+                count += len(old)
+    return count
+
+
+def _known(view: View, names: Sequence[str]) -> set[str]:
+    asked = json.dumps([[name] for name in names])
+    sql = f"SELECT sha256 FROM blob WHERE sha256 IN (SELECT k.value ->> 0 FROM {view.db.dialect.each} k)"
+    return {row[0] for row in view.db.rows(sql, (asked,))}
+
+
+def _adopt(tx: Tx, names: Sequence[str], now: int) -> None:
+    for name in names:
+        with suppress(errors.NotFound):  # another clean-up was here
+            tx.view.db.run(
+                "INSERT INTO blob (sha256, size, created_at, idle_since) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (sha256) DO NOTHING",
+                (name, tx.view.blobs.size(name), now, now),
+            )
+
+
+def _looked_at(store: Store, batch: int) -> Iterator[list[str]]:
+    """Rows nothing refers to, and those that were marked and are used again, as they are met on a walk over all."""
+    after = ""
+    while True:
+        with store.read(SYSTEM) as snapshot:
+            rows: list[Row] = snapshot.view.db.rows(
+                f"SELECT b.sha256, b.idle_since, CASE WHEN {USED} THEN 1 ELSE 0 END FROM blob b "
+                "WHERE b.sha256 > ? ORDER BY b.sha256 LIMIT ?",
+                (after, batch),
+            )
+        if not rows:
+            return
+        if met := [row[0] for row in rows if row[1] or not row[2]]:
+            yield met
+        after = rows[-1][0]
+
+
+def _held(view: View, names: Sequence[str]) -> list[tuple[str, int, int, bool]]:
+    """(sha256, size, idle_since, used) of the rows that nobody else holds, locked. What refers to them is asked in a
+    second statement: it sees what the last holder committed."""
+    asked: tuple[Any, ...] = (json.dumps([[name] for name in names]),)
+    chosen = f"(SELECT k.value ->> 0 FROM {view.db.dialect.each} k)"
+    skip = view.db.dialect.skip_locked
+    held = view.db.rows(f"SELECT sha256 FROM blob WHERE sha256 IN {chosen} ORDER BY sha256{skip}", asked)
+    rows = view.db.rows(
+        f"SELECT b.sha256, b.size, b.idle_since, CASE WHEN {USED} THEN 1 ELSE 0 END FROM blob b "
+        f"WHERE b.sha256 IN {chosen}",
+        (json.dumps(held),),
+    )
+    return [(row[0], int(row[1]), int(row[2]), row[3] == 1) for row in rows]
+
+
+def _mark(tx: Tx, names: Sequence[str], now: int) -> int:
+    """Notes what is unused since now, and takes the mark off what is used again."""
+    changed = [(sha256, 0 if used else now) for sha256, _, idle, used in _held(tx.view, names) if used == (idle > 0)]
+    for sha256, since in changed:
+        tx.view.db.run("UPDATE blob SET idle_since = ? WHERE sha256 = ?", (since, sha256))
+    return sum(1 for _, since in changed if since)
+
+
+def _drop(tx: Tx, names: Sequence[str], limit: int) -> list[tuple[str, int]]:
+    """Deletes the rows marked before the limit that are still unused and whose file was not put again since."""
+    gone = []
+    for sha256, size, idle, used in _held(tx.view, names):
+        put_at = tx.view.blobs.put_at(sha256)
+        if not used and 0 < idle < limit and (put_at is None or put_at * 1e6 < limit):
+            tx.view.db.run("DELETE FROM blob WHERE sha256 = ?", (sha256,))
+            gone.append((sha256, size))
+    return gone
