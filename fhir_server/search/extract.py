@@ -300,7 +300,7 @@ _NO_UNIT = ("", 0.0, 0.0)
 
 def _base_units(span: _Span, code: str) -> tuple[str, float, float]:
     """(unit, low, high) in UCUM base units; unit '' when the code is none or its scale does not rise (`[pH]`)."""
-    unit = _base_unit(code)
+    unit = base_unit(code)
     if not unit:
         return _NO_UNIT
     try:
@@ -314,7 +314,7 @@ def _base_units(span: _Span, code: str) -> tuple[str, float, float]:
 
 
 @lru_cache(maxsize=4096)
-def _base_unit(code: str) -> str:
+def base_unit(code: str) -> str:
     """The canonical UCUM unit of a code, '' when it has none that keeps the order of numbers."""
     try:
         (one, unit), (two, _) = units.canonical(Decimal(1), code), units.canonical(Decimal(2), code)
@@ -387,10 +387,10 @@ def _reference(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
     if type(identifier) is dict:
         system = bounded(identifier["system"]) if type(identifier.get("system")) is str else ""
         number = bounded(identifier["value"]) if type(identifier.get("value")) is str else ""
-    if key or url or system or number:
-        row = (kind, key, url, system, number)
-        for pid in pids:
-            found.reference.append((pid, *row))
+    # Without any of these (a contained resource, a mere display): nothing to find it by, but not missing either.
+    row = (kind, key, url, system, number)
+    for pid in pids:
+        found.reference.append((pid, *row))
 
 
 def _canonical_reference(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:

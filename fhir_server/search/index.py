@@ -10,14 +10,14 @@ Sources: https://hl7.org/fhir/R4/search.html#ptypes, https://hl7.org/fhir/R4/sea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from fhir_server import errors
-from fhir_server.search import extract
+from fhir_server.search import composites, extract
 from fhir_server.search.plan import ParamType
 from fhir_server.search.rows import IndexRows
 from profiles import definitions
@@ -26,7 +26,7 @@ from profiles.fhirpath.errors import FhirPathError
 from profiles.fhirpath.model import Property
 
 # Changes with the meaning of the rows: every parameter gets a new id, and a reindex.
-EXTRACTOR = "1"
+EXTRACTOR = "2"
 MAX_ROWS = 200_000
 
 # Parameters without rows: columns of the resource table, or asked of other parts of the server.
@@ -40,7 +40,8 @@ Emit = Callable[[IndexRows, tuple[int, ...], Any, str], None]
 class Parameter:
     """A search parameter of a type: `pid` identifies its index rows (0: a column); `targets` the types it refers to.
 
-    `of_type` is the id of the rows for the modifier :of-type (0: none); `components` are those of a composite.
+    `of_type` is the id of the rows for the modifier :of-type (0: none); `composite` says how the values of a
+    composite are found (None: of another type, or not searched by).
     """
 
     pid: int
@@ -50,7 +51,7 @@ class Parameter:
     url: str = ""
     expression: str = ""
     of_type: int = 0
-    components: tuple[definitions.Component, ...] = ()
+    composite: composites.Composite | None = None
 
 
 def pid(resource_type: str, code: str) -> int:
@@ -74,6 +75,7 @@ def parameters(resource_type: str) -> Mapping[str, Parameter]:
 
 def _parameter(definition: definitions.SearchParameter, resource_type: str) -> Parameter:
     identity = f"{definition.url}|{definition.expression}|{EXTRACTOR}"
+    composite = definition.type == "composite"
     return Parameter(
         pid=0 if definition.code in COLUMNS else hash63(identity),
         code=definition.code,
@@ -82,7 +84,9 @@ def _parameter(definition: definitions.SearchParameter, resource_type: str) -> P
         url=definition.url,
         expression=definition.expression,
         of_type=hash63(f"{identity}|of-type") if definition.type == "token" else 0,
-        components=definition.components,
+        composite=composites.analysed(resource_type, definition.expression, definition.components)
+        if composite
+        else None,
     )
 
 
@@ -216,8 +220,8 @@ def _walk(place: _Place, value: Any, found: IndexRows, zone: str) -> None:
 
 @cache
 def _tree(resource_type: str) -> _Tree:
-    root = _Place()
-    wanted: dict[_Place, dict[extract.Want, list[int]]] = {}
+    root, whole = _Place(), Property("", resource_type, resource_type, False, False)
+    wanted: _Wanted = {}
     computed: list[tuple[Parameter, engine.Compiled, Emit]] = []
     for parameter in parameters(resource_type).values():
         if parameter.pid == 0 or parameter.type == "composite":
@@ -228,15 +232,68 @@ def _tree(resource_type: str) -> _Tree:
             computed.append((parameter, compiled, extract.boolean))
             continue
         for way in ways:
-            for place, option, owner in _planted(root, way, resource_type):
+            for place, option, owner in _planted(root, way, whole):
                 for want, one in _wants(parameter, option, owner):
                     wanted.setdefault(place, {}).setdefault(want, []).append(one)
+    _sunk(wanted)
+    _plant_composites(root, whole, parameters(resource_type).values())
+    return _Tree(root, tuple(computed))
+
+
+_Wanted = dict[_Place, dict[extract.Want, list[int]]]
+
+
+def _sunk(wanted: _Wanted) -> None:
+    """What is wanted at each place as functions to call there."""
     for place, wants in wanted.items():
         for want, pids in wants.items():
             emit = extract.emitter(want)
             if emit is not None:
                 place.sinks.append((emit, tuple(dict.fromkeys(pids))))
-    return _Tree(root, tuple(computed))
+
+
+def _plant_composites(root: _Place, whole: Property, known: Iterable[Parameter]) -> None:
+    """At each element that holds both values of some composites: one small tree for the values of all of them."""
+    held: dict[_Place, tuple[dict[int, int], _Place, _Wanted]] = {}
+    for parameter in known:
+        for context in parameter.composite.contexts if parameter.composite else ():
+            for place, option, _ in _planted(root, context.way, whole):
+                bases, inner, wanted = held.setdefault(place, ({}, _Place(), {}))
+                if context.base in bases:
+                    continue  # the same pair under another name
+                bases[context.base] = codes = hash63(f"codes of {context.code}")
+                for side, one in ((context.code, codes), (context.other, context.base)):
+                    stand_in = Parameter(one, "", side.type, parameter.targets)
+                    for way in side.ways:
+                        for end, value, owner in _planted(inner, way, option):
+                            for want, _ in _wants(stand_in, value, owner)[:1]:
+                                wanted.setdefault(end, {}).setdefault(want, []).append(one)
+    for place, (bases, inner, wanted) in held.items():
+        _sunk(wanted)
+        place.sinks.append((_paired(bases, inner), ()))
+
+
+def _paired(bases: dict[int, int], inner: _Place) -> Emit:
+    """The rows of composites: each code of the element beside each other value of it."""
+
+    def emit(found: IndexRows, pids: tuple[int, ...], value: Any, zone: str) -> None:
+        seen = IndexRows()
+        _walk(inner, value, seen, zone)
+        by_code: dict[int, list[tuple[str, str]]] = {}
+        for one, system, code, _ in seen.token:
+            if code:
+                by_code.setdefault(one, []).append((system, code))
+        if not by_code:
+            return
+        for name in _LISTS:
+            rows = getattr(found, name)
+            for row in getattr(seen, name):
+                codes = by_code.get(bases.get(row[0], 0), ())
+                for system, code in codes:
+                    rows.append((composites.pid(row[0], system, code), *row[1:]))
+                    rows.append((composites.pid(row[0], None, code), *row[1:]))
+
+    return emit
 
 
 def _wants(parameter: Parameter, option: Property, owner: str) -> list[tuple[extract.Want, int]]:
@@ -252,9 +309,9 @@ def _wants(parameter: Parameter, option: Property, owner: str) -> list[tuple[ext
     return found
 
 
-def _planted(root: _Place, way: paths.Route, resource_type: str) -> list[tuple[_Place, Property, str]]:
+def _planted(root: _Place, way: paths.Route, start: Property) -> list[tuple[_Place, Property, str]]:
     """The places at the end of a route, made where they are missing; each with its property and what holds it."""
-    ends: list[tuple[_Place, Property, str]] = [(root, Property("", resource_type, resource_type, False, False), "")]
+    ends: list[tuple[_Place, Property, str]] = [(root, start, "")]
     for step in way.steps:
         following: list[tuple[_Place, Property, str]] = []
         for place, option, owner in ends:

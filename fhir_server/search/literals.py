@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fhir_server import errors
 from fhir_server.context import micros, now
-from fhir_server.search.extract import of_type_code
+from fhir_server.search.extract import UCUM, base_unit, of_type_code
 from fhir_server.search.plan import Prefix, Value
-from fhir_server.search.values import approximately, around, bounded, date_range, fold, nearest, number
+from fhir_server.search.values import (
+    Convert,
+    approximately,
+    around,
+    as_it_is,
+    bounded,
+    date_range,
+    fold,
+    nearest,
+    number,
+)
 from profiles import definitions
 from profiles.fhirpath.paths import split_reference
+from profiles.ucum import units
 
 MAX_VALUE = 10_000
 PREFIXES: tuple[Prefix, ...] = ("eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap")
@@ -117,15 +128,16 @@ def date(text: str, reading: Reading) -> Value:
     return Value(prefix, low=low, high=high)
 
 
-def _interval(prefix: Prefix, text: str) -> tuple[float, float]:
+def _interval(prefix: Prefix, text: str, convert: Convert = as_it_is) -> tuple[float, float]:
     value = number(text)
     if value is None:
         raise Unreadable("a number is written like 100, 5.40 or 1e2")
     if prefix in ("eq", "ne"):
-        return around(text, value)
+        return around(text, value, convert)
     if prefix == "ap":
-        return approximately(value)
-    return nearest(value), nearest(value)
+        return approximately(value, convert)
+    exact = nearest(convert(value))
+    return exact, exact
 
 
 def numeric(text: str, reading: Reading) -> Value:
@@ -136,7 +148,7 @@ def numeric(text: str, reading: Reading) -> Value:
 
 
 def quantity(text: str, reading: Reading) -> Value:
-    """`number`, `number|system|code` or `number||unit`, each with a prefix."""
+    """`number`, `number|system|code` or `number||unit`, each with a prefix; a UCUM unit also in base units."""
     pieces = [plain(piece) for piece in parts(text, "|")]
     prefix, rest = _prefixed(pieces[0])
     low, high = _interval(prefix, rest)
@@ -145,7 +157,15 @@ def quantity(text: str, reading: Reading) -> Value:
     if len(pieces) != 3:
         raise Unreadable("a quantity is number, number|system|code or number||unit")
     system, code = (bounded(piece) or None for piece in pieces[1:])
-    return Value(prefix, system=system, code=code, low=low, high=high)
+    value = Value(prefix, system=system, code=code, low=low, high=high)
+    unit = base_unit(pieces[2]) if pieces[2] and system in (None, UCUM) else ""
+    if not unit:
+        return value
+    try:
+        base_low, base_high = _interval(prefix, rest, lambda end: units.canonical(end, pieces[2])[0])
+    except units.UcumError:
+        return value
+    return replace(value, unit=unit, base_low=base_low, base_high=base_high)
 
 
 def reference(text: str, reading: Reading) -> Value:
@@ -182,6 +202,8 @@ def near(text: str, reading: Reading) -> Value:
     if abs(latitude) > 90 or abs(longitude) > 180:
         raise Unreadable("latitude is -90 to 90 and longitude -180 to 180")
     radius = distance[0] * _KILOMETRES[unit] if distance else 10.0
+    if radius < 0:
+        raise Unreadable("a distance is 0 or more")
     return Value(text=f"{latitude!r}|{longitude!r}|{radius!r}")
 
 

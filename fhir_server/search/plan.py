@@ -18,7 +18,9 @@ class Value:
 
     token: `system` None = any system, '' = explicitly no system; `code` None = any code of the system.
     string, uri: `text` (folded for string). reference: `type` and `id`, or `text` = absolute URL.
-    date: `low`/`high` int microseconds, `high` exclusive. number, quantity: `low`/`high` floats, with `system`, `code`.
+    date: `low`/`high` int microseconds, `high` exclusive. number, quantity: `low`/`high` floats, with `system`, `code`;
+    a quantity whose code is a UCUM unit also has `unit`, the base units, and `base_low`/`base_high` in them.
+    composite: `pid` is the id of the index rows beside the code searched, the rest is the other value.
     """
 
     prefix: Prefix = "eq"
@@ -29,6 +31,10 @@ class Value:
     id: str = ""
     low: float | int = 0
     high: float | int = 0
+    unit: str = ""
+    base_low: float = 0
+    base_high: float = 0
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +57,16 @@ class Clause:
 
 @dataclass(frozen=True, slots=True)
 class Sort:
-    """`pid` 0 with name `_id` or `_lastUpdated` sorts on the column."""
+    """`pid` 0 with name `_id` or `_lastUpdated` sorts on the column.
+
+    `chain`: the references on the way to the resources whose values count, each by its index id and target types.
+    """
 
     name: str
     type: ParamType
     pid: int
     descending: bool = False
+    chain: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,15 +16,21 @@ from difflib import get_close_matches
 
 from fhir_server import errors
 from fhir_server.errors import Issue
-from fhir_server.search import index, literals
+from fhir_server.search import composites, index, literals
 from fhir_server.search.index import Parameter
 from fhir_server.search.literals import Reading, Unreadable
 from fhir_server.search.plan import Clause, Include, Plan, Sort, Value
 
 MAX_VALUES = 1_000
+
+# What a value costs in parameters of the one statement, and how much it may cost: SQLite takes 32,766 parameters, and
+# its preparing time, which no time-out ends, grows with the square of their number (8,000 of them take 4 seconds).
+MAX_COST = 2_500
+_WEIGHTS = {"date": 2, "number": 2, "quantity": 8, "special": 8, "composite": 8}
 MAX_PARAMETERS = 200
 MAX_DEPTH = 10
 DEFAULT_COUNT = 50
+MAX_SORT_HOPS = 3
 MAX_COUNT = 1_000_000
 
 # Modifiers of each type, :missing apart, with the reader of their values (None: the type's own).
@@ -43,7 +49,7 @@ _TERMINOLOGY = {"token": ("in", "not-in", "above", "below"), "reference": ("abov
 
 # Accepted here and obeyed elsewhere (rendering), or without meaning for the matches.
 _RENDERING = frozenset(("_format", "_pretty", "_summary", "_elements", "_contained", "_containedType"))
-_LATER = frozenset(("_text", "_content", "_filter", "_query", "_list", "phonetic"))
+_LATER = frozenset(("_text", "_content", "_filter", "_query", "phonetic"))
 _RESULT = ("_count", "_include", "_revinclude", "_sort", "_total", "_type")
 
 
@@ -90,6 +96,8 @@ def parse(
         raise _refused(f"{resource_type!r} is no resource type of FHIR R4.")
     types = _types(resource_type, pairs, lenient)
     plan, used = _drafted(_Asked(types, Reading(zone, base, now)), pairs, lenient)
+    if _cost(plan.clauses) > MAX_COST:
+        raise errors.TooLarge("This search has too many values in all; ask for fewer at a time.")
     return Plan(
         types=types,
         clauses=tuple(plan.clauses),
@@ -99,6 +107,19 @@ def parse(
         total=plan.total,  # type: ignore[arg-type]
         self_link=used,
     )
+
+
+def _cost(clauses: Sequence[Clause]) -> int:
+    """The weight of all values of a plan, which share one statement."""
+    return sum(
+        len(clause.values) * (_WEIGHTS["composite"] if clause.values and clause.values[0].pid else _weight(clause))
+        + _cost(clause.chain)
+        for clause in clauses
+    )
+
+
+def _weight(clause: Clause) -> int:
+    return _WEIGHTS.get(clause.type, 1)
 
 
 def _drafted(
@@ -185,14 +206,40 @@ def _sort(plan: _Draft, asked: _Asked, modifier: str, text: str) -> None:
     keys = text.split(",")
     if len(keys) > 16:
         raise errors.TooLarge("`_sort` takes at most 16 keys.")
-    for key in keys:
-        code = key.removeprefix("-")
-        found = _known(asked, code, "_sort")
-        if len({parameter.pid for parameter in found}) > 1:
-            raise _refused(f"`_sort={key}` means different things on different types.")
-        if found[0].type in ("composite", "special"):
-            raise _refused(f"`{code}` cannot be sorted by; it is a {found[0].type} parameter.")
-        plan.sort.append(Sort(code, found[0].type, found[0].pid, key.startswith("-")))
+    plan.sort.extend(_sort_key(asked, key.removeprefix("-"), key.startswith("-")) for key in keys)
+
+
+def _sort_key(asked: _Asked, key: str, descending: bool) -> Sort:
+    """`birthdate`, or `subject:Patient.birthdate`: the value of the resources referred to."""
+    *hops, code = key.split(".")
+    if len(hops) > MAX_SORT_HOPS:
+        raise errors.TooLarge(f"`_sort` follows at most {MAX_SORT_HOPS} references.")
+    chain: list[tuple[int, tuple[str, ...]]] = []
+    for hop, following in zip(hops, [*hops, code][1:], strict=True):
+        reference, _, kind = hop.partition(":")
+        parameter = _sorted_by(asked, reference, key)
+        if parameter.type != "reference" or (kind and kind not in parameter.targets):
+            raise _refused(f"`_sort={key[:200]}`: `{hop[:100]}` leads nowhere; a chain is reference:Type.parameter.")
+        types = (
+            (kind,)
+            if kind
+            else tuple(one for one in parameter.targets if _leads(one, following.partition(":")[0], False))
+        )
+        if len(types) != 1:
+            raise _refused(f"`_sort={key[:200]}`: say which type `{reference}` refers to, as in {reference}:Patient.")
+        chain.append((parameter.pid, types))
+        asked = dataclasses.replace(asked, types=types)
+    found = _sorted_by(asked, code, key)
+    if found.type in ("composite", "special"):
+        raise _refused(f"`{code}` cannot be sorted by; it is a {found.type} parameter.")
+    return Sort(found.code, found.type, found.pid, descending, tuple(chain))
+
+
+def _sorted_by(asked: _Asked, code: str, key: str) -> Parameter:
+    found = _known(asked, code, "_sort")
+    if len({parameter.pid for parameter in found}) > 1:
+        raise _refused(f"`_sort={key[:200]}` means different things on different types.")
+    return found[0]
 
 
 def _include(plan: _Draft, asked: _Asked, modifier: str, text: str) -> None:
@@ -229,7 +276,15 @@ def _add_include(plan: _Draft, asked: _Asked, name: str, modifier: str, text: st
 
 
 def _unsupported(plan: _Draft, asked: _Asked, modifier: str, text: str) -> None:
-    raise _absent("This server does not search by full text, filter expression or list.")
+    raise _absent("This server does not search by full text or filter expression.")
+
+
+def _list(plan: _Draft, asked: _Asked, modifier: str, text: str) -> None:
+    """The resources that a List has among its items."""
+    if modifier or text.startswith("$"):
+        raise _absent("`_list` takes the id of a List; functional lists ($current-...) are not offered.")
+    ids = ",".join(one.removeprefix("List/") for one in text.split(","))
+    plan.clauses.append(_has(asked, "_has:List:item:_id", ids))
 
 
 def _type(plan: _Draft, asked: _Asked, modifier: str, text: str) -> None:
@@ -244,6 +299,7 @@ _SPECIAL: dict[str, Callable[[_Draft, _Asked, str, str], None]] = {
     "_include": _include,
     "_revinclude": _revinclude,
     "_type": _type,
+    "_list": _list,
     **dict.fromkeys(_LATER, _unsupported),
 }
 
@@ -282,7 +338,7 @@ def _plain(asked: _Asked, parameter: Parameter, modifier: str, text: str) -> Cla
             raise _refused(f"`{name}` is true or false, and only for parameters that may be missing.")
         return Clause(parameter.code, parameter.type, parameter.pid, missing=text == "true")
     if parameter.type == "composite":
-        raise _absent(f"`{parameter.code}` is a composite parameter; use its parts one by one.")
+        return _composite(asked, parameter, modifier, text)
     kind = modifier if parameter.type == "reference" and literals.is_resource_type(modifier) else ""
     if kind:
         if parameter.targets and kind not in parameter.targets:
@@ -294,6 +350,34 @@ def _plain(asked: _Asked, parameter: Parameter, modifier: str, text: str) -> Cla
         values = _pointed(parameter, kind, values, name)
     pid = parameter.of_type if modifier == "of-type" else parameter.pid
     return Clause(parameter.code, parameter.type, pid, values, "" if modifier == "of-type" else modifier)
+
+
+def _composite(asked: _Asked, parameter: Parameter, modifier: str, text: str) -> Clause:
+    """`code$value`: what is searched for stands in the rows beside the code."""
+    shape = parameter.composite
+    if shape is None:
+        raise _absent(f"`{parameter.code}` is a composite parameter this server does not offer; use its parts.")
+    if modifier:
+        raise _refused(f"`{parameter.code}` is a composite parameter and has no modifier :{modifier[:50]}.")
+
+    found: list[Value] = []
+    for context in shape.contexts:
+        found += literals.values(text, _pair_reader(shape, context.base), parameter.code, asked.reading, MAX_VALUES)
+    return Clause(parameter.code, shape.type, parameter.pid, tuple(found))
+
+
+def _pair_reader(shape: composites.Composite, base: int) -> literals.Reader:
+    def read(piece: str, reading: Reading) -> Value:
+        pair = literals.parts(piece, "$")
+        if len(pair) != 2:
+            raise Unreadable("a composite is two values with a $ between them (write \\$ for one inside a value)")
+        code = literals.token(pair[shape.code_at], reading)
+        if not code.code:
+            raise Unreadable("its code is written code, system|code or |code")
+        other = literals.READERS[shape.type](pair[1 - shape.code_at], reading)
+        return dataclasses.replace(other, pid=composites.pid(base, code.system, code.code))
+
+    return read
 
 
 def _reader(parameter: Parameter, modifier: str) -> literals.Reader:

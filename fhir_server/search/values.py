@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -166,22 +167,31 @@ def number(text: str) -> Decimal | None:
         return None
 
 
-def around(text: str, value: Decimal) -> tuple[float, float]:
+Convert = Callable[[Decimal], Decimal]
+
+
+def as_it_is(number: Decimal) -> Decimal:
+    """No conversion."""
+    return number
+
+
+def around(text: str, value: Decimal, convert: Convert = as_it_is) -> tuple[float, float]:
     """The closed interval of doubles that a searched number stands for: half a unit of its last digit either way.
 
     The upper end does not belong to it (`100` is [99.5, 100.5)), so the double just below is given. The exponential
-    form counts one digit more, as the standard's example has it: `1e2` is [95, 105).
+    form counts one digit more, as the standard's example has it: `1e2` is [95, 105). `convert` takes the ends to
+    another unit.
     """
     exponent = value.as_tuple().exponent
     digits = exponent if isinstance(exponent, int) else 0
     if "e" in text.lower():
         digits -= 1
     half = Decimal(5).scaleb(digits - 1)
-    low, high = nearest(value - half), nearest(value + half)
+    low, high = nearest(convert(value - half)), nearest(convert(value + half))
     return low, max(low, math.nextafter(high, -math.inf))
 
 
-def approximately(value: Decimal) -> tuple[float, float]:
+def approximately(value: Decimal, convert: Convert = as_it_is) -> tuple[float, float]:
     """The closed interval of `ap`: ten per cent either way."""
     tenth = abs(value) / 10
-    return nearest(value - tenth), nearest(value + tenth)
+    return nearest(convert(value - tenth)), nearest(convert(value + tenth))

@@ -1,0 +1,58 @@
+"""Which references mean a resource of this server, and how what refers to one is found.
+
+Sources: https://hl7.org/fhir/R4/references.html#literal, https://hl7.org/fhir/R4/http.html#general
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+from fhir_server.config import Settings
+from fhir_server.search import index
+from fhir_server.search.plan import Clause, Plan, Value
+from profiles import definitions
+
+_LOCAL = re.compile(r"[A-Z][A-Za-z]{1,63}/[A-Za-z0-9\-.]{1,64}(/_history/[A-Za-z0-9\-.]{1,64})?")
+
+
+def own_bases(settings: Settings, *called: str) -> tuple[str, ...]:
+    """The base URLs that mean this server, without a trailing slash: the public one, its aliases, those called."""
+    told = (settings.public_url, *settings.base_aliases.split(","), *called)
+    return tuple(dict.fromkeys(base.strip().rstrip("/") for base in told if base.strip()))
+
+
+def relative(reference: str, bases: Sequence[str]) -> str:
+    """`Type/id` (or a version of it) for an absolute reference to this server, '' for any other."""
+    for base in bases:
+        if reference.startswith(base + "/") and _LOCAL.fullmatch(reference, len(base) + 1):
+            return reference[len(base) + 1 :]
+    return ""
+
+
+def local(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(path, `Type/id`) of every literal reference to this server within a resource."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name == "reference" and isinstance(item, str):
+                if _LOCAL.fullmatch(item):
+                    yield f"{path}.reference", item.partition("/_history/")[0]
+            else:
+                yield from local(item, f"{path}.{name}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from local(item, f"{path}[{i}]")
+
+
+def referring(resource_type: str, key: str) -> Plan:
+    """A search for whatever refers to a resource by any reference parameter of any type."""
+    pids = _reference_pids()
+    return Plan((), (Clause("reference", "reference", pids[0], (Value(type=resource_type, id=key),), pids=pids),))
+
+
+@cache
+def _reference_pids() -> tuple[int, ...]:
+    every = (p for kind in definitions.resource_types() for p in index.parameters(kind).values())
+    return tuple(sorted({p.pid for p in every if p.type == "reference"}))
