@@ -6,6 +6,7 @@ before anything starts, and port 0 gives a free one.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -13,13 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 import uvicorn
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as WebRequest
 from starlette.responses import Response as WebResponse
 from starlette.responses import StreamingResponse
@@ -27,12 +29,13 @@ from starlette.responses import StreamingResponse
 from dicom_node.scp import Node
 from fhir_server.changes import Change, Hub, apply
 from fhir_server.config import ConfigError, Settings
-from fhir_server.context import SYSTEM, new_request_id
+from fhir_server.context import SYSTEM
 from fhir_server.delivery import images, intake, mailbox
 from fhir_server.delivery.workers import Workers
-from fhir_server.errors import Fault, Malformed, PasserelleError, TooLarge
+from fhir_server.errors import Fault, Malformed, PasserelleError, TooLarge, Unsupported
 from fhir_server.patients.sites import Sites, load_sites, naming_systems, organization
 from fhir_server.rest import admin, dicomweb, routes
+from fhir_server.rest import edge as http_edge
 from fhir_server.rest.http import Request, Response, error_response
 from fhir_server.security.identity import http_caller
 from fhir_server.store.engine import open_store
@@ -42,7 +45,9 @@ from hl7v2.mllp import Listener
 
 log = logging.getLogger("passerelle")
 MIB = 1024 * 1024
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+# How long a body may take: this many seconds, and more for every byte that came.
+BODY_SECONDS, BODY_RATE = 30.0, 16 * 1024
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _MOUNTS: dict[str, Callable[[Hub, Request], Response]] = {
     "fhir": routes.answer,
     "dicomweb": dicomweb.answer,
@@ -194,7 +199,11 @@ def _bind(host: str, port: int, name: str) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    _started(lambda: listening.bind((host, port)), name, port)
+    try:
+        _started(lambda: listening.bind((host, port)), name, port)
+    except ConfigError:
+        listening.close()
+        raise
     return listening
 
 
@@ -220,6 +229,12 @@ def _web_app(server: Server) -> FastAPI:
     app.add_route("/livez", livez, methods=["GET"])
     app.add_route("/readyz", readyz, methods=["GET"])
     app.add_route("/{path:path}", _edge(server), methods=_METHODS)
+
+    async def unknown_method(web: WebRequest, _: Exception) -> WebResponse:
+        text = f"{web.method[:20]} is not offered here; offered: {', '.join(_METHODS)}"
+        return _web_response(error_response(None, Unsupported(text, http=405)))
+
+    app.add_exception_handler(405, unknown_method)
     return app
 
 
@@ -227,19 +242,26 @@ def _edge(server: Server) -> Callable[[WebRequest], Awaitable[WebResponse]]:
     limit = server.settings.max_body_mib * MIB
 
     async def edge(web: WebRequest) -> WebResponse:
-        mount, _, rest = web.url.path.lstrip("/").partition("/")
+        # Not `web.url.path`: a decoded `?` in it would end the path.
+        mount, _, rest = str(web.scope["path"]).lstrip("/").partition("/")
         handler = _MOUNTS.get(mount)
         if handler is None:
             text = {"error": f"nothing is served at /{mount}", "try": [f"/{name}" for name in _MOUNTS]}
             return WebResponse(json.dumps(text), 404, media_type="application/json")
         headers = {name.lower(): value for name, value in web.headers.items()}
-        request_id = headers.get("x-request-id", "")[:64] or new_request_id()
+        headers["x-request-id"] = request_id = http_edge.request_id(headers)
+        pages = () if mount == "admin" else http_edge.cors(server.settings, headers)
+        asked = http_edge.preflight(server.settings, web.method, headers, ", ".join(_METHODS)) if pages else None
+        if asked is not None:
+            return _web_response(asked)
         try:
             body = await _body(web, limit)
             response = await run_in_threadpool(_answer, server, handler, web, "/" + rest, mount, headers, body)
         except PasserelleError as error:
             response = error_response(None, error)
-        return _web_response(response.with_headers(("x-request-id", request_id)))
+        if response.status == 408:
+            response = response.with_headers(("connection", "close"))
+        return _web_response(response.with_headers(*pages, ("x-request-id", request_id)))
 
     return edge
 
@@ -254,37 +276,56 @@ def _answer(
     body: bytes,
 ) -> Response:
     settings = server.settings
-    host = headers.get("host") or f"{settings.bind}:{settings.http_port}"
-    base = settings.public_url.rstrip("/") if settings.public_url and mount == "fhir" else f"http://{host}/{mount}"
     peer = web.client.host if web.client else ""
     try:
-        caller = http_caller(server.hub.store, settings, headers, peer)
-        query = tuple(parse_qsl(web.url.query, keep_blank_values=True, max_num_fields=2000))
-        request = Request(web.method, path, query, headers, body, caller, base, {})
-        return handler(server.hub, request)
+        host = http_edge.host(headers, f"{settings.bind}:{settings.http_port}")
+        base = settings.public_url.rstrip("/") if settings.public_url and mount == "fhir" else f"http://{host}/{mount}"
+        text = web.scope["query_string"].decode("latin-1")
+        query = tuple(parse_qsl(text, keep_blank_values=True, max_num_fields=2000))
+        request = Request(web.method, path, query, headers, b"", SYSTEM, base, {})
     except PasserelleError as error:
         return error_response(None, error)
     except ValueError as error:
         return error_response(None, Malformed(f"the address cannot be read: {error}"))
+    try:
+        caller = http_caller(server.hub.store, settings, headers, peer)
+        content = http_edge.unpacked(headers, body, settings.max_body_mib * MIB)
+        response = handler(server.hub, replace(request, caller=caller, body=content))
+    except PasserelleError as error:
+        response = routes.failed(request, error)
     except Exception:
         log.exception("request failed at the edge")
-        return error_response(None, Fault())
+        response = routes.failed(request, Fault())
+    return http_edge.packed(headers, response)
 
 
 async def _body(web: WebRequest, limit: int) -> bytes:
-    """The body, at most `limit` bytes: the rest is not read."""
+    """The body, at most `limit` bytes (the rest is thrown away unread) and no slower than BODY_RATE."""
+    told = web.headers.get("content-length", "")
+    size = int(told) if told.isascii() and told.isdigit() and len(told) < 18 else 0
     parts: list[bytes] = []
-    size = 0
-    async for part in web.stream():
-        size += len(part)
-        if size > limit:
-            raise TooLarge(f"the body has more than {limit // MIB} MiB; send less in one request")
+    began, read = time.monotonic(), 0
+    stream = web.stream()
+    while size <= limit:
+        left = began + BODY_SECONDS + read / BODY_RATE - time.monotonic()
+        try:
+            part = await asyncio.wait_for(anext(stream, None), left)
+        except TimeoutError as late:
+            raise Malformed("the body came too slowly; send it again in one go", http=408, code="timeout") from late
+        except ClientDisconnect as gone:
+            raise Malformed("the client hung up before its body was whole") from gone
+        if part is None:
+            return b"".join(parts)
         parts.append(part)
-    return b"".join(parts)
+        read += len(part)
+        size = max(size, read)
+    raise TooLarge(f"the body has more than {limit // MIB} MiB; send less in one request")
 
 
 def _web_response(response: Response) -> WebResponse:
-    headers = dict(response.headers)
+    headers: dict[str, str] = {}
+    for name, value in response.headers:
+        headers[name] = f"{headers[name]}, {value}" if name == "vary" and name in headers else value
     if response.stream is not None:
         return StreamingResponse(_iterate(response.stream), response.status, headers)
     return WebResponse(response.body, response.status, headers)

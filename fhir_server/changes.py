@@ -12,15 +12,26 @@ import dataclasses
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
 
 from fhir_server.config import Settings
 from fhir_server.context import Caller, Clock, View, instant, now
-from fhir_server.errors import Conflict, Gone, Invalid, Issue, NotFound, PasserelleError, Precondition
+from fhir_server.errors import (
+    Conflict,
+    Gone,
+    Invalid,
+    Issue,
+    NotFound,
+    PasserelleError,
+    Precondition,
+    TooLarge,
+    Unsupported,
+)
 from fhir_server.patients import identity
 from fhir_server.patients.sites import Sites
-from fhir_server.search import index, query
+from fhir_server.search import index, query, references
 from fhir_server.search.plan import Plan
 from fhir_server.search.rows import IndexRows
 from fhir_server.store.audit import AuditRow
@@ -28,15 +39,17 @@ from fhir_server.store.engine import Store
 from fhir_server.store.inbox import INLINE_BYTES
 from fhir_server.store.resources import Prepared, Stored, prepare
 from fhir_server.store.session import Snapshot, Tx
-from fhir_server.store.view import Stale
+from fhir_server.store.view import EPOCH, Stale
 from fhir_server.teleexpertise import consequences as workflow
 from fhir_server.teleexpertise import documents
 from fhir_server.teleexpertise.scopes import case_of, scopes
 from profiles.validator.structure import check
 
 Resource = dict[str, Any]
-Verb = Literal["create", "update", "delete"]
+Verb = Literal["create", "update", "patch", "delete"]
 ATTEMPTS = 10
+# One page of a search: what a conditional delete takes in one request.
+MOST_DELETED = 1_000
 # The rules read each other's results, so their order is fixed, whatever the order of a Bundle's entries.
 _RULE_ORDER = ("ServiceRequest", "Task", "Communication", "DiagnosticReport")
 # Strings that are text even when they look like an address of the Bundle (R4 http.html#trules: uris are replaced).
@@ -56,8 +69,11 @@ class Hub:
 @dataclass(frozen=True, slots=True)
 class Change:
     """One wanted write. `if_match` is the version the client read; `if_none_exist` and `criteria` are search queries
-    (conditional create, conditional update and delete); `full_url` the Bundle entry's address others refer to;
-    `expression` where it stands in the request (`Bundle.entry[3].resource`)."""
+    (conditional create; conditional update, patch and delete); `if_absent` writes only where nothing is; `many` lets a
+    conditional delete take every match; `patch` makes the next content from the current one and raises Invalid;
+    `full_url` is the Bundle entry's address others refer to; `expression` where it stands in the request
+    (`Bundle.entry[3].resource`); `base` the URL the client called us by; `about` the full URL of another change without
+    whose writing this one is left out."""
 
     verb: Verb
     type: str
@@ -68,6 +84,11 @@ class Change:
     criteria: str = ""
     full_url: str = ""
     expression: str = ""
+    if_absent: bool = False
+    many: bool = False
+    patch: Callable[[Resource], Resource] | None = None
+    base: str = ""
+    about: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +189,8 @@ def view_of(snapshot: Snapshot) -> View:
 
 def plan_of(resource_type: str, text: str, count: int = 50) -> Plan:
     """The plan of a query string such as `identifier=urn:oid:1.2|3`."""
+    if "\0" in text or "%00" in text:
+        raise Invalid("the condition holds the character NUL; leave it out", http=400, code="value")
     pairs = parse_qsl(text.lstrip("?"), keep_blank_values=True)
     return dataclasses.replace(query.parse(resource_type, pairs, lenient=False), count=count)
 
@@ -181,12 +204,14 @@ class _Preparation:
         self.locks: set[str] = set()
         self.recheck: list[tuple[str, str, Plan, frozenset[str]]] = []
         self.links: dict[str, str] = {}
+        self.bases: tuple[str, ...] = ()
         self.writes: dict[str, _Write] = {}
         self.rendered = documents.Rendered()
 
     def run(self, changes: Sequence[Change]) -> _Prepared:
         for change in changes:
             _validate(change)
+        self.bases = references.own_bases(self.hub.settings, *(change.base for change in changes))
         results = [self._target(change) for change in changes]
         for reference, write in self.writes.items():
             if write.after is not None:
@@ -194,6 +219,8 @@ class _Preparation:
             self.view.pending[reference] = write.after
         ruled = sorted(self.writes.values(), key=lambda write: _rank(write.type))
         steps = [step for write in ruled if (step := self._consequence(write))]
+        if self.hub.settings.referential_integrity:
+            self._check_integrity()
         for write in self.writes.values():
             if write.after is not None:
                 write.rows = index.rows(write.after, zone=self.hub.sites.default.time_zone)
@@ -204,6 +231,8 @@ class _Preparation:
 
     def _target(self, change: Change) -> tuple[int, str, str]:
         """Decide which resource a change is about; (status, type, id)."""
+        if change.about and not any(self.links.get(url) in self.writes for url in change.about):
+            return 204, change.type, ""
         try:
             if change.verb == "create":
                 status, key = self._create_target(change)
@@ -211,7 +240,8 @@ class _Preparation:
                 status, key = self._named_target(change)
         except PasserelleError as error:
             raise _placed(error, change.expression) from error
-        if change.full_url and self.links.setdefault(change.full_url, f"{change.type}/{key}") != f"{change.type}/{key}":
+        named = f"{change.type}/{key}"
+        if key and change.full_url and self.links.setdefault(change.full_url, named) != named:
             text = f"{change.full_url} is the fullUrl of two entries; give each its own"
             raise Invalid(text, expression=change.expression, http=400)
         return status, change.type, key
@@ -275,9 +305,13 @@ class _Preparation:
     def _named_target(self, change: Change) -> tuple[int, str]:
         key = change.id
         if change.criteria:
+            if change.many and change.verb == "delete":
+                return self._delete_all(change)
             found = self._matching(change.type, change.criteria)
             if len(found) > 1:
                 raise Precondition(f"{len(found)} resources match {change.criteria}; make the condition precise")
+            if not found and change.verb == "patch":
+                raise NotFound(f"no {change.type} matches {change.criteria}; there is nothing to patch")
             if found and key and found[0] != key:
                 raise Precondition(f"{change.criteria} finds {found[0]}, the resource says {key}")
             key = found[0] if found else key
@@ -292,6 +326,8 @@ class _Preparation:
             raise Precondition(
                 f"If-Match asks for version {change.if_match} of {change.type}/{key}; the server holds {held}"
             )
+        if change.if_absent and exists:
+            raise Precondition(f"{change.type}/{key} exists already and If-None-Match: * asks for it to be absent")
         if change.verb == "delete":
             if before is None:
                 raise NotFound(f"{change.type}/{key} is not known here")
@@ -299,10 +335,40 @@ class _Preparation:
                 workflow.guard_delete(before.resource(), self._context())
                 self._write("delete", change, key, before)
             return 204, key
+        if change.verb == "patch":
+            change = _patched(change, key, before)
         if change.type == "Patient" and change.resource is not None:
             self._own_identity(change.resource, key)
-        self._write("update", change, key, before)
+        self._write(change.verb, change, key, before)
         return (200 if exists else 201), key
+
+    def _delete_all(self, change: Change) -> tuple[int, str]:
+        """Every match of a condition deleted, at most MOST_DELETED."""
+        for key in self._matching(change.type, change.criteria, MOST_DELETED):
+            before = self.view.stored(f"{change.type}/{key}")
+            assert before is not None  # it was found on this snapshot
+            workflow.guard_delete(before.resource(), self._context())
+            self._write("delete", change, key, before)
+        return 204, ""
+
+    def _check_integrity(self) -> None:
+        """What is written refers to what is here, and nothing here refers to what is deleted. Setting of the hub."""
+        for reference, write in self.writes.items():
+            if write.after is not None:
+                place = write.expression or write.type
+                for path, wanted in references.local(write.after, place):
+                    if self.view.get(wanted) is None:
+                        text = f"{wanted} is not stored here; send it first, or in the same transaction"
+                        raise Invalid(text, expression=path, code="not-found")
+                continue
+            plan = references.referring(write.type, write.id)
+            held = self.view.snapshot.search(plan).matches
+            users = [one.reference for one in held if self.writes.get(one.reference) is None]
+            if users:
+                text = f"{reference} is still referred to by {', '.join(users[:3])}; change or delete that first"
+                raise Conflict(text, expression=write.expression or write.type)
+            found = frozenset(one.id for one in held)
+            self.recheck.append((write.type, f"what refers to {reference}", plan, found))
 
     def _write(self, verb: Verb, change: Change, key: str, before: Stored | None) -> None:
         reference = f"{change.type}/{key}"
@@ -319,13 +385,16 @@ class _Preparation:
             self.view.pending[reference] = None
         self.writes[reference] = _Write(verb, change.type, key, before, after, change.expression)
 
-    def _matching(self, resource_type: str, text: str) -> list[str]:
-        """Ids that match a condition; the condition is locked and checked again when writing."""
+    def _matching(self, resource_type: str, text: str, most: int = 0) -> list[str]:
+        """Ids that match a condition, a few or up to `most`; it is locked and checked again when writing."""
         pairs = sorted(parse_qsl(text.lstrip("?"), keep_blank_values=True))
-        plan = plan_of(resource_type, text, count=3)
+        plan = plan_of(resource_type, text, count=most or 3)
         if not plan.clauses:
             raise Invalid(f"the condition `{text}` finds everything; name an identifier", http=400, code="value")
-        found = [stored.id for stored in self.view.snapshot.search(plan).matches]
+        page = self.view.snapshot.search(plan)
+        if most and page.next:
+            raise TooLarge(f"more than {most} resources match {text}; make the condition narrower and repeat")
+        found = [stored.id for stored in page.matches]
         self.locks.add(f"{resource_type}?{urlencode(pairs)}")
         self.recheck.append((resource_type, text, plan, frozenset(found)))
         return found
@@ -344,6 +413,8 @@ class _Preparation:
             if isinstance(value, str):
                 if value in self.links:
                     return self.links[value]
+                if path.endswith(".reference") and (own := references.relative(value, self.bases)):
+                    return own
                 if (
                     path.endswith(".reference")
                     and "?" in value
@@ -416,6 +487,21 @@ class _Preparation:
         return AuditRow(action, entity_type=write.type, entity_id=write.id, case_key=case)
 
 
+def _patched(change: Change, key: str, before: Stored | None) -> Change:
+    """The change with the content the patch makes of the current version. Raises NotFound, Gone, Invalid."""
+    if before is None:
+        raise NotFound(f"{change.type}/{key} is not known here; there is nothing to patch")
+    if before.deleted:
+        raise Gone(f"{change.type}/{key} was deleted; there is nothing to patch")
+    assert change.patch is not None
+    after = change.patch(before.resource())
+    if after.get("resourceType") != change.type or after.get("id") != key:
+        raise Invalid("a patch changes neither resourceType nor id", expression=f"{change.type}.id")
+    changed = dataclasses.replace(change, resource=after, id=key)
+    _validate(dataclasses.replace(changed, expression=""))
+    return changed
+
+
 def _rank(resource_type: str) -> int:
     return _RULE_ORDER.index(resource_type) if resource_type in _RULE_ORDER else len(_RULE_ORDER)
 
@@ -427,6 +513,9 @@ def _taken(key: tuple[str, str], reference: str, where: str) -> Conflict:
 
 def _validate(change: Change) -> None:
     """The structural check in front of every write; a server chooses the id of what is created."""
+    if change.type == "AuditEvent":
+        text = "the audit trail is written by this server alone; it is read and searched"
+        raise Unsupported(text, expression=change.expression or "AuditEvent", http=405)
     if change.resource is None:
         return
     content = {name: value for name, value in change.resource.items() if name != "id"}
@@ -485,7 +574,7 @@ def _put(tx: Tx, write: _Write) -> Stored | None:
         return tx.delete(write.type, write.id)
     if write.before is None:
         return tx.create(write.ready, write.rows, method="POST" if write.verb == "create" else "PUT")
-    return tx.update(write.ready, write.rows)
+    return tx.update(write.ready, write.rows, method="PATCH" if write.verb == "patch" else "PUT")
 
 
 def _mark_studies(tx: Tx, prepared: _Prepared) -> None:
@@ -510,8 +599,7 @@ def _values(resource: Mapping[str, Any], code: str) -> Iterator[str]:
 
 def read_current(hub: Hub, caller: Caller, kind: str, key: str) -> Stored:
     """The current version. Raises NotFound (404) or Gone (410)."""
-    with hub.store.read(caller) as snapshot:
-        stored = snapshot.get(kind, key)
+    stored = hub.store.get(caller, kind, key)
     if stored is None:
         raise NotFound(f"{kind}/{key} is not known here; search for it or check the id")
     if stored.deleted:
@@ -521,6 +609,4 @@ def read_current(hub: Hub, caller: Caller, kind: str, key: str) -> Stored:
 
 def instant_of(stored: Stored) -> str:
     """The instant a version was stored."""
-    from datetime import UTC, datetime, timedelta
-
-    return instant(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=stored.last_updated))
+    return instant(EPOCH + timedelta(microseconds=stored.last_updated))

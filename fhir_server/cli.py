@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = error.issues[0].expression
         print(f"passerelle: {error}{f' ({where})' if where else ''}", file=sys.stderr)
         return 1
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        print(f"passerelle: {named}{error.strerror or error}; check the path and its rights", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -192,24 +196,37 @@ def _post(url: str, arguments: Mapping[str, str]) -> Any:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        raise Failed(json.load(error).get("error", str(error))) from error
+        raise Failed(_told(error)) from error
     except (OSError, ValueError) as error:
         raise Failed(f"{url} does not answer ({error}); is the server running? `passerelle readyz` tells") from error
 
 
+def _told(error: urllib.error.HTTPError) -> str:
+    """The words of a refusal, whatever answers at that address."""
+    with error:
+        try:
+            told = json.load(error)["error"]
+        except (ValueError, LookupError, TypeError):
+            return f"{error.url} answered {error.code} {error.reason}; is that a Passerelle of this version?"
+    return str(told)
+
+
+def _demo_or_own(args: Args) -> Settings:
+    """The settings in force; without an establishment of one's own, the demo's."""
+    from fhir_server.demo import run as demo
+
+    settings = _loaded(args).settings
+    return settings if settings.sites else _loaded(args, demo.DEFAULTS).settings
+
+
 def _operation(name: str, *, columns: Sequence[str] = ()) -> Callable[[Args], int]:
     def run(args: Args) -> int:
-        from fhir_server.demo import run as demo
-
         arguments = {
             key: str(getattr(args, key))
             for key in ("id", "state", "channel", "lane", "key", "limit", "reason", "study", "request")
             if getattr(args, key, None)
         }
-        settings = _loaded(args).settings
-        if not settings.sites and args.data_dir is None:
-            settings = _loaded(args, demo.DEFAULTS).settings
-        result = operate(settings, name, arguments)
+        result = operate(_demo_or_own(args), name, arguments)
         if args.json:
             _print_json(result)
         elif columns:
@@ -222,10 +239,7 @@ def _operation(name: str, *, columns: Sequence[str] = ()) -> Callable[[Args], in
 
 
 def _trace(args: Args) -> int:
-    from fhir_server.demo import run as demo
-
-    settings = _loaded(args, demo.DEFAULTS).settings
-    story = operate(settings, "trace", {"id": args.id})
+    story = operate(_demo_or_own(args), "trace", {"id": args.id})
     if args.json:
         _print_json(story)
         return 0
@@ -238,13 +252,11 @@ def _send_hl7(args: Args) -> int:
     """Send HL7 v2 files over MLLP and print the acknowledgement of each."""
     from hl7v2 import ack, mllp
 
-    target = urlsplit(args.to)
-    if target.scheme != "mllp" or not target.hostname or not target.port:
-        raise Failed(f"--to {args.to}: write mllp://host:port")
+    host, port, _ = _target(args.to, "mllp", "mllp://host:port")
     failed = False
     for name in args.files:
         try:
-            raw = mllp.send((target.hostname, target.port), Path(name).read_bytes(), timeout=30)
+            raw = mllp.send((host, port), Path(name).read_bytes(), timeout=30)
         except mllp.MllpFault as fault:
             raise Failed(f"{name}: {fault.stage} {fault.code} {fault.text}; is a listener at {args.to}?") from fault
         told = ack.read(raw)
@@ -277,7 +289,8 @@ def _echo(args: Args) -> int:
         try:
             scu.echo((host, port), called=called, calling=args.calling)
         except scu.DicomFault as fault:
-            raise Failed(f"{fault.stage} {fault.code} {fault.text}; check host, port and AE title") from fault
+            told = f"{args.url}: {fault.stage} {fault.code} {fault.text}"
+            raise Failed(f"{told}; check host, port and AE title") from fault
         print(f"{args.url} answers")
         return 0
     if args.url.startswith("http"):
@@ -286,10 +299,19 @@ def _echo(args: Args) -> int:
 
 
 def _dicom_target(url: str) -> tuple[str, int, str]:
-    target = urlsplit(url)
-    if target.scheme != "dicom" or not target.hostname or not target.port:
-        raise Failed(f"{url}: write dicom://AETITLE@host:port")
-    return target.hostname, target.port, target.username or "ANY-SCP"
+    host, port, title = _target(url, "dicom", "dicom://AETITLE@host:port")
+    return host, port, title or "ANY-SCP"
+
+
+def _target(url: str, scheme: str, form: str) -> tuple[str, int, str]:
+    """(host, port, user) of an address. Raises Failed that says how to write it."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == scheme and parts.hostname and parts.port:
+            return parts.hostname, parts.port, parts.username or ""
+    except ValueError:
+        pass
+    raise Failed(f"{url}: write {form}")
 
 
 def _readyz(args: Args, url: str = "") -> int:
@@ -302,6 +324,8 @@ def _readyz(args: Args, url: str = "") -> int:
                 print(answer.read().decode().strip())
                 return 0
         except (OSError, ValueError) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             if time.monotonic() >= deadline:
                 raise Failed(
                     f"{url}: {error}; start the server with `passerelle demo` or `passerelle serve`"

@@ -183,7 +183,7 @@ def _id(args: Args) -> str:
 
 def _limit(args: Args) -> int:
     text = args.get("limit", "50")
-    return max(1, min(int(text), 1000)) if text.isdigit() else 50
+    return max(1, min(int(text), 1000)) if text.isdecimal() else 50
 
 
 def _when(moment: int) -> str:

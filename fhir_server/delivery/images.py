@@ -13,12 +13,14 @@ from dicom_node.header import as_dict
 from dicom_node.scp import Policy, StoreRequest
 from fhir_server.changes import Applied, Change, Hub, apply, view_of
 from fhir_server.config import Settings
-from fhir_server.errors import Conflict
+from fhir_server.context import SYSTEM
+from fhir_server.errors import Conflict, PasserelleError, Unavailable
 from fhir_server.imaging import studies
 from fhir_server.security.identity import wire_caller
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.instances import NewInstance, Study
 from fhir_server.store.session import Tx
+from fhir_server.store.view import printable
 from mappers.dicom_to_fhir import accession
 
 log = logging.getLogger("passerelle.dicom")
@@ -58,11 +60,11 @@ def receive(hub: Hub, request: StoreRequest) -> int:
         blob=digest,
         size=size,
         data_sha256=request.sha256,
-        header=json.dumps(as_dict(header), ensure_ascii=False),
+        header=json.dumps(as_dict(header)),
         frames=frames,
-        patient_id=header.patient_id.value,
-        issuer=header.patient_id.universal_id or header.patient_id.issuer,
-        accession=number.value,
+        patient_id=printable(header.patient_id.value, 200),
+        issuer=printable(header.patient_id.universal_id or header.patient_id.issuer, 200),
+        accession=printable(number.value, 200),
         calling_ae=request.calling,
         peer=request.peer,
     )
@@ -88,10 +90,23 @@ def project_one(hub: Hub) -> bool:
         return False
     try:
         _project(hub, study)
+    except Unavailable:
+        raise
     except Conflict:
         log.info("study %s changed while it was summed up; it comes again", study.study_uid)
-        hub.store.write(wire_caller("dicom", "Passerelle", ""), lambda tx: tx.settle_study(study))
+        hub.store.write(SYSTEM, lambda tx: _give_back(tx, study))
+    except Exception as fault:
+        # Told in the list and looked at again when something arrives, instead of failing for ever.
+        log.exception("study %s cannot be summed up", study.study_uid)
+        told = fault.diagnostics if isinstance(fault, PasserelleError) else type(fault).__name__
+        note = f"cannot be shown as ImagingStudy: {told}"
+        hub.store.write(SYSTEM, lambda tx: tx.settle_study(study, match_state="unmatched", note=note))
     return True
+
+
+def _give_back(tx: Tx, study: Study) -> None:
+    tx.settle_study(study)
+    tx.mark_dirty(study_uid=study.study_uid)
 
 
 def _project(hub: Hub, study: Study) -> None:
@@ -99,12 +114,18 @@ def _project(hub: Hub, study: Study) -> None:
     with hub.store.read(caller) as snapshot:
         view = view_of(snapshot)
         instances = snapshot.instances(study.study_uid)
-        found = studies.match(study, studies.header_of(instances[0]), view, hub.sites)
+        found = studies.match_all(study, [studies.header_of(one) for one in instances], view, hub.sites)
         resource = studies.resource(study, instances, found, hub.sites)
         stored = snapshot.get("ImagingStudy", resource["id"])
     version = stored.version if stored is not None and not stored.deleted else None
 
     def also(tx: Tx, _: list[Applied]) -> None:
+        tx.lock(studies.lock_of(study.study_uid))
+        current = tx.study(study.study_uid)
+        if current is None or current.dirty_at != study.dirty_at:
+            # Images or a person's decision came meanwhile: they count, and the study comes again.
+            tx.settle_study(study)
+            return
         tx.settle_study(
             study,
             match_state=found.state,

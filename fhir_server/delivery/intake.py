@@ -8,22 +8,13 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fhir_server.changes import Applied, Change, Hub, apply, view_of
+from fhir_server.changes import ATTEMPTS, Applied, Change, Hub, apply, view_of
 from fhir_server.context import SYSTEM, Caller, View, new_delivery_id
-from fhir_server.errors import (
-    Conflict,
-    Fault,
-    Invalid,
-    Malformed,
-    PasserelleError,
-    RuleBroken,
-    Unavailable,
-    Unsupported,
-)
+from fhir_server.errors import Conflict, Fault, Invalid, Malformed, PasserelleError, Precondition, Unavailable
 from fhir_server.patients import identity
 from fhir_server.security.identity import wire_caller
 from fhir_server.store.inbox import NewMessage
@@ -73,15 +64,12 @@ def on_message(hub: Hub, raw: bytes, peer: str) -> bytes:
         return received.ack
     try:
         if received.conflict:
-            raise Conflict(
-                f"MSH-10 {head.get('MSH-10') if head else ''} was used before with other content "
-                f"(message {received.rival}); send this message under a new control id",
-                location="MSH^1^10",
-            )
+            text = f"MSH-10 was used before with other content (message {received.rival}); take a new control id"
+            raise Conflict(text, location="MSH^1^10")
         if head is None:
             raise Malformed("this is no HL7 v2 message: it does not begin with an MSH segment", location="MSH^1")
         return _take_in(hub, raw, head, received.id, peer)
-    except Stale:
+    except _Settled:
         return _answer_of_the_first(hub, received.id, raw)
     except PasserelleError as error:
         return _refuse(hub, received.id, raw, error)
@@ -94,43 +82,66 @@ def _take_in(hub: Hub, raw: bytes, msg: Message, inbox_id: str, peer: str) -> by
     site = hub.sites.of_message(msg.text("MSH-3"), msg.text("MSH-4")) or hub.sites.default
     caller = wire_caller("mllp", f"{msg.get('MSH-3')} {msg.get('MSH-4')}".strip(), peer)
     arrival = _Arrival(hub, caller, inbox_id, msg, site)
+    handler = _handler(msg)
     _check_mode(msg, site)
+    _check_structure(msg)
+    try:
+        return handler(arrival, raw)
+    except Refused as refused:
+        raise _Rejected([AckError(refused.location, refused.condition, refused.text)]) from refused
+
+
+def _handler(msg: Message) -> Callable[[_Arrival, bytes], bytes]:
+    """What takes this kind of message in; table 0357 tells a type from an event nobody here knows."""
     code, trigger = msg.text("MSH-9.1"), msg.text("MSH-9.2")
     handler = _HANDLERS.get(f"{code}^{trigger}")
     if handler is None:
-        known = ", ".join(sorted(_HANDLERS))
-        raise Unsupported(f"{code}^{trigger} is not taken in here; taken: {known}", location="MSH^1^9")
-    return handler(arrival, raw)
+        taken = [name for name in _HANDLERS if name.startswith(f"{code}^")]
+        text = f"{code[:20]}^{trigger[:20]} is not taken in here; taken: {', '.join(sorted(taken or _HANDLERS))}"
+        raise _Rejected([AckError("MSH^1^9", "201" if taken else "200", text)])
+    return handler
 
 
 def _adt(arrival: _Arrival, raw: bytes) -> bytes:
     """A patient and its stay: Patient and Encounter, with the acknowledgement, in one transaction."""
-    hub, msg = arrival.hub, arrival.msg
-    _check_structure(msg)
-    try:
-        mapped = hl7v2_to_fhir.adt(msg, arrival.site)
-    except Refused as refused:
-        raise Invalid(refused.text, location=refused.location, code=refused.code or "value") from refused
-    notes = [f"{loss.source}: {loss.reason}" for loss in mapped.losses]
+    hub = arrival.hub
+    mapped = hl7v2_to_fhir.adt(arrival.msg, arrival.site)
+    losses = [f"{loss.source}: {loss.reason}" for loss in mapped.losses]
+    doubt: list[str] = []
     answer = ack.build(raw, "AA", now=hub.clock(), control_id=new_delivery_id())
     keys = _keys(mapped.value)
 
     def also(tx: Tx, applied: list[Applied]) -> None:
         patient = next((done.id for done in applied if done.type == "Patient"), "")
-        tx.integrate(arrival.inbox_id, answer, keys=(*keys, ("patient", f"Patient/{patient}")), note="\n".join(notes))
+        found = (*keys, ("patient", f"Patient/{patient}"))
+        _integrate(tx, arrival.inbox_id, answer, found, "\n".join([*doubt, *losses]))
 
-    for attempt in range(3):
-        changes = _adt_changes(arrival, mapped.value, notes)
+    for attempt in range(ATTEMPTS):
+        doubt.clear()
+        changes = _adt_changes(arrival, mapped.value, doubt)
         try:
             apply(hub, arrival.caller, changes, also=also)
             return answer
-        except Conflict:
-            if attempt == 2:
+        except Conflict as conflict:
+            # Others write about the same person: look again. Who is never in luck may send again (AR).
+            moved = isinstance(conflict, Precondition) or isinstance(conflict.__cause__, Stale)
+            if attempt == ATTEMPTS - 1 and moved:
+                raise Unavailable("the patient kept changing while this was taken in; send it again") from conflict
+            if attempt == ATTEMPTS - 1:
                 raise
     raise AssertionError("unreachable")
 
 
-def _adt_changes(arrival: _Arrival, result: AdtResult, notes: list[str]) -> list[Change]:
+def _integrate(tx: Tx, inbox_id: str, answer: bytes, keys: Keys, note: str) -> None:
+    """Settle the message in the transaction that took it in; of two that take it in at once, one does."""
+    try:
+        tx.integrate(inbox_id, answer, keys=keys, note=note)
+    except Stale as stale:
+        raise _Settled from stale
+
+
+def _adt_changes(arrival: _Arrival, result: AdtResult, doubt: list[str]) -> list[Change]:
+    """The Patient this is, a new one, or a doubtful record of its own; and its stay. `doubt` is told why."""
     hub = arrival.hub
     patient = result.patient
     with hub.store.read(arrival.caller) as snapshot:
@@ -139,7 +150,7 @@ def _adt_changes(arrival: _Arrival, result: AdtResult, notes: list[str]) -> list
         known = view.get(found.reference) if found.reference else None
         reference = found.reference or f"Patient/{uuid.uuid4()}"
         if found.kind == "reconcile":
-            notes.append(f"PID-3: à rapprocher, {found.reason}")
+            doubt.append(f"PID-3: à rapprocher, {found.reason}")
             patient = identity.to_reconcile(patient, found.reason)
         whole = identity.merged(known, patient) if known else patient
         if found.kind == "reconcile":
@@ -156,16 +167,20 @@ def _adt_changes(arrival: _Arrival, result: AdtResult, notes: list[str]) -> list
 def _encounter_change(
     snapshot: Snapshot, view: View, encounter: Resource, patient: str, organization: Resource
 ) -> Change:
-    """The stay under its visit number: the same number is the same Encounter."""
-    key = ""
+    """The stay under its visit number: the same number is the same Encounter, and keeps what is not said again."""
+    known: Resource = {}
     for identifier in encounter.get("identifier", ()):
         system, value = identifier.get("system", ""), identifier.get("value", "")
-        found = view.find("Encounter", f"identifier={system}|{value}") if system and value else []
-        if found:
-            key = found[0]["id"]
+        found = view.find("Encounter", identity.identifier_query(system, value)) if system and value else []
+        mine = [stay for stay in found if stay.get("subject", {}).get("reference") == f"Patient/{patient}"]
+        if mine:
+            known = {name: part for name, part in mine[0].items() if name != "meta"}
             break
-    key = key or str(uuid.uuid4())
-    whole = {**encounter, "id": key, "subject": {"reference": f"Patient/{patient}"}, "serviceProvider": organization}
+    key = known.get("id") or str(uuid.uuid4())
+    whole = {**known, **encounter, "id": key}
+    whole |= {"subject": {"reference": f"Patient/{patient}"}, "serviceProvider": organization}
+    if known.get("period") and encounter.get("period"):
+        whole["period"] = {**known["period"], **encounter["period"]}
     return Change("update", "Encounter", key, whole, if_match=_version(snapshot, f"Encounter/{key}"))
 
 
@@ -179,10 +194,14 @@ def _zam(arrival: _Arrival, raw: bytes) -> bytes:
     def work(tx: Tx) -> None:
         delivery = tx.delivery(said.control_id)
         if delivery is None:
-            raise RuleBroken(f"no message with MSH-10 {said.control_id} was sent from here", location="OBX-4")
-        settled = tx.confirm(delivery.id, "confirmed" if said.ok else "refused", text, arrival.inbox_id)
+            told = f"no message with MSH-10 {said.control_id[:50]} was sent from here"
+            raise _Rejected([AckError("OBX^1^4", "204", told)])
+        awaited = delivery.second_leg == "zam" and said.event == "Z01"
+        state = "confirmed" if said.ok else "refused"
+        settled = awaited and tx.confirm(delivery.id, state, text, arrival.inbox_id)
+        late = "was settled before" if awaited else "none was awaited"
         keys = (("delivery", delivery.id), ("case", delivery.case_key), ("patient", delivery.patient))
-        tx.integrate(arrival.inbox_id, answer, keys=keys, note=text if settled else f"{text} (was settled before)")
+        _integrate(tx, arrival.inbox_id, answer, keys, text if settled else f"{text} ({late})")
 
     hub.store.write(arrival.caller, work)
     return answer
@@ -201,27 +220,31 @@ def _version(snapshot: Snapshot, reference: str) -> int | None:
     return None if stored is None or stored.deleted else stored.version
 
 
+class _Settled(Exception):
+    """Another connection took the same message in first."""
+
+
+class _Rejected(Invalid):
+    """A message that a resend does not cure, with an ERR for each finding."""
+
+    def __init__(self, found: Sequence[AckError]) -> None:
+        told = "; ".join(f"{error.location}: {error.text}" for error in found[:5])
+        super().__init__(told, location=found[0].location)
+        self.found = list(found)
+
+
 def _check_structure(msg: Message) -> None:
-    """Raise Invalid carrying every structural error; its first ERR-2 location leads."""
+    """Raise _Rejected with every structural error; the first one's ERR-2 location leads."""
     found = check.errors(check.check(msg))
     if found:
-        told = "; ".join(f"{f.location}: {f.text}" for f in found[:5])
-        raise _Findings(told, found)
-
-
-class _Findings(Invalid):
-    """The message does not hold what its type needs."""
-
-    def __init__(self, text: str, found: list[check.Finding]) -> None:
-        super().__init__(text, location=found[0].location, code="required")
-        self.found = found
+        raise _Rejected([AckError(finding.location, finding.code, finding.text) for finding in found])
 
 
 def _check_mode(msg: Message, site: Site) -> None:
     processing = msg.text("MSH-11.1")
     if site.mode == "production" and processing != "P":
         text = f"MSH-11 is {processing!r} and {site.name} is a production site, which takes P only"
-        raise Invalid(text, location="MSH^1^11", code="value")
+        raise _Rejected([AckError("MSH^1^11", "202", text)])
 
 
 def _refuse(hub: Hub, inbox_id: str, raw: bytes, error: PasserelleError) -> bytes:
@@ -236,14 +259,23 @@ def _refuse(hub: Hub, inbox_id: str, raw: bytes, error: PasserelleError) -> byte
     kept = None if error.hl7_ack == "AR" else answer
     try:
         hub.store.reject(inbox_id, error.diagnostics, error.location, kept)
-    except PasserelleError:
-        log.warning("message %s was settled meanwhile", inbox_id)
+    except Stale:
+        return _answer_of_the_first(hub, inbox_id, raw)
+    except Exception:
+        # Its row stays as received: an answer that forbids the resend would lose it.
+        log.exception("the refusal of message %s could not be stored", inbox_id)
+        return _busy(hub, raw, "the message could not be settled now; send it again")
     return answer
 
 
+def _busy(hub: Hub, raw: bytes, text: str) -> bytes:
+    told = [AckError("", Unavailable.hl7_err, text)]
+    return ack.build(raw, "AR", text=text, errors=told, now=hub.clock(), control_id=new_delivery_id())
+
+
 def _errors(error: PasserelleError) -> list[AckError]:
-    if isinstance(error, _Findings):
-        return [AckError(f.location, f.code, f.text) for f in error.found]
+    if isinstance(error, _Rejected):
+        return error.found
     return [AckError(error.location, error.hl7_err, error.diagnostics)]
 
 
@@ -258,9 +290,7 @@ def _answer_of_the_first(hub: Hub, inbox_id: str, raw: bytes) -> bytes:
         row = snapshot.message(inbox_id)
     if row is not None and row.ack:
         return row.ack
-    return _refuse(
-        hub, inbox_id, raw, Unavailable("this message is being taken in by another connection; send it again")
-    )
+    return _busy(hub, raw, "this message is being taken in by another connection; send it again")
 
 
 def _head(raw: bytes) -> Message | None:

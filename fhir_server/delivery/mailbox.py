@@ -6,6 +6,7 @@ Sources: RFC 3464 (DSN), RFC 8098 (MDN).
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
 from fhir_server.changes import Hub
@@ -25,6 +26,9 @@ def poll(hub: Hub) -> bool:
     if not settings.imap:
         return False
     host, _, port = settings.imap.rpartition(":")
+    if not host or not port.isdigit():
+        log.warning("setting imap is %r; write host:port", settings.imap)
+        return False
     boxes = [box.address for box in hub.sites.default.mailboxes if box.kind == "APP"]
     user = settings.mail_user or next(iter(boxes), "")
     try:
@@ -44,8 +48,8 @@ def poll(hub: Hub) -> bool:
 
 
 def take_in(hub: Hub, raw: bytes, mailbox: str) -> None:
-    """Store one mail and settle what it settles, once."""
-    mail = received.read(raw)
+    """Store one mail and settle what it settles, once; the same bytes again change nothing."""
+    mail = _read(raw)
     stored = hub.store.receive(
         NewMessage(
             channel="mail",
@@ -53,7 +57,7 @@ def take_in(hub: Hub, raw: bytes, mailbox: str) -> None:
             endpoint=mailbox,
             peer=mail.sender,
             sender=mail.sender or "mail",
-            control_id=mail.message_id,
+            control_id=mail.message_id or hashlib.sha256(raw).hexdigest(),
             message_type=mail.kind,
             media_type="message/rfc822",
         )
@@ -66,7 +70,7 @@ def take_in(hub: Hub, raw: bytes, mailbox: str) -> None:
         keys: list[tuple[str, str]] = []
         for delivery_id, state, text in settled_by(mail):
             delivery = tx.delivery(delivery_id)
-            if delivery is None:
+            if delivery is None or delivery.protocol != "mail":
                 notes.append(f"{delivery_id}: not a delivery of ours")
                 continue
             tx.confirm(delivery.id, state, text, stored.id)
@@ -80,20 +84,35 @@ def take_in(hub: Hub, raw: bytes, mailbox: str) -> None:
         log.info("mail %s was taken in meanwhile", stored.id)
 
 
+def _read(raw: bytes) -> received.Received:
+    """What the mail is; one that breaks its reader is kept for a person, and the mails behind it are read."""
+    try:
+        return received.read(raw)
+    except Exception:
+        log.exception("a mail of %d bytes could not be read", len(raw))
+        return received.Received("other")
+
+
 def settled_by(mail: received.Received) -> list[tuple[str, str, str]]:
     """(delivery id, state, words) that a DSN or MDN says of our deliveries."""
     out = []
     if mail.dsn is not None:
+        # Some operators lose the ENVID; the Message-ID of the mail they return begins with the same delivery id.
+        key = mail.dsn.envelope_id or _delivery_id(mail.dsn.original_message_id)
         for notice in mail.dsn.recipients:
             state = _ACTIONS.get(notice.action, "")
-            if state and mail.dsn.envelope_id:
+            if state and key:
                 text = f"{notice.action} {notice.status} {notice.recipient} {notice.diagnostic}".strip()
-                out.append((mail.dsn.envelope_id, state, text))
+                out.append((key, state, text))
     if mail.mdn is not None and mail.mdn.original_message_id:
-        key = mail.mdn.original_message_id.strip("<>").partition("@")[0]
+        key = _delivery_id(mail.mdn.original_message_id)
         text = f"{mail.mdn.disposition} {mail.mdn.error_code} {mail.mdn.error_text}".strip()
         out.append((key, "refused" if mail.mdn.error_code else "confirmed", text))
     return out
+
+
+def _delivery_id(message_id: str) -> str:
+    return message_id.strip("<>").partition("@")[0]
 
 
 _ACTIONS = {"delivered": "confirmed", "relayed": "confirmed", "expanded": "confirmed", "failed": "refused"}

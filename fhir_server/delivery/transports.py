@@ -17,7 +17,7 @@ from fhir_server.store.lanes import Claim
 from hl7v2 import ack, mllp
 from mssante import smtp
 
-Verdict = Literal["sent", "transient", "ambiguous", "permanent"]
+Verdict = Literal["sent", "transient", "ambiguous", "permanent", "held"]
 
 # (scheme, stage, class of code) -> verdict. The class is the whole code, its first character + "yz", or "*".
 TABLE: Mapping[tuple[str, str, str], Verdict] = {
@@ -29,6 +29,7 @@ TABLE: Mapping[tuple[str, str, str], Verdict] = {
     ("mllp", "ack", "CR"): "transient",
     ("mllp", "ack", "*"): "ambiguous",
     ("mllp", "connect", "*"): "transient",
+    ("mllp", "send", "framing"): "permanent",
     ("mllp", "send", "*"): "transient",
     ("mllp", "answer", "*"): "ambiguous",
     ("mssante", "answer", "250"): "sent",
@@ -71,10 +72,14 @@ def classify(scheme: str, stage: str, code: str) -> Verdict:
 def send(claim: Claim, settings: Settings) -> Receipt:
     """Send a claimed delivery once. Never raises for what a partner does."""
     endpoint = claim.delivery.endpoint
-    sender = _SENDERS.get(urlsplit(endpoint).scheme)
-    if sender is None:
-        return Receipt("permanent", "scheme", f"no transport speaks {endpoint}; correct the Endpoint's address")
-    return sender(claim, settings)
+    try:
+        sender = _SENDERS.get(urlsplit(endpoint).scheme)
+        if sender is None:
+            return Receipt("permanent", "scheme", f"no transport speaks {endpoint}; correct the Endpoint's address")
+        return sender(claim, settings)
+    except ValueError as error:
+        # A port or a mail address nobody can use: it will not become one by waiting.
+        return Receipt("permanent", "address", f"{endpoint} cannot be used: {error}")
 
 
 def _send_mllp(claim: Claim, settings: Settings) -> Receipt:
@@ -95,7 +100,9 @@ def _send_mail(claim: Claim, settings: Settings) -> Receipt:
     if not host or not port.isdigit():
         return Receipt("transient", "address", "no MSSanté operator is configured (setting `smtp`, host:port)")
     address = urlsplit(claim.delivery.endpoint)
-    sender = parse_qs(address.query)["from"][0]
+    sender = parse_qs(address.query).get("from", [""])[0]
+    if not sender:
+        raise ValueError("it names no sender (?from=)")
     try:
         accepted = smtp.send(
             (host, int(port)),
@@ -105,6 +112,8 @@ def _send_mail(claim: Claim, settings: Settings) -> Receipt:
             envelope_id=claim.delivery.id,
             security=settings.smtp_security,
             timeout=settings.send_timeout_seconds,
+            # Below the lease, or a second worker would send while the first still waits.
+            answer_timeout=max(settings.send_timeout_seconds, settings.lease_seconds / 2),
         )
     except smtp.SmtpFault as fault:
         return Receipt(classify("mssante", fault.stage, str(fault.code)), str(fault.code), fault.text)

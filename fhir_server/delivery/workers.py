@@ -67,17 +67,29 @@ def deliver_one(hub: Hub) -> bool:
     if claim.interrupted and transports.AMBIGUOUS.get(scheme) == "hold":
         text = "an earlier attempt was cut off; the partner may have it already: look there, then retry or cancel"
         hub.store.finish(claim, Outcome("held", "ambiguous", text))
+        hub.store.release(claim)
         return True
     try:
         hub.store.start_attempt(claim)
     except LeaseLost:
         hub.store.release(claim)
         return True
-    receipt = transports.send(claim, hub.settings)
-    if not hub.store.finish(claim, outcome_of(hub, claim, receipt)):
+    receipt = _attempt(hub, claim)
+    in_time = hub.store.finish(claim, outcome_of(hub, claim, receipt))
+    hub.store.release(claim)
+    if not in_time:
         log.warning("delivery %s: the lease was lost while sending; its new holder decides", claim.delivery.id)
     log.info("delivery %s to %s: %s %s", claim.delivery.id, claim.lane, receipt.verdict, receipt.code)
     return True
+
+
+def _attempt(hub: Hub, claim: Claim) -> Receipt:
+    """One sending; a defect of ours holds the delivery for a person instead of stopping its lane for good."""
+    try:
+        return transports.send(claim, hub.settings)
+    except Exception as defect:
+        log.exception("delivery %s could not be tried", claim.delivery.id)
+        return Receipt("held", "exception", f"a defect of this server ({type(defect).__name__}); its log has more")
 
 
 def outcome_of(hub: Hub, claim: Claim, receipt: Receipt) -> Outcome:
@@ -87,7 +99,8 @@ def outcome_of(hub: Hub, claim: Claim, receipt: Receipt) -> Outcome:
         return Outcome("sent", "", words, receipt.ack)
     if verdict == "permanent":
         return Outcome("error", verdict, words, receipt.ack)
-    if verdict == "ambiguous" and transports.AMBIGUOUS.get(claim.delivery.endpoint.split(":")[0]) == "hold":
+    waits = verdict == "ambiguous" and transports.AMBIGUOUS.get(claim.delivery.endpoint.split(":")[0]) == "hold"
+    if waits or verdict == "held":
         return Outcome("held", verdict, words, receipt.ack)
     pause = timedelta(seconds=backoff(hub, claim.failures))
     return Outcome("retry", verdict, words, receipt.ack, micros(hub.clock() + pause))

@@ -9,7 +9,8 @@ Sources: IHE RAD Scheduled Workflow and PIR; DICOM PS3.3 C.2.3, C.7.2.1.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -20,10 +21,12 @@ from fhir_server.patients import identity
 from fhir_server.patients.sites import Sites
 from fhir_server.store.engine import Store
 from fhir_server.store.instances import Instance, Study, StudyFilter
+from fhir_server.store.session import Tx
 from mappers.dicom_to_fhir import accession, imaging_study, patient_ids, study_id, study_record
 from mappers.identity import Site
 
 Resource = dict[str, Any]
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,25 @@ def match(study: Study, header: Header, view: View, sites: Sites) -> Found:
     return Found("unmatched", note=f"{waiting}; no known patient has {_shown(header)}")
 
 
+def match_all(study: Study, headers: Sequence[Header], view: View, sites: Sites) -> Found:
+    """What a study belongs to when every image says so; images of two people in one study are a person's matter."""
+    said = {(h.patient_id, h.other_patient_ids, accession(h), h.patient_name, h.patient_birth_date): h for h in headers}
+    found = [match(study, header, view, sites) for header in said.values()]
+    if len({(one.subject, one.request) for one in found}) > 1:
+        return Found("unmatched", note="the images of this study name several patients or requests")
+    return found[0]
+
+
+def lock_of(study_uid: str) -> str:
+    """The criterion that arriving images, matching and a person's decision hold in turn."""
+    return f"study|{study_uid}"
+
+
 def _with_request(request: Resource, patient: str, named: bool, header: Header, view: View) -> Found:
-    subject = request["subject"]["reference"]
+    subject = request.get("subject", {}).get("reference", "")
     reference = f"ServiceRequest/{request['id']}"
+    if not subject:
+        return Found("unmatched", patient, note=f"the accession number is that of {reference}, which names no patient")
     if patient and patient != subject:
         return Found("unmatched", note=f"the accession number is that of {reference}, the patient is another one")
     if not patient and named:
@@ -85,7 +104,7 @@ def _requests(number: str, view: View, sites: Sites) -> list[Resource]:
     for site in sites.all:
         for namespace in site.namespaces:
             if namespace.kind == "ACSN":
-                for request in view.find("ServiceRequest", f"identifier={namespace.fhir_system}|{_escaped(number)}"):
+                for request in view.find("ServiceRequest", identity.identifier_query(namespace.fhir_system, number)):
                     found[request["id"]] = request
     return list(found.values())
 
@@ -100,8 +119,17 @@ def resource(study: Study, instances: list[Instance], found: Found, sites: Sites
 
 
 def header_of(instance: Instance) -> Header:
-    """The header kept beside an instance."""
-    return from_dict(json.loads(instance.header))
+    """The header kept beside an instance, in text that FHIR can carry."""
+    return from_dict(_printable(json.loads(instance.header)))
+
+
+def _printable(value: Any) -> Any:
+    """Control characters and lone surrogates made visible: devices write them, FHIR strings have none."""
+    if isinstance(value, str):
+        return _CONTROL.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {name: _printable(item) for name, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
 def reference_of(study_uid: str) -> str:
@@ -129,7 +157,8 @@ def attach(store: Store, study_uid: str, request_id: str) -> dict[str, str]:
         raise Invalid(f"{reference} names no patient", expression="ServiceRequest.subject")
     known = study
 
-    def work(tx: Any) -> None:
+    def work(tx: Tx) -> None:
+        tx.lock(lock_of(study_uid))
         tx.settle_study(known, match_state="manual", request=reference, note="attached by a person")
         tx.mark_dirty(study_uid=study_uid)
 
@@ -144,7 +173,3 @@ def _site(study: Study, sites: Sites) -> Site:
 def _shown(header: Header) -> str:
     name = header.patient_id
     return f"patient id {name.value or '(none)'} of {name.universal_id or name.issuer or 'no named issuer'}"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("|", "\\|").replace(",", "\\,").replace("$", "\\$")

@@ -154,7 +154,7 @@ def patient_at(view: View, key: tuple[str, str]) -> list[Patient]:
 
 def merged(stored: Patient, incoming: Patient) -> Patient:
     """The stored Patient with what the message says now; identifiers of other namespaces and unknown parts are kept."""
-    out = {key: value for key, value in stored.items() if key not in ("meta", "text")}
+    out = {key: value for key, value in stored.items() if key != "text"}
     said = {identifier.get("system") for identifier in incoming.get("identifier", ())}
     kept = [identifier for identifier in stored.get("identifier", ()) if identifier.get("system") not in said]
     extensions = {extension["url"]: extension for extension in stored.get("extension", ())}

@@ -57,11 +57,16 @@ def _arguments(request: Request) -> Mapping[str, str]:
         raise Unsupported("send the arguments as application/json", http=415)
     try:
         args = json.loads(request.body or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Malformed(f"the arguments are no JSON: {error}") from error
     if not isinstance(args, dict):
         raise Malformed("the arguments are a JSON object")
-    return {str(key): str(value) for key, value in args.items()}
+    return {_text(key): _text(value) for key, value in args.items()}
+
+
+def _text(value: object) -> str:
+    """An argument as text a database takes."""
+    return str(value).encode(errors="replace").decode().replace("\0", "\ufffd")
 
 
 def _json(status: int, value: Any) -> Response:

@@ -1,60 +1,90 @@
-"""The audit table shown as AuditEvent resources: search by date, entity, patient-independent, and read.
+"""The audit table shown as AuditEvent resources: searched by what they are about, read, and written by nobody else.
 
 Source: https://hl7.org/fhir/R4/auditevent.html; DICOM PS3.15 A.5 for the event type codes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, cast
+from urllib.parse import urlencode
 
 from fhir_server.changes import Hub
-from fhir_server.errors import Invalid, NotFound
-from fhir_server.rest.http import Request, Response, check_accept, instant_text, json_response
-from fhir_server.rest.search import bundle_text
+from fhir_server.errors import Invalid, Malformed, NotFound
+from fhir_server.rest.http import Request, Response, instant_text, json_response
+from fhir_server.rest.search import MAX_COUNT, PAGE, bundle_text, page_position, page_token
 from fhir_server.store.audit import AuditFilter, AuditRow
 from profiles import json_text
 
-_PARAMS = ("entity", "_count", "_id", "_format", "_pretty")
+_PARAMS = ("entity", "_count", "_id", PAGE, "_format", "_pretty", "_summary", "_elements")
+_NUMBER = re.compile(r"[0-9]{1,17}")
 _REST = {"system": "http://terminology.hl7.org/CodeSystem/audit-event-type", "code": "rest"}
 _CODES = {"C": "create", "R": "read", "U": "update", "D": "delete", "E": "operation"}
 
 
 def search(hub: Hub, request: Request) -> Response:
-    """GET [base]/AuditEvent?entity=Type/id&_count=n: newest first."""
-    check_accept(request)
-    unknown = [name for name, _ in request.query if name not in _PARAMS]
-    if unknown:
-        text = f"AuditEvent cannot be searched by `{unknown[0]}`; valid: {', '.join(sorted(_PARAMS))}"
-        raise Invalid(text, http=400, code="invalid", expression="AuditEvent")
-    count = int(request.arg("_count") or 50) if (request.arg("_count") or "50").isdigit() else 50
-    kind, _, key = (request.arg("entity") or "").partition("/")
-    with hub.store.read(request.caller) as snapshot:
-        rows = snapshot.audit_rows(
-            AuditFilter(
-                entity_type=kind, entity_id=key, seq=_number(request.arg("_id")), limit=max(1, min(count, 1000))
-            )
+    """GET [base]/AuditEvent?entity=Type/id&_count=n: newest first, in pages."""
+    asked = _asked(request)
+    count = min(int(asked.get("_count", "50")), MAX_COUNT)
+    kind, key = (*asked.get("entity", "").rstrip("/").split("/")[-2:], "")[:2]
+    before = page_position(asked.get(PAGE, ""))
+    if before and not (len(before) == 2 and all(type(part) is int for part in before)):
+        raise Malformed("this page link is damaged; start again without it", expression="AuditEvent")
+    rows: list[AuditRow] = []
+    if count and _exists(asked.get("_id")):
+        wanted = AuditFilter(
+            entity_type=kind,
+            entity_id=key,
+            seq=_number(asked.get("_id")),
+            before=cast(tuple[int, int], before or (0, 0)),
+            limit=count + 1,
         )
+        with hub.store.read(request.caller) as snapshot:
+            rows = snapshot.audit_rows(wanted)
+    kept = [(name, value) for name, value in asked.items() if name != PAGE]
+    links = [("self", f"{request.base}/AuditEvent?{urlencode(kept)}" if kept else f"{request.base}/AuditEvent")]
+    if len(rows) > count:
+        last = rows[count - 1]
+        more = urlencode([*kept, (PAGE, page_token((last.recorded, last.seq)))])
+        links.append(("next", f"{request.base}/AuditEvent?{more}"))
     texts = [
         (
             f"{request.base}/AuditEvent/{row.seq}",
             f'"resource":{json_text.write(event(row))},"search":{{"mode":"match"}}',
         )
-        for row in rows
+        for row in rows[:count]
     ]
-    return json_response(
-        request, 200, bundle_text(hub, "searchset", [("self", f"{request.base}/AuditEvent")], texts, None)
-    )
+    return json_response(request, 200, bundle_text(hub, "searchset", links, texts, None))
 
 
 def read(hub: Hub, request: Request) -> Response:
     """GET [base]/AuditEvent/[id]."""
-    check_accept(request)
     key = request.path_args["id"]
     with hub.store.read(request.caller) as snapshot:
         rows = snapshot.audit_rows(AuditFilter(seq=_number(key))) if _number(key) else []
     if not rows:
-        raise NotFound(f"AuditEvent/{key} is not known here")
+        raise NotFound(f"AuditEvent/{key[:64]} is not known here")
     return json_response(request, 200, json_text.write(event(rows[0])))
+
+
+def _asked(request: Request) -> dict[str, str]:
+    """The parameters by name. Raises Invalid (400) for one that is unknown, empty, or no number."""
+    for name, value in request.query:
+        problem = ""
+        if name not in _PARAMS:
+            problem = f"AuditEvent cannot be searched by `{name[:80]}`; valid: {', '.join(sorted(_PARAMS))}"
+        elif not value:
+            problem = f"`{name}` has no value; leave it out"
+        elif name == "_count" and not _NUMBER.fullmatch(value):
+            problem = f"`_count={value[:20]}` is no number; it is 0 or more"
+        if problem:
+            raise Invalid(problem, http=400, code="invalid", expression="AuditEvent")
+    return dict(request.query)
+
+
+def _exists(key: str | None) -> bool:
+    """Whether an `_id` can be that of an event; no `_id` asks for all of them."""
+    return key is None or _number(key) > 0
 
 
 def event(row: AuditRow) -> dict[str, Any]:
@@ -87,4 +117,4 @@ def event(row: AuditRow) -> dict[str, Any]:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isdigit() and len(text) < 18 else 0
+    return int(text) if text and _NUMBER.fullmatch(text) else 0

@@ -10,18 +10,28 @@ from functools import cache
 from typing import Any
 
 from fhir_server.changes import Hub
-from fhir_server.rest.http import FHIR_JSON, Request, Response, check_accept, json_response
-from fhir_server.search import index
+from fhir_server.config import Settings
+from fhir_server.errors import PasserelleError, Unsupported
+from fhir_server.rest import patch
+from fhir_server.rest.http import FHIR_JSON, FHIR_XML, Request, Response, check_accept, json_response
+from fhir_server.search import index, query
+from fhir_server.search.index import Parameter
 from profiles import definitions, json_text
 
-_TYPE_LEVEL = ("read", "vread", "update", "delete", "history-instance", "create", "search-type")
-_PARAM_TYPES = ("number", "date", "string", "token", "reference", "composite", "quantity", "uri", "special")
+_TYPE_LEVEL = (
+    "read", "vread", "update", "patch", "delete", "history-instance", "history-type", "create", "search-type",
+)  # fmt: skip
+_SYSTEM_LEVEL = ("transaction", "history-system")
+_AUDIT = [{"code": "read"}, {"code": "search-type"}]
+_AUDIT_PARAMETERS = [{"name": "_id", "type": "token"}, {"name": "entity", "type": "reference"}]
+_PARAM_TYPES = ("number", "date", "string", "token", "reference", "quantity", "uri", "special")
 
 
 def statement(hub: Hub, request: Request) -> Response:
     """GET [base]/metadata."""
     check_accept(request)
-    resource = dict(_kind(_offered()))
+    settings = hub.settings
+    resource = dict(_kind(_offered(), settings.conditional_delete, settings.referential_integrity, _cors(settings)))
     resource["implementation"] = {"description": hub.sites.default.name, "url": request.base}
     return json_response(request, 200, json_text.write(resource))
 
@@ -32,21 +42,31 @@ def _offered() -> tuple[str, ...]:
     return tuple(sorted({route.interaction for route in ROUTES if route.interaction}))
 
 
+def _cors(settings: Settings) -> bool:
+    return bool(settings.cors_origins.strip())
+
+
 @cache
-def _kind(offered: tuple[str, ...]) -> dict[str, Any]:
+def _kind(offered: tuple[str, ...], conditional_delete: str, integrity: bool, cors: bool) -> dict[str, Any]:
+    listed: list[dict[str, Any]] = []
     interactions = [{"code": code} for code in _TYPE_LEVEL if code in offered]
-    listed = []
     for name in sorted(definitions.resource_types()):
+        if name == "AuditEvent":
+            # The audit trail: read and searched, never written.
+            listed.append({"type": name, "interaction": _AUDIT, "searchParam": _AUDIT_PARAMETERS})
+            continue
         listed.append(
             {
                 "type": name,
-                "interaction": [{"code": "read"}, {"code": "search-type"}] if name == "AuditEvent" else interactions,
+                "interaction": interactions,
                 "versioning": "versioned-update",
                 "readHistory": True,
                 "updateCreate": True,
                 "conditionalCreate": True,
+                "conditionalRead": "full-support",
                 "conditionalUpdate": True,
-                "conditionalDelete": "single",
+                "conditionalDelete": conditional_delete,
+                "referencePolicy": ["literal", "logical", "local"] + (["enforced"] if integrity else []),
                 "searchParam": _parameters(name),
             }
         )
@@ -58,12 +78,14 @@ def _kind(offered: tuple[str, ...]) -> dict[str, Any]:
         "kind": "instance",
         "software": {"name": "Passerelle", "version": version},
         "fhirVersion": "4.0.1",
-        "format": [FHIR_JSON, "json"],
+        "format": [FHIR_JSON, FHIR_XML, "json", "xml"],
+        "patchFormat": list(patch.FORMATS),
         "rest": [
             {
                 "mode": "server",
                 "resource": listed,
-                "interaction": [{"code": "transaction"}, {"code": "batch"}],
+                "security": {"cors": cors},
+                "interaction": [{"code": code} for code in (*_SYSTEM_LEVEL, "batch") if code in (*offered, "batch")],
             }
         ],
     }
@@ -71,4 +93,17 @@ def _kind(offered: tuple[str, ...]) -> dict[str, Any]:
 
 def _parameters(name: str) -> list[dict[str, str]]:
     found = index.parameters(name)
-    return [{"name": code, "type": found[code].type} for code in sorted(found) if found[code].type in _PARAM_TYPES]
+    return [{"name": code, "type": found[code].type} for code in sorted(found) if _is_searchable(name, found[code])]
+
+
+def _is_searchable(name: str, parameter: Parameter) -> bool:
+    """Whether a search by it is answered; of composites the parser says so."""
+    if parameter.type != "composite":
+        return parameter.type in _PARAM_TYPES
+    try:
+        query.parse(name, [(parameter.code, "a$b")])
+    except Unsupported:
+        return False
+    except PasserelleError as error:
+        return all(issue.code != "not-supported" for issue in error.issues)
+    return True

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from dicom_node import archive, web
 from dicom_node.elements import Unreadable
@@ -51,19 +52,29 @@ def _instances(hub: Hub, request: Request) -> list[Instance]:
     return rows
 
 
+def _files(hub: Hub, request: Request) -> list[Path]:
+    """The stored files. Raises Fault for one that is gone, before anything is sent."""
+    found = [hub.store.blobs.path(row.blob) for row in _instances(hub, request)]
+    for path in found:
+        if not path.exists():
+            log.error("blob %s is missing", path.name)
+            raise Fault("the file of a stored image is missing; the log names it, restore it from a backup")
+    return found
+
+
 def _retrieve(hub: Hub, request: Request) -> Response:
-    files = [hub.store.blobs.path(row.blob) for row in _instances(hub, request)]
+    files = _files(hub, request)
     return _sent(lambda: web.instances(files, request.headers.get("accept", "")))
 
 
 def _metadata(hub: Hub, request: Request) -> Response:
-    files = [hub.store.blobs.path(row.blob) for row in _instances(hub, request)]
+    files = _files(hub, request)
     models = (archive.metadata_json(path) for path in files)
     return _sent(lambda: web.metadata(models, request.headers.get("accept", "")))
 
 
 def _frames(hub: Hub, request: Request) -> Response:
-    path = hub.store.blobs.path(_instances(hub, request)[0].blob)
+    path = _files(hub, request)[0]
     numbers = [int(text) for text in request.path_args["frames"].split(",")]
 
     def make() -> web.Answer:

@@ -5,6 +5,7 @@ Sources: https://hl7.org/fhir/R4/http.html, https://hl7.org/fhir/R4/operationout
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -16,10 +17,16 @@ from fhir_server.context import Caller, instant
 from fhir_server.errors import Issue, Malformed, PasserelleError, Unsupported
 from fhir_server.store.resources import Stored
 from profiles import json_text
+from profiles.xml_text import XmlError, from_xml
 
 FHIR_JSON = "application/fhir+json"
+FHIR_XML = "application/fhir+xml"
 _JSON = ("application/fhir+json", "application/json", "text/json", "json", "application/json+fhir")
-_XML = ("application/fhir+xml", "application/xml", "text/xml", "xml")
+_XML = ("application/fhir+xml", "application/xml", "text/xml", "xml", "application/xml+fhir")
+_VERSIONS = ("4.0", "4.0.1")
+_MOST_RANGES = 50
+_UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_LONGEST_TEXT = 4_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -62,55 +69,103 @@ class Response:
 
 
 def json_response(request: Request | None, status: int, text: str, *headers: tuple[str, str]) -> Response:
-    """FHIR JSON text as an answer, indented when `_pretty=true`."""
-    if request is not None and request.arg("_pretty") == "true":
-        text = json_text.pretty(json_text.parse(text))
+    """FHIR JSON text as an answer; `rendering` lays it out as the client wishes."""
     kind = ("content-type", FHIR_JSON + "; charset=utf-8")
     return Response(status, (kind, *headers), text.encode("utf-8"))
 
 
+def negotiated(request: Request) -> str:
+    """FHIR_JSON or FHIR_XML, as `_format` or else Accept asks; '' when neither will do."""
+    asked = request.arg("_format") or request.headers.get("accept", "")
+    if not asked.strip():
+        return FHIR_JSON
+    for kind in _media_ranges(asked):
+        if kind in _JSON or kind in ("*/*", "application/*"):
+            return FHIR_JSON
+        if kind in _XML:
+            return FHIR_XML
+    return ""
+
+
+def _media_ranges(text: str) -> list[str]:
+    """The media types of an Accept header that are wanted, most wanted first (RFC 9110 12.5.1)."""
+    found: list[tuple[float, str]] = []
+    for item in text.split(",")[:_MOST_RANGES]:
+        kind, *parameters = (part.strip().lower() for part in item.split(";"))
+        known = dict(parameter.partition("=")[::2] for parameter in parameters)
+        try:
+            quality = float(known.get("q", "1"))
+        except ValueError:
+            quality = 0.0
+        if quality > 0 and known.get("fhirversion", "4.0").strip('"') in _VERSIONS:
+            # A form decodes the plus of `_format=application/fhir+json` to a space.
+            found.append((quality, kind.replace(" ", "+")))
+    return [kind for _, kind in sorted(found, key=lambda one: -one[0])]
+
+
 def check_accept(request: Request) -> None:
-    """Raise Unsupported (406) when the client takes nothing but what is not offered."""
-    wanted = request.arg("_format") or request.headers.get("accept", "")
-    kinds = [item.split(";")[0].strip().lower().replace(" ", "+") for item in wanted.split(",") if item.strip()]
-    if not kinds or any(kind in _JSON or kind in ("*/*", "application/*") for kind in kinds):
-        return
-    offered = "FHIR XML is not offered yet; " if any(kind in _XML for kind in kinds) else ""
-    raise Unsupported(f"{offered}ask for {FHIR_JSON} (Accept or _format=json)", http=406)
+    """Raise Unsupported (406) when the client takes nothing that is offered."""
+    if not negotiated(request):
+        raise Unsupported(f"ask for {FHIR_JSON} or {FHIR_XML} of FHIR 4.0 (Accept or _format)", http=406)
+
+
+def media_type(request: Request) -> str:
+    """The body's media type in lower case, without parameters; FHIR JSON when it is not told."""
+    return request.headers.get("content-type", FHIR_JSON).split(";")[0].strip().lower()
 
 
 def resource_body(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The request's body as a resource. Raises Unsupported (415) or Malformed with line and column."""
-    kind = request.headers.get("content-type", FHIR_JSON).split(";")[0].strip().lower()
-    if kind not in _JSON:
-        raise Unsupported(f"the body is {kind}; send {FHIR_JSON}", http=415)
+    """The request's body as a resource. Raises Unsupported (415), or Malformed with line, column and path."""
+    kind, *parameters = (part.strip().lower() for part in request.headers.get("content-type", FHIR_JSON).split(";"))
+    if kind not in _JSON and kind not in _XML:
+        raise Unsupported(f"the body is {kind[:100]}; send {FHIR_JSON} or {FHIR_XML}", http=415)
+    version = dict(parameter.partition("=")[::2] for parameter in parameters).get("fhirversion", "4.0").strip('"')
+    if version not in _VERSIONS:
+        raise Unsupported(f"the body is FHIR {version[:20]}; this server speaks 4.0", http=415)
     if not request.body.strip():
-        raise Malformed("the request has no body; send the resource as JSON")
-    try:
-        resource = json_text.parse(request.body, max_bytes=max_bytes)
-    except json_text.JsonError as error:
-        raise Malformed(str(error), expression=getattr(error, "path", "") or "") from error
+        raise Malformed("the request has no body; send the resource as JSON or XML")
+    resource = parsed(request.body, xml=kind in _XML, max_bytes=max_bytes)
     if not isinstance(resource.get("resourceType"), str):
         raise Malformed("the object has no resourceType; it is the first thing a FHIR resource says")
     return resource
+
+
+def parsed(body: bytes, *, xml: bool, max_bytes: int) -> dict[str, Any]:
+    """A resource from JSON or XML bytes. Raises Malformed with line, column and path."""
+    try:
+        return from_xml(body, max_bytes=max_bytes) if xml else json_text.parse(body, max_bytes=max_bytes)
+    except (json_text.JsonError, XmlError) as error:
+        raise Malformed(str(error), expression=error.path) from error
 
 
 def outcome(issues: Iterable[Issue]) -> dict[str, Any]:
     """An OperationOutcome resource."""
     listed = []
     for issue in issues:
-        item: dict[str, Any] = {"severity": issue.severity, "code": issue.code, "diagnostics": issue.diagnostics}
+        item: dict[str, Any] = {"severity": issue.severity, "code": issue.code, "diagnostics": _fit(issue.diagnostics)}
         if issue.expression:
-            item["expression"] = [issue.expression]
+            item["expression"] = [_fit(issue.expression)]
         listed.append(item)
     return {"resourceType": "OperationOutcome", "issue": listed}
+
+
+def _fit(text: str) -> str:
+    """Text that quotes a client, made fit for JSON and XML."""
+    return _UNFIT.sub("\ufffd", text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…")
+
+
+_ERROR_HEADERS: Mapping[int, tuple[tuple[str, str], ...]] = {
+    401: (("www-authenticate", "Bearer"),),
+    429: (("retry-after", "5"),),
+    503: (("retry-after", "5"),),
+}
 
 
 def error_response(request: Request | None, error: PasserelleError) -> Response:
     """The answer for an error of the tree; every issue has an expression (the request's path when nothing closer)."""
     fallback = request.path.strip("/").split("/")[0] if request is not None else ""
     issues = [replace(issue, expression=issue.expression or fallback or "Bundle") for issue in error.issues]
-    return json_response(request, error.status, json_text.write(outcome(issues)))
+    return json_response(request, error.status, json_text.write(outcome(issues)), *_ERROR_HEADERS.get(error.status, ()))
 
 
 def version_headers(request: Request, stored: Stored) -> tuple[tuple[str, str], ...]:
@@ -131,17 +186,6 @@ def http_date(micros: int) -> str:
 def instant_text(micros: int) -> str:
     """FHIR instant of microseconds since 1970."""
     return instant(EPOCH + timedelta(microseconds=micros))
-
-
-def if_match(request: Request) -> int | None:
-    """The version of an If-Match header. Raises Malformed when it is no version."""
-    raw = request.headers.get("if-match")
-    if raw is None:
-        return None
-    digits = raw.strip().removeprefix("W/").strip('"')
-    if not digits.isdigit() or len(digits) > 18:
-        raise Malformed(f'If-Match {raw} is no version of ours; send W/"1" as the ETag said', expression="")
-    return int(digits)
 
 
 def entries(texts: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -5,18 +5,18 @@ Source: https://hl7.org/fhir/R4/http.html sections 3.1.0.1 to 3.1.0.8.
 
 from __future__ import annotations
 
-import base64
+import dataclasses
+import re
 from typing import Any
 
 from fhir_server.changes import Applied, Change, Hub, apply, read_current
-from fhir_server.errors import Gone, Invalid, Malformed, NotFound, Unsupported
+from fhir_server.errors import Gone, Invalid, Malformed, NotFound
+from fhir_server.rest import binary, provenance
+from fhir_server.rest.conditional import absent_asked, criteria, not_modified, version_asked
 from fhir_server.rest.http import (
-    FHIR_JSON,
     Request,
     Response,
     check_accept,
-    http_date,
-    if_match,
     json_response,
     location,
     resource_body,
@@ -26,6 +26,8 @@ from fhir_server.store.resources import Stored
 from profiles import definitions
 
 MIB = 1024 * 1024
+_VERSION = re.compile("[1-9][0-9]{0,8}")
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 
 def known_type(name: str) -> str:
@@ -35,35 +37,42 @@ def known_type(name: str) -> str:
     return name
 
 
+def known_id(kind: str, key: str) -> str:
+    """The id, or NotFound for what can be none."""
+    if not _ID.fullmatch(key):
+        raise NotFound(f"{kind}/{key} is not known here; an id is 1 to 64 of the characters A-Z a-z 0-9 - and .")
+    return key
+
+
 def read(hub: Hub, request: Request) -> Response:
     """GET [base]/[type]/[id]; If-None-Match and If-Modified-Since give 304."""
-    kind, key = known_type(request.path_args["type"]), request.path_args["id"]
+    kind, key = _named(request)
     stored = read_current(hub, request.caller, kind, key)
-    if request.headers.get("if-none-match", "").strip() in (f'W/"{stored.version}"', f'"{stored.version}"'):
+    if not_modified(request, stored):
         return Response(304, version_headers(request, stored))
-    if request.headers.get("if-modified-since") == http_date(stored.last_updated):
-        return Response(304, version_headers(request, stored))
-    return _content(request, stored)
+    return _content(hub, request, stored)
 
 
 def vread(hub: Hub, request: Request) -> Response:
     """GET [base]/[type]/[id]/_history/[vid]."""
-    kind, key, vid = known_type(request.path_args["type"]), request.path_args["id"], request.path_args["vid"]
+    (kind, key), vid = _named(request), request.path_args["vid"]
     with hub.store.read(request.caller) as snapshot:
-        stored = snapshot.version(kind, key, int(vid)) if vid.isdigit() and len(vid) < 18 else None
+        stored = snapshot.version(kind, key, int(vid)) if _VERSION.fullmatch(vid) else None
     if stored is None:
         raise NotFound(f"{kind}/{key} has no version {vid[:64]}; its history lists them")
     if stored.deleted:
         raise Gone(f"version {vid} of {kind}/{key} is its deletion")
-    return _content(request, stored)
+    if not_modified(request, stored):
+        return Response(304, version_headers(request, stored))
+    return _content(hub, request, stored)
 
 
 def create(hub: Hub, request: Request) -> Response:
     """POST [base]/[type], with If-None-Exist."""
     kind = known_type(request.path_args["type"])
     resource = body_of(hub, request, kind)
-    change = Change("create", kind, resource=resource, if_none_exist=request.headers.get("if-none-exist", ""))
-    return applied_response(request, apply(hub, request.caller, [change])[0])
+    condition = request.headers.get("if-none-exist", "").strip().lstrip("?")
+    return write(hub, request, Change("create", kind, resource=resource, if_none_exist=condition))
 
 
 def update(hub: Hub, request: Request) -> Response:
@@ -76,42 +85,42 @@ def update(hub: Hub, request: Request) -> Response:
             expression=f"{kind}.id",
             http=400,
         )
-    change = Change("update", kind, key, resource, if_match=if_match(request))
-    return applied_response(request, apply(hub, request.caller, [change])[0])
+    absent = absent_asked(request.headers.get("if-none-match"))
+    return write(hub, request, Change("update", kind, key, resource, if_match=_if_match(request), if_absent=absent))
 
 
 def update_conditional(hub: Hub, request: Request) -> Response:
     """PUT [base]/[type]?[criteria]."""
     kind = known_type(request.path_args["type"])
     resource = body_of(hub, request, kind)
-    change = Change("update", kind, resource.get("id", ""), resource, criteria=_criteria(request, "update"))
-    return applied_response(request, apply(hub, request.caller, [change])[0])
+    named = resource.get("id", "")
+    condition = criteria(request, "update")
+    return write(hub, request, Change("update", kind, named, resource, if_match=_if_match(request), criteria=condition))
 
 
 def delete(hub: Hub, request: Request) -> Response:
     """DELETE [base]/[type]/[id]; a second time it is still 204."""
-    kind, key = known_type(request.path_args["type"]), request.path_args["id"]
-    return applied_response(
-        request, apply(hub, request.caller, [Change("delete", kind, key, if_match=if_match(request))])[0]
-    )
+    kind, key = _named(request)
+    return write(hub, request, Change("delete", kind, key, if_match=_if_match(request)))
 
 
 def delete_conditional(hub: Hub, request: Request) -> Response:
-    """DELETE [base]/[type]?[criteria]: none or one."""
+    """DELETE [base]/[type]?[criteria]: none, one, or by the setting `conditional_delete` every match."""
     kind = known_type(request.path_args["type"])
-    change = Change("delete", kind, criteria=_criteria(request, "delete"))
-    return applied_response(request, apply(hub, request.caller, [change])[0])
+    many = hub.settings.conditional_delete == "multiple"
+    return write(hub, request, Change("delete", kind, criteria=criteria(request, "delete"), many=many))
+
+
+def write(hub: Hub, request: Request, change: Change) -> Response:
+    """Apply one change, with the Provenance of the request's header, and answer as `Prefer` asks."""
+    changes = provenance.woven(request, [dataclasses.replace(change, base=request.base)])
+    return applied_response(request, apply(hub, request.caller, changes)[0])
 
 
 def body_of(hub: Hub, request: Request, kind: str) -> dict[str, Any]:
     """The body as a resource of that type (a Binary may come as itself)."""
-    content_type = request.headers.get("content-type", FHIR_JSON).split(";")[0].strip().lower()
-    if kind == "Binary" and "json" not in content_type:
-        return {
-            "resourceType": "Binary",
-            "contentType": content_type,
-            "data": base64.b64encode(request.body).decode("ascii"),
-        }
+    if kind == "Binary" and binary.is_native(request):
+        return binary.from_body(hub, request)
     resource = resource_body(request, hub.settings.max_body_mib * MIB)
     if resource["resourceType"] != kind:
         raise Malformed(
@@ -141,25 +150,20 @@ def applied_response(request: Request, applied: Applied) -> Response:
     return json_response(request, applied.status, stored.text, *headers)
 
 
-def not_offered(hub: Hub, request: Request) -> Response:
-    """What the standard knows and this server does not do yet."""
-    raise Unsupported(f"{request.method} {request.path} is not offered yet; see /metadata", http=405)
+def _named(request: Request) -> tuple[str, str]:
+    kind = known_type(request.path_args["type"])
+    return kind, known_id(kind, request.path_args["id"])
 
 
-def _content(request: Request, stored: Stored) -> Response:
+def _if_match(request: Request) -> int | None:
+    return version_asked(request.headers.get("if-match"))
+
+
+def _content(hub: Hub, request: Request, stored: Stored) -> Response:
     headers = version_headers(request, stored)
-    if stored.type == "Binary" and "json" not in (request.arg("_format") or request.headers.get("accept", "*/*")):
-        resource = stored.resource()
-        kind = ("content-type", resource.get("contentType", "application/octet-stream"))
-        return Response(200, (kind, *headers), base64.b64decode(resource.get("data", "")))
+    if stored.type == "Binary":
+        if binary.wants_native(request):
+            return binary.content(hub, request, stored, headers)
+        binary.check_context(hub, request, stored.resource())
     check_accept(request)
     return json_response(request, 200, stored.text, *headers)
-
-
-def _criteria(request: Request, verb: str) -> str:
-    from urllib.parse import urlencode
-
-    pairs = [(name, value) for name, value in request.query if name not in ("_format", "_pretty")]
-    if not pairs:
-        raise Malformed(f"a conditional {verb} needs a condition, e.g. ?identifier=system|value")
-    return urlencode(pairs)

@@ -7,16 +7,19 @@ nobody yet.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from fhir_server.config import Settings, is_loopback
+from fhir_server.config import Settings
 from fhir_server.context import SYSTEM, Caller, Role, new_request_id
 from fhir_server.errors import Forbidden, Unauthenticated
 from fhir_server.store.engine import Store
 
 PREFIX = "demo:"
 SOFTWARE = "Logiciel requérant (démonstration)"
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 
 def http_caller(store: Store, settings: Settings, headers: Mapping[str, str], peer: str) -> Caller:
@@ -25,12 +28,13 @@ def http_caller(store: Store, settings: Settings, headers: Mapping[str, str], pe
     if settings.auth != "none":
         raise Unauthenticated("this server wants SMART authorization, which this version does not offer yet")
     _only_loopback(headers)
-    token = headers.get("authorization", "").removeprefix("Bearer ").strip()
-    if not token:
+    scheme, _, token = headers.get("authorization", "").strip().partition(" ")
+    if not scheme:
         return Caller("", SOFTWARE, frozenset({"partner"}), channel="http", peer=peer, request_id=request_id)
-    if not token.startswith(PREFIX):
+    key = token.strip().removeprefix(PREFIX)
+    if scheme.lower() != "bearer" or not token.strip().startswith(PREFIX) or not _ID.fullmatch(key):
         raise Unauthenticated("in the demo a caller is named `Authorization: Bearer demo:<PractitionerRole id>`")
-    return _person(store, token.removeprefix(PREFIX), peer, request_id)
+    return _person(store, key, peer, request_id)
 
 
 def wire_caller(channel: str, display: str, peer: str) -> Caller:
@@ -48,10 +52,10 @@ def wire_caller(channel: str, display: str, peer: str) -> Caller:
 
 def _person(store: Store, key: str, peer: str, request_id: str) -> Caller:
     with store.read(SYSTEM) as snapshot:
-        stored = snapshot.get("PractitionerRole", key[:64])
+        stored = snapshot.get("PractitionerRole", key)
         role = stored.resource() if stored and not stored.deleted else None
-        if role is None:
-            raise Unauthenticated(f"no PractitionerRole `{key[:64]}` is known here; search /fhir/PractitionerRole")
+        if role is None or role.get("active") is False:
+            raise Unauthenticated(f"no active PractitionerRole `{key}` is known here; search /fhir/PractitionerRole")
         reference = role.get("practitioner", {}).get("reference", "")
         person = snapshot.get("Practitioner", reference.partition("/")[2]) if reference else None
         name = (person.resource().get("name") or [{}])[0] if person and not person.deleted else {}
@@ -75,8 +79,16 @@ def _only_loopback(headers: Mapping[str, str]) -> None:
     for header in ("host", "origin"):
         value = headers.get(header, "")
         if value and value != "null":
-            name = urlsplit(value if "://" in value else f"//{value}").hostname or ""
-            if not is_loopback(name):
+            if not _is_here(value):
                 raise Forbidden(f"auth=none answers on loopback names only, not to {header} {value[:80]}")
         elif value == "null":
             raise Forbidden("auth=none does not answer pages without an origin")
+
+
+def _is_here(value: str) -> bool:
+    """Whether a Host or Origin names this machine: `localhost` or a loopback address, no name that looks like one."""
+    try:
+        name = urlsplit(value if "://" in value else f"//{value}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -53,9 +53,11 @@ def plan(
         profile = _profile(endpoint)
         if endpoint.get("status") != "active" or profile is None:
             continue
-        query = parse_qs(urlsplit(endpoint["address"]).query)
+        road, query = _road(endpoint["address"])
+        if road in roads:
+            continue
         dmp = profile == "push-2.1" and report.patient.ins is not None and dmp_open(patient)
-        roads[endpoint["address"]] = Destination(
+        roads[road] = Destination(
             kind="hl7",
             lane=f"Endpoint/{endpoint['id']}",
             endpoint=endpoint["address"],
@@ -76,6 +78,15 @@ def plan(
             mailbox=report.requester.mailbox,
         )
     return tuple(roads.values())
+
+
+def _road(address: str) -> tuple[str, Mapping[str, list[str]]]:
+    """The address in one spelling, and its query; one that cannot be read stands for itself and fails in the outbox."""
+    try:
+        parts = urlsplit(address)
+        return parts._replace(netloc=parts.netloc.lower()).geturl(), parse_qs(parts.query)
+    except ValueError:
+        return address, {}
 
 
 def dmp_open(patient: Mapping[str, Any]) -> bool:

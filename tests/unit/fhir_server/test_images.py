@@ -276,7 +276,7 @@ def test_what_cannot_be_attached_is_told(hub: Hub, node: Node, tmp_path: Path) -
     directory(hub)
     send(node, clip(tmp_path))
     uid = the_study(hub).study_uid
-    with pytest.raises(NotFound, match="no study 1.2.3"):
+    with pytest.raises(NotFound, match=r"no study 1\.2\.3"):
         studies.attach(hub.store, "1.2.3", "r")
     with pytest.raises(NotFound, match="ServiceRequest/r is not known"):
         studies.attach(hub.store, uid, "r")
@@ -328,7 +328,7 @@ NONE = Identifier("")
 ASKED, OTHERS = "ServiceRequest/r", "ServiceRequest/s"
 P1, P2 = "Patient/patient-01", "Patient/patient-02"
 
-# (what is stored, patient id of the images, name, birth date, accession number, calling AE) -> (state, subject, request)
+# What is stored; patient id, name, birth date, accession number, calling AE of the images; (state, subject, request).
 CASES: Mapping[str, tuple[tuple[Resource, ...], Identifier, str, str, str, str, tuple[str, str, str]]] = {
     "patient by local issuer": ((MARTIN,), HOSPITAL, "X", "", "", "ECHO1", ("patient", P1, "")),
     "patient by OID": ((MARTIN,), BY_OID, "X", "", "", "ELSEWHERE", ("patient", P1, "")),
@@ -338,7 +338,9 @@ CASES: Mapping[str, tuple[tuple[Resource, ...], Identifier, str, str, str, str, 
     "a foreign issuer is not replaced": ((MARTIN,), FOREIGN, "X", "", "", "ECHO1", ("unmatched", "", "")),
     "a doubtful record does not count": ((DOUBT,), HOSPITAL, "X", "", "", "ECHO1", ("unmatched", "", "")),
     "an old number does not count": ((OLD,), HOSPITAL, "X", "", "", "ECHO1", ("unmatched", "", "")),
-    "an inactive record does not count": ((MARTIN | {"active": False},), HOSPITAL, "X", "", "", "ECHO1", ("unmatched", "", "")),
+    "an inactive record does not count": (
+        (MARTIN | {"active": False},), HOSPITAL, "X", "", "", "ECHO1", ("unmatched", "", ""),
+    ),
     "one number, two patients": (
         (MARTIN, BERNARD | {"identifier": MARTIN["identifier"]}), HOSPITAL, "X", "", "", "ECHO1", ("unmatched", "", ""),
     ),

@@ -1,0 +1,122 @@
+"""What surrounds every HTTP answer, whatever is behind it: compression, request ids, calls from web pages.
+
+Pure functions on headers and bytes: the composition root joins them to its web framework.
+
+Sources: RFC 9110 sections 8.4 and 12.5.3, https://fetch.spec.whatwg.org/#http-cors-protocol,
+https://hl7.org/fhir/R4/http.html#custom
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Mapping
+
+from fhir_server.config import Settings
+from fhir_server.context import new_request_id
+from fhir_server.errors import Malformed, TooLarge, Unsupported
+from fhir_server.rest.http import Response
+
+Headers = tuple[tuple[str, str], ...]
+MIB = 1024 * 1024
+# Below this, packing costs more than it saves.
+_SMALL = 1_024
+_LEVEL = 4
+_PACKABLE = ("application/fhir+", "application/json", "application/xml", "application/dicom+json", "text/")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}")
+_HOST = re.compile(r"[A-Za-z0-9._:\-\[\]]{1,255}")
+_ALLOWED_HEADERS = (
+    "Accept, Authorization, Content-Type, Content-Encoding, If-Match, If-Modified-Since, If-None-Exist, If-None-Match, "
+    "Prefer, X-Provenance, X-Request-Id, X-Security-Context"
+)
+_EXPOSED = "ETag, Last-Modified, Location, Content-Location, X-Request-Id, X-Security-Context"
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's X-Request-Id when it is a plain one, else a new one."""
+    told = headers.get("x-request-id", "")
+    return told if _REQUEST_ID.fullmatch(told) else new_request_id()
+
+
+def host(headers: Mapping[str, str], default: str) -> str:
+    """The Host the client called. Raises Malformed for what is no host name."""
+    told = headers.get("host") or default
+    if not _HOST.fullmatch(told):
+        raise Malformed("the Host header is no host name")
+    return told
+
+
+def unpacked(headers: Mapping[str, str], body: bytes, limit: int) -> bytes:
+    """The body without its Content-Encoding, at most `limit` bytes however small it came.
+
+    Raises Unsupported (415), Malformed, TooLarge.
+    """
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding in ("", "identity"):
+        return body
+    if coding not in ("gzip", "x-gzip"):
+        raise Unsupported(f"the body is encoded as {coding[:40]}; send it as gzip or as it is", http=415)
+    parts: list[bytes] = []
+    size, rest = 0, body
+    try:
+        while rest:
+            reader = zlib.decompressobj(wbits=31)
+            part = reader.decompress(rest, limit - size + 1)
+            size += len(part)
+            if size > limit:
+                raise TooLarge(f"unpacked, the body has more than {limit // MIB} MiB; send less in one request")
+            if not reader.eof:
+                raise Malformed("the gzip body ends too early; send it whole")
+            parts.append(part)
+            rest = reader.unused_data
+    except zlib.error as error:
+        raise Malformed(f"the body is no gzip: {error}") from error
+    return b"".join(parts)
+
+
+def packed(headers: Mapping[str, str], response: Response) -> Response:
+    """The answer compressed when the client takes gzip and its kind and size are worth it."""
+    found = dict(response.headers)
+    if response.stream is not None or not found.get("content-type", "").startswith(_PACKABLE):
+        return response
+    response = response.with_headers(("vary", "accept, accept-encoding"))
+    if len(response.body) < _SMALL or not _takes_gzip(headers.get("accept-encoding", "")):
+        return response
+    body = gzip.compress(response.body, _LEVEL, mtime=0)
+    return Response(response.status, (*response.headers, ("content-encoding", "gzip")), body)
+
+
+def _takes_gzip(accepted: str) -> bool:
+    for item in accepted.lower().split(",")[:50]:
+        name, _, quality = item.partition(";")
+        if name.strip() in ("gzip", "x-gzip", "*"):
+            return quality.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
+
+
+def cors(settings: Settings, headers: Mapping[str, str]) -> Headers:
+    """What lets a page of an allowed origin read the answer; nothing for any other. Cookies are never allowed."""
+    allowed = [origin.strip().rstrip("/") for origin in settings.cors_origins.split(",") if origin.strip()]
+    if not allowed:
+        return ()
+    origin = headers.get("origin", "")
+    if origin not in allowed and "*" not in allowed:
+        return (("vary", "origin"),)
+    told = ("access-control-allow-origin", "*" if "*" in allowed else origin)
+    return told, ("access-control-expose-headers", _EXPOSED), ("vary", "origin")
+
+
+def preflight(settings: Settings, method: str, headers: Mapping[str, str], methods: str) -> Response | None:
+    """The answer to a page's question whether it may call us; None when this is no such question."""
+    if method != "OPTIONS" or not headers.get("origin") or not headers.get("access-control-request-method"):
+        return None
+    allowed = cors(settings, headers)
+    if not any(name == "access-control-allow-origin" for name, _ in allowed):
+        return Response(403, allowed)
+    more = (
+        ("access-control-allow-methods", methods),
+        ("access-control-allow-headers", _ALLOWED_HEADERS),
+        ("access-control-max-age", "600"),
+    )
+    return Response(204, (*allowed, *more))

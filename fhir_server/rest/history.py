@@ -1,0 +1,127 @@
+"""History of a resource, of a type, of everything: versions newest first, in pages.
+
+Sources: https://hl7.org/fhir/R4/http.html#history, https://hl7.org/fhir/R4/bundle.html#history.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote, urlencode
+
+from fhir_server.changes import Hub
+from fhir_server.errors import Invalid, Malformed, NotFound
+from fhir_server.rest.http import Request, Response, check_accept, instant_text, json_response
+from fhir_server.rest.resources import known_id, known_type
+from fhir_server.rest.search import MAX_COUNT, PAGE, bundle_text, page_position, page_token
+from fhir_server.search.values import date_range
+from fhir_server.store.resources import Stored
+from profiles import json_text
+
+PARAMETERS = ("_since", "_at", "_count", "_sort", PAGE, "_format", "_pretty", "_summary", "_elements")
+_NEWEST_FIRST = ("-_lastUpdated", "none")
+_STATUS = {"POST": "201", "DELETE": "204"}
+
+
+def of_instance(hub: Hub, request: Request) -> Response:
+    """GET [base]/[type]/[id]/_history; NotFound when the resource never was."""
+    kind = known_type(request.path_args["type"])
+    key = known_id(kind, request.path_args["id"])
+    return _answer(hub, request, f"{kind}/{quote(key)}/_history", kind, key)
+
+
+def of_type(hub: Hub, request: Request) -> Response:
+    """GET [base]/[type]/_history."""
+    kind = known_type(request.path_args["type"])
+    return _answer(hub, request, f"{kind}/_history", kind)
+
+
+def of_system(hub: Hub, request: Request) -> Response:
+    """GET [base]/_history."""
+    return _answer(hub, request, "_history")
+
+
+def _answer(hub: Hub, request: Request, path: str, kind: str | None = None, key: str | None = None) -> Response:
+    check_accept(request)
+    asked = _asked(request)
+    zone = hub.sites.default.time_zone
+    since, at = _moment(asked, "_since", zone), _moment(asked, "_at", zone)
+    after = _after(asked, 2 if key is None else 1)
+    count = 0 if asked.get("_summary") == "count" else _count(asked)
+    with hub.store.read(request.caller) as snapshot:
+        current = snapshot.get(kind, key) if kind is not None and key is not None else None
+        if key is not None and current is None:
+            raise NotFound(f"{kind}/{key} is not known here; search for it or check the id")
+        page = snapshot.history(kind, key, count, after, since=since[0] if since else 0, at=at)
+    kept = [(name, value) for name, value in asked.items() if name != PAGE]
+    links = [("self", _link(request, path, kept))]
+    if page.next:
+        links.append(("next", _link(request, path, [*kept, (PAGE, page_token(page.next))])))
+    # Versions count from one, so a whole history of one resource has as many entries as the current one says.
+    total = current.version if current is not None and not since and not at else None
+    entries = [_entry(request, stored) for stored in page.entries]
+    return json_response(request, 200, bundle_text(hub, "history", links, entries, total))
+
+
+def _link(request: Request, path: str, pairs: list[tuple[str, str]]) -> str:
+    return f"{request.base}/{path}" + (f"?{urlencode(pairs)}" if pairs else "")
+
+
+def _asked(request: Request) -> dict[str, str]:
+    """The parameters, each at most once. Raises Invalid (400) for others unless `Prefer: handling=lenient`."""
+    asked: dict[str, str] = {}
+    lenient = request.prefers().get("handling") == "lenient"
+    for name, value in request.query:
+        problem = ""
+        if name not in PARAMETERS:
+            problem = f"history has no parameter `{name[:64]}`; valid: {', '.join(PARAMETERS)}"
+        elif name in asked:
+            problem = f"`{name}` stands twice; send it once"
+        elif name == "_sort" and value not in _NEWEST_FIRST:
+            problem = "history is newest first; leave `_sort` out or send _sort=-_lastUpdated"
+        if problem and not lenient:
+            raise Invalid(problem, http=400)
+        if not problem:
+            asked[name] = value
+    if "_since" in asked and "_at" in asked and not lenient:
+        raise Invalid("_since and _at exclude each other; send one of them", http=400)
+    return asked
+
+
+def _moment(asked: dict[str, str], name: str, zone: str) -> tuple[int, int] | None:
+    """A date or instant as the microseconds it spans; None when it is not asked for."""
+    text = asked.get(name)
+    if text is None:
+        return None
+    # A form decodes the plus of an offset to a space.
+    span = date_range(text.strip().replace(" ", "+"), zone) if len(text) < 64 else None
+    if span is None:
+        raise Invalid(f"{name}={text[:64]} is no date; send for example {name}=2026-11-21T08:00:00Z", http=400)
+    return span
+
+
+def _after(asked: dict[str, str], length: int) -> tuple[int, ...]:
+    position = page_position(asked.get(PAGE, ""))
+    numbers = tuple(item for item in position if isinstance(item, int))
+    if position and (len(numbers) != length or len(position) != length or max(numbers) >= 1 << 63):
+        raise Malformed("this page link is damaged; start the history again")
+    return numbers
+
+
+def _count(asked: dict[str, str]) -> int:
+    raw = asked.get("_count", "50")
+    if not raw.isascii() or not raw.isdigit() or len(raw) > 9:
+        raise Invalid(f"_count={raw[:20]} is no number; it is 0 or more", http=400)
+    return min(int(raw), MAX_COUNT)
+
+
+def _entry(request: Request, stored: Stored) -> tuple[str, str]:
+    address = f"{request.base}/{stored.type}/{quote(stored.id)}"
+    url = stored.type if stored.method == "POST" else f"{stored.type}/{stored.id}"
+    created = stored.method == "PUT" and stored.version == 1
+    status = "201" if created else _STATUS.get(stored.method, "200")
+    members = f'"resource":{stored.text},' if not stored.deleted else ""
+    members += f'"request":{{"method":"{stored.method}","url":{json_text.write(url)}}},'
+    members += (
+        f'"response":{{"status":"{status}","location":"{stored.type}/{stored.id}/_history/{stored.version}",'
+        f'"etag":"W/\\"{stored.version}\\"","lastModified":"{instant_text(stored.last_updated)}"}}'
+    )
+    return address, members

@@ -1,0 +1,353 @@
+"""The `passerelle` command: its exit codes, its JSON, and the same answers from a running and a stopped server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import hubs
+import pytest
+from hubs import put
+
+from dicom_node import sample
+from dicom_node.header import Identifier
+from fhir_server import cli
+from fhir_server.app import Ports, Server
+from fhir_server.config import Settings
+from fhir_server.delivery import intake
+from fhir_server.demo import story
+from fhir_server.demo.run import DEFAULTS
+from fhir_server.store.engine import open_store
+from hl7v2.message import parse
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings file or environment of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command: (exit code, standard output, standard error)."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = cli.main(words)
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder in which an admission, a broken message and a finished case were taken in."""
+    folder = tmp_path_factory.mktemp("filled")
+    store = open_store(f"sqlite:///{folder / 'passerelle.db'}", folder)
+    hub = hubs.directory(hubs.hub_on(store))
+    for raw in (story.admission(), story.admission("KO").replace(b"|VALI", b"|NONSENSE")):
+        intake.on_message(hub, raw, "192.0.2.1:1")
+    hubs.asked(hub, state="in_progress")
+    put(hub, hubs.EXPERT, hubs.opinion(hub))
+    store.close()
+    return folder
+
+
+@pytest.fixture
+def data(filled: Path, tmp_path: Path) -> str:
+    """A copy of that folder of one's own."""
+    shutil.copytree(filled, tmp_path / "data")
+    return str(tmp_path / "data")
+
+
+@contextlib.contextmanager
+def serving(data: str) -> Iterator[Ports]:
+    settings = replace(Settings(**DEFAULTS), data_dir=data, http_port=0, mllp_port=0, dicom_port=0, smtp="", imap="")
+    server = Server(settings)
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+# --- usage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [(), ("inbox",), ("outbox",), ("send",), ("config",), ("db",), ("studies",)])
+def test_a_group_without_a_command_shows_what_there_is(run: Run, words: tuple[str, ...]) -> None:
+    code, out, _ = run(*words)
+    assert (code, "usage: passerelle" in out) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "words", [("nonsense",), ("inbox", "show"), ("outbox", "retry"), ("trace",), ("inbox", "list", "--limit", "many")]
+)
+def test_a_wrong_call_is_a_usage_error(run: Run, words: tuple[str, ...]) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "") and "usage" in err
+
+
+def test_help_is_not_an_error(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for name in ("serve", "demo", "config", "inbox", "outbox", "studies", "trace", "send", "echo", "readyz"):
+        assert name in out
+
+
+def test_an_unknown_setting_is_a_usage_error_with_the_nearest_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSERELLE_MLLP_PROT", "1")
+    code, _, err = run("config", "show")
+    assert code == 2 and "did you mean `mllp_port`" in err
+    assert run("config", "show", "--config", "nowhere.toml")[0] == 2
+
+
+def test_a_server_that_may_not_start_says_why(run: Run) -> None:
+    code, _, err = run("serve")
+    assert code == 2 and err.startswith("passerelle: ") and "PASSERELLE_AUTH=none" in err
+    code, _, err = run("serve", "--auth", "none", "--bind", "0.0.0.0")
+    assert code == 2 and "loopback" in err
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_config_show_tells_each_value_and_its_origin_and_no_secret(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSERELLE_MAIL_PASSWORD", "s3cret")
+    monkeypatch.setenv("PASSERELLE_DATABASE_URL", "postgresql://me:s3cret@host/db")
+    code, out, _ = run("config", "show", "--http-port", "8181")
+    assert code == 0 and "s3cret" not in out
+    assert any("http_port" in line and "8181" in line and "flag" in line for line in out.splitlines())
+    code, out, _ = run("config", "show", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert "s3cret" not in out
+    assert rows["mail_password"]["value"] == "********"
+    assert rows["mail_password"]["origin"] == "PASSERELLE_MAIL_PASSWORD"
+    assert rows["database_url"]["value"] == "postgresql://me:********@host/db"
+
+
+def test_config_init_writes_a_file_that_can_be_used_and_is_never_overwritten(run: Run) -> None:
+    assert run("config", "init")[0] == 0
+    code, out, _ = run("config", "show", "--json")
+    assert (
+        code == 0
+        and {"name": "sites", "value": "ch-demo"}.items()
+        <= next(row for row in json.loads(out) if row["name"] == "sites").items()
+    )
+    code, _, err = run("config", "init")
+    assert code == 1 and "exists" in err
+
+
+def test_db_status_and_upgrade(run: Run, tmp_path: Path) -> None:
+    where = ("--data-dir", str(tmp_path / "new"))
+    assert run("db", "upgrade", *where)[0] == 0
+    code, out, _ = run("db", "status", "--json", *where)
+    status = json.loads(out)
+    assert code == 0 and status["present"] == status["needed"]
+    code, _, err = run("db", "status", "--database-url", "postgresql://127.0.0.1:9/nothing")
+    assert code == 1 and "passerelle:" in err
+
+
+# --- inbox, outbox, trace --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["stopped", "running"])
+def house(request: pytest.FixtureRequest, data: str) -> Iterator[str]:
+    """The data folder, on its own and with a server that serves it."""
+    if request.param == "stopped":
+        yield data
+        return
+    with serving(data):
+        yield data
+
+
+def test_the_inbox_lists_and_shows_whether_the_server_runs_or_not(run: Run, house: str) -> None:
+    where = ("--data-dir", house)
+    code, out, _ = run("inbox", "list", "--json", *where)
+    rows = json.loads(out)
+    assert code == 0 and [(row["control_id"], row["state"]) for row in rows] == [
+        ("KO", "error"),
+        ("HISTOIRE0001", "done"),
+    ]
+    code, out, _ = run("inbox", "list", "--state", "error", *where)
+    lines = out.splitlines()
+    assert lines[0].split()[:3] == ["id", "received_at", "channel"] and len(lines) == 2 and "KO" in lines[1]
+    code, out, _ = run("inbox", "show", rows[0]["id"], *where)
+    assert code == 0 and "MSH|" in out and "NONSENSE" in out
+    assert json.loads(run("inbox", "show", rows[0]["id"], "--json", *where)[1])["location"]
+    code, out, _ = run("inbox", "list", "--key", "nobody", *where)
+    assert (code, out) == (0, "(none)\n")
+
+
+def test_the_outbox_lists_shows_holds_retries_and_cancels(run: Run, house: str) -> None:
+    where = ("--data-dir", house)
+    rows = json.loads(run("outbox", "list", "--key", "ServiceRequest/r", "--json", *where)[1])
+    assert len(rows) == 3
+    mail = next(row["id"] for row in rows if row["lane"] == "mssante")
+    assert run("outbox", "hold", mail, "--reason", "attendre", *where)[0] == 0
+    shown = json.loads(run("outbox", "show", mail, "--json", *where)[1])
+    assert (shown["state"], shown["why"]) == ("held", "held: attendre")
+    assert run("outbox", "cancel", mail, *where)[0] == 0
+    code, _, err = run("outbox", "retry", mail, *where)
+    assert code == 1 and "cancelled" in err
+    assert json.loads(run("outbox", "show", mail, "--json", *where)[1])["state"] == "cancelled"
+
+
+def test_the_trace_tells_the_story_in_order(run: Run, house: str) -> None:
+    where = ("--data-dir", house)
+    code, out, _ = run("trace", "r", *where)
+    lines = out.splitlines()
+    assert code == 0 and lines == sorted(lines, key=lambda line: line[:24])
+    for word in ("ServiceRequest/r version 1", "DiagnosticReport/r", "delivery "):
+        assert word in out
+    story_told = json.loads(run("trace", "ServiceRequest/r", "--json", *where)[1])
+    assert {"at", "kind", "text"} == set(story_told[0])
+    code, _, err = run("trace", "nothing", *where)
+    assert code == 1 and "no ServiceRequest nothing" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("inbox", "show", "NOPE"), "`passerelle inbox list` shows them"),
+        (("outbox", "show", "NOPE"), "NOPE"),
+        (("outbox", "hold", "NOPE"), "NOPE"),
+        (("studies", "attach", "1.2.3", "r"), "passerelle studies list"),
+    ],
+)
+def test_what_is_not_there_is_a_failure_with_a_sentence(
+    run: Run, house: str, words: tuple[str, ...], told: str
+) -> None:
+    code, out, err = run(*words, "--data-dir", house)
+    assert (code, out) == (1, "") and told in err
+
+
+def test_without_a_database_the_next_thing_to_try_is_told(run: Run, tmp_path: Path) -> None:
+    for words in (("inbox", "list"), ("outbox", "list"), ("trace", "r")):
+        code, _, err = run(*words)
+        assert code == 1 and "passerelle demo" in err
+        code, _, err = run(*words, "--data-dir", str(tmp_path / "empty"))
+        assert code == 1 and "passerelle demo" in err
+
+
+def test_a_data_folder_one_may_not_use_is_told_without_a_traceback(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    code, _, err = run("db", "upgrade", "--data-dir", str(tmp_path / "file" / "data"))
+    assert code == 1 and err.startswith("passerelle: ")
+
+
+def test_something_else_at_the_servers_address_is_told(run: Run, data: str) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    from fhir_server.store.folder import DataFolderLock
+
+    other = HTTPServer(("127.0.0.1", 0), Other)
+    thread = threading.Thread(target=other.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        with DataFolderLock(Path(data), http_url=f"http://127.0.0.1:{other.server_port}"):
+            code, _, err = run("inbox", "list", "--data-dir", data)
+            assert code == 1 and "is that a Passerelle" in err
+        with DataFolderLock(Path(data), http_url="http://127.0.0.1:9"):
+            code, _, err = run("inbox", "list", "--data-dir", data)
+            assert code == 1 and "does not answer" in err and "readyz" in err
+        with DataFolderLock(Path(data)):
+            code, _, err = run("inbox", "list", "--data-dir", data)
+            assert code == 1 and "starting" in err
+    finally:
+        other.shutdown()
+        thread.join(10)
+        other.server_close()
+
+
+# --- playing a partner -----------------------------------------------------------------------------------------------
+
+
+def test_messages_and_images_can_be_sent_and_the_server_asked(run: Run, data: str, tmp_path: Path) -> None:
+    good, bad, clip = tmp_path / "good.er7", tmp_path / "bad.er7", tmp_path / "clip.dcm"
+    good.write_bytes(story.admission("S1", "DEMO0050"))
+    bad.write_bytes(story.admission("S2").replace(b"ADT^A01", b"ADT^A99"))
+    clip.write_bytes(sample.clip(patient_id=Identifier("X"), patient_name="X"))
+    with serving(data) as ports:
+        mllp, dicom = f"mllp://127.0.0.1:{ports.mllp}", f"dicom://PASSERELLE@127.0.0.1:{ports.dicom}"
+        code, out, _ = run("send", "hl7", str(good), "--to", mllp)
+        assert (code, out.strip()) == (0, f"{good}: AA S1")
+        code, out, _ = run("send", "hl7", str(good), str(bad), "--to", mllp)
+        assert code == 1 and "AE S2" in out and "201" in out
+        code, out, _ = run("send", "dicom", str(clip), "--to", dicom)
+        assert code == 0 and out.strip().endswith("0x0000")
+        assert run("echo", dicom)[0] == 0
+        assert run("echo", f"http://127.0.0.1:{ports.http}/readyz")[:2] == (0, "ready\n")
+        assert run("readyz", "--http-port", str(ports.http))[:2] == (0, "ready\n")
+        rows = json.loads(run("studies", "list", "--json", "--data-dir", data)[1])
+        assert rows[0]["patient_id"] == "X"
+        assert run("studies", "attach", rows[0]["study_uid"], "r", "--data-dir", data)[0] == 0
+
+
+def test_partners_that_are_not_there_are_told(run: Run, tmp_path: Path, free_port: Callable[[], int]) -> None:
+    message, clip = tmp_path / "a.er7", tmp_path / "a.dcm"
+    message.write_bytes(story.admission())
+    clip.write_bytes(sample.clip(patient_id=Identifier("X"), patient_name="X"))
+    port = free_port()
+    for words in (
+        ("send", "hl7", str(message), "--to", f"mllp://127.0.0.1:{port}"),
+        ("send", "dicom", str(clip), "--to", f"dicom://X@127.0.0.1:{port}"),
+        ("echo", f"dicom://X@127.0.0.1:{port}"),
+        ("echo", f"http://127.0.0.1:{port}/readyz"),
+        ("readyz", "--http-port", str(port)),
+        ("readyz", "--http-port", str(port), "--wait", "0.2"),
+    ):
+        code, out, err = run(*words)
+        assert (code, out) == (1, "") and str(port) in err, words
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("send", "hl7", "x.er7", "--to", "http://127.0.0.1:1"),
+        ("send", "hl7", "x.er7", "--to", "mllp://127.0.0.1"),
+        ("send", "hl7", "x.er7", "--to", "mllp://127.0.0.1:99999"),
+        ("send", "hl7", "x.er7", "--to", "mllp://127.0.0.1:9"),
+        ("send", "dicom", "x.dcm", "--to", "dicom://A@127.0.0.1:99999"),
+        ("send", "dicom", "x.dcm", "--to", "dicom://A@127.0.0.1:9"),
+        ("echo", "gopher://x"),
+        ("echo", "dicom://[::1"),
+    ],
+)
+def test_an_address_or_a_file_one_cannot_use_is_a_failure_without_a_traceback(run: Run, words: tuple[str, ...]) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (1, "")
+    assert err.startswith("passerelle: ") and "Traceback" not in err
+
+
+def test_what_was_sent_by_hand_is_what_the_server_got(run: Run, data: str, tmp_path: Path) -> None:
+    raw = tmp_path / "a.er7"
+    raw.write_bytes(story.admission("S9"))
+    with serving(data) as ports:
+        run("send", "hl7", str(raw), "--to", f"mllp://127.0.0.1:{ports.mllp}")
+        listed = json.loads(run("inbox", "list", "--json", "--limit", "1", "--data-dir", data)[1])
+        shown = json.loads(run("inbox", "show", listed[0]["id"], "--json", "--data-dir", data)[1])
+    assert shown["content"].replace("\n", "\r").encode() == raw.read_bytes()
+    assert parse(raw.read_bytes()).control_id == shown["control_id"] == "S9"
+
+
+def test_conformance_is_passed_on(run: Run) -> None:
+    code, out, _ = run("conformance", "list")
+    assert code == 0 and "fhir." in out

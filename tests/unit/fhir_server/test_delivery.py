@@ -1,0 +1,175 @@
+"""Deliveries leaving: what each fact on the wire means, one lane at a time, and the same bytes every time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hubs import hub_on
+
+from conformance.peers.mllp import Peer
+from fhir_server.changes import Hub
+from fhir_server.context import SYSTEM
+from fhir_server.delivery import transports
+from fhir_server.delivery.transports import TABLE, classify
+from fhir_server.delivery.workers import backoff, deliver_one
+from fhir_server.store.engine import Store
+from fhir_server.store.lanes import Delivery, NewDelivery
+from fhir_server.store.outbox_desk import Attempt
+
+FIRST, SECOND = "AAAAAAAAAAAAAAAAAAA1", "AAAAAAAAAAAAAAAAAAA2"
+
+
+@pytest.fixture
+def hub(open_url: Callable[..., Store], sqlite_url: str) -> Hub:
+    return hub_on(open_url(sqlite_url), retry_first_seconds=0.0, retry_cap_seconds=0.0, send_timeout_seconds=0.3)
+
+
+def message(key: str) -> bytes:
+    return f"MSH|^~\\&|PASSERELLE|CH|DPI|CH|20261121||MDM^T02^MDM_T02|{key}|T|2.6\rEVN||2026\r".encode()
+
+
+def send(hub: Hub, endpoint: str, *keys: str, protocol: str = "hl7", lane: str = "dpi", **more: Any) -> None:
+    for key in keys:
+        payload = message(key) if protocol == "hl7" else b"From: a@b.fr\r\n\r\nx\r\n"
+        delivery = NewDelivery(lane, endpoint, protocol, payload, id=key, on_stuck="skip", **more)
+        hub.store.write(SYSTEM, lambda tx, delivery=delivery: tx.send(delivery))  # type: ignore[misc]
+
+
+def row(hub: Hub, key: str = FIRST) -> Delivery:
+    with hub.store.read(SYSTEM) as snapshot:
+        found = snapshot.delivery(key)
+    assert found is not None
+    return found
+
+
+def attempts(hub: Hub, key: str = FIRST) -> list[Attempt]:
+    with hub.store.read(SYSTEM) as snapshot:
+        return snapshot.attempts(key)
+
+
+@pytest.mark.parametrize(("key", "verdict"), TABLE.items(), ids=lambda value: "-".join(value) if value else "")
+def test_each_fact_has_its_verdict(key: tuple[str, str, str], verdict: str) -> None:
+    scheme, stage, code = key
+    assert classify(scheme, stage, code.replace("yz", "21")) == verdict
+
+
+@pytest.mark.parametrize(
+    ("scheme", "stage", "code", "verdict"),
+    [
+        ("mllp", "ack", "wrong-msa-2", "ambiguous"),
+        ("mllp", "ack", "", "ambiguous"),
+        ("mllp", "connect", "refused", "transient"),
+        ("mssante", "answer", "0", "ambiguous"),
+        ("mssante", "rcpt", "550", "permanent"),
+        ("mssante", "mail", "0", "transient"),
+        ("fax", "answer", "busy", "ambiguous"),
+        ("fax", "dial", "busy", "transient"),
+    ],
+)
+def test_an_unknown_fact_is_ambiguous_once_something_was_sent(scheme: str, stage: str, code: str, verdict: str) -> None:
+    assert classify(scheme, stage, code) == verdict
+
+
+def test_deliveries_of_a_lane_leave_in_order_one_after_the_other_at_once(hub: Hub) -> None:
+    with Peer() as peer:
+        send(hub, f"mllp://127.0.0.1:{peer.port}?application=DPI", FIRST, SECOND)
+        assert [deliver_one(hub), deliver_one(hub), deliver_one(hub)] == [True, True, False]
+        assert [frame.control_id for frame in peer.received] == [FIRST, SECOND]
+    assert (row(hub).state, row(hub, SECOND).state) == ("sent", "sent")
+    assert row(hub).ack is not None
+
+
+@pytest.mark.parametrize("step", ["AR", "silence", "wrong-msa-2", "garbage", "close", "half", "reset"])
+def test_what_may_have_failed_is_sent_again_byte_by_byte(hub: Hub, step: str) -> None:
+    with Peer(script=(step,)) as peer:
+        send(hub, f"mllp://127.0.0.1:{peer.port}", FIRST)
+        assert deliver_one(hub) is True
+        assert row(hub).state == "queued" and row(hub).error
+        assert deliver_one(hub) is True
+        assert {frame.raw for frame in peer.received} == {message(FIRST)}
+    assert row(hub).state == "sent"
+    assert [one.outcome for one in attempts(hub)] == ["retry", "sent"]
+
+
+@pytest.mark.parametrize("step", ["AE", "CE"])
+def test_what_a_partner_refuses_waits_for_a_person_in_its_own_words(hub: Hub, step: str) -> None:
+    with Peer(script=(step,)) as peer:
+        send(hub, f"mllp://127.0.0.1:{peer.port}", FIRST, SECOND)
+        deliver_one(hub)
+        assert (row(hub).state, row(hub).error_class) == ("error", "permanent")
+        assert row(hub).error.startswith(step)
+        assert deliver_one(hub) is True, "the lane goes on"
+        hub.store.write(SYSTEM, lambda tx: tx.retry(FIRST))
+        assert deliver_one(hub) is True
+    assert (row(hub).state, row(hub, SECOND).state) == ("sent", "sent")
+
+
+def test_a_partner_that_is_down_is_waited_for(hub: Hub, free_port: Callable[[], int]) -> None:
+    port = free_port()
+    send(hub, f"mllp://127.0.0.1:{port}", FIRST)
+    deliver_one(hub)
+    assert (row(hub).state, row(hub).error_class) == ("queued", "transient")
+    with Peer(port=port) as peer:
+        deliver_one(hub)
+        assert len(peer.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "protocol", "code"),
+    [
+        ("fax://1.2.3.4:1", "hl7", "scheme"),
+        ("", "hl7", "scheme"),
+        ("mllp://127.0.0.1", "hl7", "address"),
+        ("mllp://127.0.0.1:99999", "hl7", "address"),
+        ("mllp://[::1", "hl7", "address"),
+        ("mssante:not an address?from=a@b.fr", "mail", "address"),
+        ("mssante:a@b.fr", "mail", "address"),
+    ],
+)
+def test_an_address_nobody_can_use_is_told_and_stops_nothing(hub: Hub, endpoint: str, protocol: str, code: str) -> None:
+    send(hub, endpoint, FIRST, protocol=protocol)
+    assert deliver_one(hub) is True
+    assert (row(hub).state, row(hub).error.split(" ")[0]) == ("error", code)
+    assert deliver_one(hub) is False
+
+
+def test_a_mail_waits_until_an_operator_is_configured(hub: Hub) -> None:
+    send(hub, "mssante:a@b.fr?from=c@d.fr", FIRST, protocol="mail")
+    without = dataclasses.replace(hub, settings=dataclasses.replace(hub.settings, smtp=""))
+    deliver_one(without)
+    assert (row(hub).state, "no MSSanté operator" in row(hub).error) == ("queued", True)
+
+
+def test_a_defect_of_ours_holds_the_delivery_and_frees_the_lane(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    with Peer() as peer:
+        send(hub, f"mllp://127.0.0.1:{peer.port}", FIRST, SECOND)
+        with monkeypatch.context() as patch:
+            patch.setattr(transports.mllp, "send", broken)
+            deliver_one(hub)
+        assert (row(hub).state, "ZeroDivisionError" in row(hub).error) == ("held", True)
+        deliver_one(hub)
+        assert [frame.control_id for frame in peer.received] == [SECOND]
+
+
+def test_a_dead_destination_costs_the_others_nothing(hub: Hub, free_port: Callable[[], int]) -> None:
+    slow = dataclasses.replace(
+        hub, settings=dataclasses.replace(hub.settings, retry_first_seconds=60.0, retry_cap_seconds=60.0)
+    )
+    with Peer() as peer:
+        send(slow, f"mllp://127.0.0.1:{free_port()}", FIRST, lane="dead")
+        send(slow, f"mllp://127.0.0.1:{peer.port}", SECOND, lane="alive")
+        assert [deliver_one(slow), deliver_one(slow), deliver_one(slow)] == [True, True, False]
+    assert (row(hub).state, row(hub, SECOND).state) == ("queued", "sent")
+
+
+def test_the_pause_doubles_and_is_capped(hub: Hub) -> None:
+    settings = dataclasses.replace(hub.settings, retry_first_seconds=5.0, retry_cap_seconds=900.0)
+    patient = dataclasses.replace(hub, settings=settings)
+    for failures, seconds in ((0, 5.0), (1, 10.0), (4, 80.0), (9, 900.0), (1_000_000, 900.0)):
+        assert seconds <= backoff(patient, failures) <= seconds * 1.2

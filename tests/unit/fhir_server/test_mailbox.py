@@ -1,0 +1,206 @@
+"""The mailbox: notices settle the second leg of a mail, everything else is kept, and nothing is seen before it is
+stored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hubs
+import pytest
+from hubs import at_once, hub_on
+
+from conformance.peers import mail as operator
+from conformance.peers.mailbox import Box
+from fhir_server.changes import Hub
+from fhir_server.context import SYSTEM
+from fhir_server.delivery import mailbox
+from fhir_server.errors import Unavailable
+from fhir_server.store.engine import Store
+from fhir_server.store.inbox import InboxFilter, InboxRow
+
+DATA = Path(__file__).parents[2] / "data" / "mssante"
+BOX = "teleexpertise@ch-demo.mssante.fr"
+SAMPLE_ID = b"AB7K2M4QX9ZT3WLR6PCD"
+
+
+@pytest.fixture
+def sent(store: Store) -> tuple[Hub, str]:
+    """A hub and the id of a mail that waits for its notice."""
+    hub = hub_on(store)
+    return hub, hubs.delivered(hub)
+
+
+def sample(name: str, about: str) -> bytes:
+    """One of our sample notices, about this delivery."""
+    return (DATA / name).read_bytes().replace(b"\r\n", b"\n").replace(SAMPLE_ID, about.encode())
+
+
+def rows(hub: Hub) -> list[InboxRow]:
+    with hub.store.read(SYSTEM) as snapshot:
+        return snapshot.messages(InboxFilter(channel="mail"))
+
+
+def leg(hub: Hub, key: str) -> tuple[str, str]:
+    delivery = next(d for d in hubs.deliveries(hub) if d.id == key)
+    return delivery.leg_state, delivery.leg_text
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "words"),
+    [
+        ("dsn-delivered.eml", "confirmed", "2.0.0"),
+        ("dsn-failed.eml", "refused", "5."),
+        ("mdn-displayed.eml", "confirmed", "displayed"),
+        ("mdn-902.eml", "refused", "902 Identifiant de patient inconnu"),
+    ],
+)
+def test_a_notice_settles_the_mail_it_names(sent: tuple[Hub, str], name: str, state: str, words: str) -> None:
+    hub, key = sent
+    mailbox.take_in(hub, sample(name, key), BOX)
+    settled, text = leg(hub, key)
+    assert settled == state and words in text
+    row = rows(hub)[0]
+    assert (row.state, row.case_key) == ("done", "ServiceRequest/r")
+    assert hubs.deliveries(hub)[0].leg_inbox in ("", row.id)
+
+
+def test_the_same_notice_again_changes_nothing(sent: tuple[Hub, str]) -> None:
+    hub, key = sent
+    notice = sample("dsn-delivered.eml", key)
+    hubs.results(at_once(*[lambda: mailbox.take_in(hub, notice, BOX)] * 3))
+    mailbox.take_in(hub, notice, BOX)
+    assert [(row.state, row.repeats) for row in rows(hub)] == [("done", 3)]
+    assert leg(hub, key)[0] == "confirmed"
+
+
+def test_a_failure_told_after_a_success_does_not_undo_it(sent: tuple[Hub, str]) -> None:
+    hub, key = sent
+    mailbox.take_in(hub, sample("dsn-delivered.eml", key), BOX)
+    mailbox.take_in(hub, sample("mdn-902.eml", key), BOX)
+    assert leg(hub, key)[0] == "confirmed"
+    assert len(rows(hub)) == 2
+
+
+def test_a_success_told_after_a_failure_counts(sent: tuple[Hub, str]) -> None:
+    hub, key = sent
+    mailbox.take_in(hub, sample("dsn-failed.eml", key), BOX)
+    mailbox.take_in(hub, sample("dsn-delivered.eml", key), BOX)
+    assert leg(hub, key)[0] == "confirmed"
+
+
+def test_a_notice_does_not_settle_a_delivery_of_another_wire(sent: tuple[Hub, str]) -> None:
+    hub, _ = sent
+    other = hubs.delivered(hub, "hl7", "zam")
+    before = leg(hub, other)
+    mailbox.take_in(hub, sample("dsn-delivered.eml", other), BOX)
+    assert leg(hub, other) == before
+    assert "not a delivery of ours" in rows(hub)[0].note
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x00\xff" * 100,
+        b"Subject: bonjour\r\n\r\nUn mot de la sage-femme.\r\n",
+        b"Content-Type: multipart/report; boundary=x\r\n\r\n--x\r\n" * 500,
+        b"From: " + b"a" * 100_000,
+    ],
+    ids=["empty", "binary", "letter", "nested", "long"],
+)
+def test_a_mail_of_another_kind_is_kept_whole_for_a_person(sent: tuple[Hub, str], raw: bytes) -> None:
+    hub, key = sent
+    mailbox.take_in(hub, raw, BOX)
+    row = rows(hub)[0]
+    assert (row.state, "kept for a person" in row.note) == ("done", True)
+    with hub.store.read(SYSTEM) as snapshot:
+        assert snapshot.message_raw(row.id) == raw
+    mailbox.take_in(hub, raw, BOX)
+    assert len(rows(hub)) == 1, "without a Message-ID the bytes themselves tell the same mail"
+    assert leg(hub, key)[0] == "waiting"
+
+
+def test_a_notice_about_nothing_of_ours_is_kept(sent: tuple[Hub, str]) -> None:
+    hub, _ = sent
+    mailbox.take_in(hub, sample("dsn-delivered.eml", "NEVERSENTNEVERSENT22"), BOX)
+    assert "not a delivery of ours" in rows(hub)[0].note
+
+
+# --- the mailbox over IMAP -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def post(tmp_path: Path) -> Iterator[operator.Running]:
+    running = operator.Running(operator.Settings(tmp_path / "post", 0, 0))
+    yield running
+    running.stop()
+
+
+def listening(hub: Hub, post: operator.Running, store: Any = None) -> Hub:
+    """The hub reading the sandbox's mailbox."""
+    changed = {"imap": f"127.0.0.1:{post.imap_port}", "imap_security": "none", "mail_password": "x"}
+    settings = dataclasses.replace(hub.settings, **changed)
+    return dataclasses.replace(hub, settings=settings, store=store or hub.store)
+
+
+def seen(post: operator.Running) -> list[bool]:
+    return ["\\Seen" in message.flags for message in Box(post.settings.data, BOX).messages()]
+
+
+def deliver(post: operator.Running, *mails: bytes) -> None:
+    for raw in mails:
+        Box(post.settings.data, BOX).deliver(raw.replace(b"\n", b"\r\n"))
+
+
+def test_new_mails_are_taken_in_and_then_seen(sent: tuple[Hub, str], post: operator.Running) -> None:
+    hub, key = sent
+    deliver(post, b"Subject: bonjour\n\nUn mot.\n", sample("dsn-delivered.eml", key))
+    reading = listening(hub, post)
+    assert mailbox.poll(reading) is True
+    assert (seen(post), leg(hub, key)[0], len(rows(hub))) == ([True, True], "confirmed", 2)
+    assert mailbox.poll(reading) is False, "nothing is new"
+
+
+def test_a_mail_is_not_seen_before_the_commit_that_keeps_it(sent: tuple[Hub, str], post: operator.Running) -> None:
+    hub, key = sent
+    deliver(post, sample("dsn-delivered.eml", key))
+
+    class Full:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(hub.store, name)
+
+        def write(self, *_: Any) -> None:
+            raise Unavailable("the disk is full")
+
+    with pytest.raises(Unavailable):
+        mailbox.poll(listening(hub, post, Full()))
+    assert (seen(post), leg(hub, key)[0]) == ([False], "waiting")
+    assert mailbox.poll(listening(hub, post)) is True
+    assert (seen(post), leg(hub, key)[0]) == ([True], "confirmed")
+    assert [(row.state, row.repeats) for row in rows(hub)] == [("done", 1)]
+
+
+def test_a_hostile_mail_does_not_keep_the_next_one_from_being_read(
+    sent: tuple[Hub, str], post: operator.Running
+) -> None:
+    hub, key = sent
+    bomb = b"Content-Type: multipart/mixed; boundary=b\n\n" + b"--b\nContent-Type: message/rfc822\n\n" * 3000
+    deliver(post, bomb, b"\xff\xfe\x00", sample("dsn-delivered.eml", key))
+    mailbox.poll(listening(hub, post))
+    assert leg(hub, key)[0] == "confirmed" and seen(post) == [True] * 3
+
+
+@pytest.mark.parametrize("imap", ["", "nowhere", "127.0.0.1:x"])
+def test_without_a_mailbox_nothing_is_read(sent: tuple[Hub, str], imap: str) -> None:
+    hub, _ = sent
+    settings = dataclasses.replace(hub.settings, imap=imap)
+    assert mailbox.poll(dataclasses.replace(hub, settings=settings)) is False
+
+
+def test_a_mailbox_that_does_not_answer_is_tried_again_later(sent: tuple[Hub, str], free_port: Any) -> None:
+    hub, _ = sent
+    settings = dataclasses.replace(hub.settings, imap=f"127.0.0.1:{free_port()}", imap_security="none")
+    assert mailbox.poll(dataclasses.replace(hub, settings=settings)) is False
