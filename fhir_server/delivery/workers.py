@@ -67,7 +67,6 @@ def deliver_one(hub: Hub) -> bool:
     if claim.interrupted and transports.AMBIGUOUS.get(scheme) == "hold":
         text = "an earlier attempt was cut off; the partner may have it already: look there, then retry or cancel"
         hub.store.finish(claim, Outcome("held", "ambiguous", text))
-        hub.store.release(claim)
         return True
     try:
         hub.store.start_attempt(claim)
@@ -75,9 +74,7 @@ def deliver_one(hub: Hub) -> bool:
         hub.store.release(claim)
         return True
     receipt = _attempt(hub, claim)
-    in_time = hub.store.finish(claim, outcome_of(hub, claim, receipt))
-    hub.store.release(claim)
-    if not in_time:
+    if not hub.store.finish(claim, outcome_of(hub, claim, receipt)):
         log.warning("delivery %s: the lease was lost while sending; its new holder decides", claim.delivery.id)
     log.info("delivery %s to %s: %s %s", claim.delivery.id, claim.lane, receipt.verdict, receipt.code)
     return True

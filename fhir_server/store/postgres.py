@@ -15,7 +15,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import LiteralString, TypeVar, cast
 
 import psycopg
@@ -28,6 +28,7 @@ from fhir_server.store.tables import Bulk
 T = TypeVar("T")
 Connection = psycopg.Connection[Row]
 TRIES = 3
+_OPEN = psycopg.pq.TransactionStatus.INTRANS
 _RETRIED = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 
 
@@ -158,9 +159,9 @@ class PostgresDatabase:
                 committing = True
                 connection.execute("COMMIT")
         except BaseException as fault:
-            with suppress(psycopg.Error):
-                connection.execute("ROLLBACK")
-            if committing and connection.closed and isinstance(fault, psycopg.OperationalError):
+            broken = connection.closed
+            _undo(connection, fault)
+            if committing and broken and isinstance(fault, psycopg.OperationalError):
                 raise errors.Unavailable("The connection broke during the commit; read before repeating.") from fault
             raise
         return result
@@ -173,9 +174,10 @@ class PostgresDatabase:
                 with connection.pipeline() as pipeline:
                     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                     yield PostgresSession(connection, self.dialect, pipeline)
-            finally:
-                with suppress(psycopg.Error):
-                    connection.execute("ROLLBACK")
+                    connection.execute("COMMIT")  # the driver forgets its prepared statements at a ROLLBACK
+            except BaseException as fault:
+                _undo(connection, fault)
+                raise
 
     @contextmanager
     def once(self) -> Iterator[Session]:
@@ -232,6 +234,15 @@ class PostgresDatabase:
                 self._idle.get_nowait().close()
             except queue.Empty:
                 return
+
+
+def _undo(connection: Connection, fault: BaseException | None) -> None:
+    """Ends a transaction that is not to stay. After a statement failed the connection is given up: the driver (3.3)
+    remembers as prepared what it sent behind the failure, and the server never saw it."""
+    if isinstance(fault, psycopg.Error) or connection.info.transaction_status != _OPEN:
+        connection.close()
+        return
+    connection.pgconn.exec_(b"ROLLBACK")  # unseen by the driver, which would forget its prepared statements
 
 
 def _alive(connection: Connection) -> bool:

@@ -186,7 +186,7 @@ def test_pruning_stops_when_told(store: Store, clock: Clock) -> None:
 
 
 def test_writers_go_on_while_rows_are_pruned(store: Store, clock: Clock) -> None:
-    """Messages are integrated and repeated while thousands go; nobody waits for long, and nothing new is lost."""
+    """Messages come in between the batches while thousands go, and nothing new is lost."""
     now = store.moment()
 
     def fill(tx: Tx) -> None:
@@ -199,25 +199,25 @@ def test_writers_go_on_while_rows_are_pruned(store: Store, clock: Clock) -> None
 
     store.write(SYSTEM, fill)
     clock.days(40)
-    slowest, kept, done = [0.0], list[str](), threading.Event()
+    kept, done = list[str](), threading.Event()
 
     def write() -> None:
         number = 0
         while not done.is_set() or number < 20:
-            began = time.monotonic()
             kept.append(received(store, f"N{threading.get_ident()}-{number}"))
-            slowest[0] = max(slowest[0], time.monotonic() - began)
             number += 1
 
     threads = [threading.Thread(target=write) for _ in range(3)]
     for thread in threads:
         thread.start()
+    wait_until(lambda: len(kept) > 3)
+    before = len(kept)
     assert prune(store, DAY, batch=100) == Pruned(3000, 0)
+    assert len(kept) > before + 3
     done.set()
     for thread in threads:
         thread.join(60)
     assert messages(store) == set(kept)
-    assert slowest[0] < 2.0
 
 
 @pytest.mark.needs("postgresql")
