@@ -7,7 +7,9 @@ proposes the nearest name. Establishments are tables `[[sites]]` of the same fil
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -133,7 +135,10 @@ def load(
 
 def is_loopback(host: str) -> bool:
     """Whether a bind address or host name never leaves this machine."""
-    return host in LOOPBACK or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host in LOOPBACK
 
 
 def _convert(key: str, raw: Any, where: str) -> Any:
@@ -180,7 +185,10 @@ def _check(settings: Settings) -> None:
 
 def _without_password(text: str) -> str:
     head, sep, tail = text.partition("://")
-    if not sep or "@" not in tail or ":" not in tail.rsplit("@", 1)[0]:
+    if not sep:
         return text
-    credentials, host = tail.rsplit("@", 1)
-    return f"{head}://{credentials.split(':', 1)[0]}:********@{host}"
+    tail = re.sub(r"(?i)([?&]password=)[^&]*", r"\1********", tail)
+    if "@" in tail and ":" in tail.rsplit("@", 1)[0]:
+        credentials, host = tail.rsplit("@", 1)
+        tail = f"{credentials.split(':', 1)[0]}:********@{host}"
+    return f"{head}://{tail}"

@@ -96,7 +96,7 @@ def backup(store: Store, target: Path, *, tell: Tell = _quiet) -> Backup:
 def _new_folder(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise errors.Conflict(f"{target} is not empty; a backup goes into a folder of its own.")
-    target.mkdir(parents=True, exist_ok=True, mode=0o750)
+    target.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def _listed(path: Path) -> Iterator[str]:

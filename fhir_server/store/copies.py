@@ -64,7 +64,7 @@ def empty(url: str) -> bool:
     """Whether there is no database yet: no file, or no table."""
     path = schema.sqlite_path(url)
     if path is not None:
-        return not path.exists()
+        return not any(path.with_name(path.name + tail).exists() for tail in ("", "-wal", "-journal"))
     with postgres.connect(url) as connection:
         row = connection.execute(
             "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fhir_server.config import ConfigError, load
+from fhir_server.config import ConfigError, is_loopback, load
 
 
 def write(folder: Path, text: str) -> Path:
@@ -53,6 +53,14 @@ def test_without_authentication_nothing_leaves_loopback() -> None:
     assert load({"auth": "none", "bind": "127.0.0.5"}, {}).settings.bind == "127.0.0.5"
 
 
+@pytest.mark.parametrize("host", ["127.evil.com", "127.0.0.1.example", "10.0.0.1", "", "0.0.0.0"])
+def test_only_real_loopback_addresses_count(host: str) -> None:
+    assert not is_loopback(host)
+    assert is_loopback("127.0.0.5")
+    assert is_loopback("::1")
+    assert is_loopback("localhost")
+
+
 def test_mail_without_encryption_is_for_loopback_only() -> None:
     with pytest.raises(ConfigError, match="smtp_security"):
         load({"smtp": "mail.example:25", "smtp_security": "none"}, {})
@@ -63,4 +71,6 @@ def test_show_masks_secrets_and_passwords_in_addresses() -> None:
     shown = {name: value for name, value, _, _ in loaded.rows()}
     assert "hush" not in str(shown)
     assert shown["database_url"] == "postgresql://me:********@host/db"
+    other = load({"database_url": "postgresql://host/db?user=me&password=hush&x=1"}, {})
+    assert {row[0]: row[1] for row in other.rows()}["database_url"].endswith("password=********&x=1")
     assert all(meaning for _, _, _, meaning in loaded.rows())

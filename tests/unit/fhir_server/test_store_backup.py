@@ -192,6 +192,11 @@ def test_a_restore_replaces_nothing(stocked: Store, tmp_path: Path, elsewhere: s
         restore(source, tmp_path / "third", elsewhere)
 
 
+def test_what_is_left_of_another_database_is_not_mixed_in(tmp_path: Path) -> None:
+    (tmp_path / "p.db-wal").write_bytes(b"")
+    assert not copies.empty(f"sqlite:///{tmp_path}/p.db") and copies.empty(f"sqlite:///{tmp_path}/q.db")
+
+
 def rewrite(source: Path, name: str, data: bytes, **header: Any) -> None:
     """Replaces a file of the backup and makes manifest and header agree with it."""
     (source / name).write_bytes(data)
