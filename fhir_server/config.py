@@ -58,7 +58,7 @@ class Settings:
     retry_first_seconds: float = _doc(5.0, "first pause after a transient failure; doubles each time")
     retry_cap_seconds: float = _doc(900.0, "longest pause between two attempts")
     send_timeout_seconds: float = _doc(30.0, "how long a partner may take to answer")
-    lease_seconds: float = _doc(60.0, "how long a worker holds a lane without renewing")
+    lease_seconds: float = _doc(120.0, "how long a worker holds a lane without renewing")
     study_quiet_seconds: float = _doc(2.0, "silence after which a received study is summed up as ImagingStudy")
     max_body_mib: int = _doc(64, "largest HTTP body and HL7 frame")
     max_object_mib: int = _doc(2048, "largest DICOM object")

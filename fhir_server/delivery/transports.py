@@ -111,9 +111,9 @@ def _send_mail(claim: Claim, settings: Settings) -> Receipt:
             claim.payload,
             envelope_id=claim.delivery.id,
             security=settings.smtp_security,
-            timeout=settings.send_timeout_seconds,
+            timeout=max(2.0, min(settings.send_timeout_seconds, settings.lease_seconds / 12)),
             # Below the lease, or a second worker would send while the first still waits.
-            answer_timeout=max(settings.send_timeout_seconds, settings.lease_seconds / 2),
+            answer_timeout=max(5.0, settings.lease_seconds / 3),
         )
     except smtp.SmtpFault as fault:
         return Receipt(classify("mssante", fault.stage, str(fault.code)), str(fault.code), fault.text)

@@ -16,7 +16,7 @@ from fhir_server.config import ConfigError, Settings
 from fhir_server.context import SYSTEM
 from fhir_server.demo import people
 from fhir_server.demo.peers import Peers
-from fhir_server.demo.seed import seed
+from fhir_server.demo.seed import REQUESTS, seed
 
 DPI_PORT, PFI_PORT, SMTP_PORT, IMAP_PORT = 2576, 2577, 1025, 1143
 SITES = tuple(tomllib.loads((Path(__file__).parent / "site.toml").read_text(encoding="utf-8"))["sites"])
@@ -68,7 +68,7 @@ def peers_of(settings: Settings, folder: Path, mllp: int, dpi: int = DPI_PORT, p
 def is_empty(server: Server) -> bool:
     """Whether nobody was seeded yet."""
     with server.hub.store.read(SYSTEM) as snapshot:
-        return snapshot.get("Patient", "patient-12") is None
+        return snapshot.get("ServiceRequest", REQUESTS[-1][0]) is None
 
 
 def _forget(data: Path) -> None:

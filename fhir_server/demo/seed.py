@@ -55,6 +55,8 @@ def seed(hub: Hub, dpi: str, pfi: str) -> None:
     first.append({**site, "endpoint": endpoints})
     apply(hub, SYSTEM, [Change("update", r["resourceType"], r["id"], r) for r in first])
     for key, index, requester, group, expert, steps, reason in REQUESTS:
+        if _known(hub, f"ServiceRequest/{key}"):
+            continue  # an earlier start was cut off while seeding
         asked = people.request(key, index, requester, group, reason, "draft" if steps == ("draft",) else "active")
         agreed = people.consent(key, index)
         me = caller(requester)
@@ -125,6 +127,12 @@ def opinion(key: str, request: dict[str, Any]) -> dict[str, Any]:
         "subject": request["subject"],
         "conclusion": "Anticoagulation indiquée ; contrôle de la fonction rénale puis consultation de cardiologie.",
     }
+
+
+def _known(hub: Hub, reference: str) -> bool:
+    kind, _, key = reference.partition("/")
+    with hub.store.read(SYSTEM) as snapshot:
+        return snapshot.get(kind, key) is not None
 
 
 def _stored(hub: Hub, reference: str) -> dict[str, Any]:

@@ -161,7 +161,8 @@ def _communication(before: Resource | None, after: Resource, ctx: Context) -> Co
     stored = dict(after)
     stored.setdefault("sent", instant(ctx.now))
     if ctx.caller.who:
-        stored.setdefault("sender", {"reference": ctx.caller.who, "display": ctx.caller.display})
+        sender = stored.setdefault("sender", {"reference": ctx.caller.who, "display": ctx.caller.display})
+        _own_name([sender.get("reference", "")], ctx, "Communication.sender")
     updated = with_state(request, target, ctx.settings)
     targets = [f"ServiceRequest/{request['id']}", f"Communication/{after['id']}"]
     others = (updated, _task(updated, target, ctx), _provenance(updated, targets, taken.name, ctx))
@@ -187,7 +188,8 @@ def _diagnostic_report(before: Resource | None, after: Resource, ctx: Context) -
     stored = dict(after)
     stored.setdefault("issued", instant(ctx.now))
     if ctx.caller.who:
-        stored.setdefault("resultsInterpreter", [{"reference": ctx.caller.who, "display": ctx.caller.display}])
+        signed = stored.setdefault("resultsInterpreter", [{"reference": ctx.caller.who, "display": ctx.caller.display}])
+        _own_name([person.get("reference", "") for person in signed], ctx, "DiagnosticReport.resultsInterpreter")
     updated = with_state(request, "completed", ctx.settings)
     targets = [f"ServiceRequest/{request['id']}", f"DiagnosticReport/{after['id']}"]
     others = (updated, _task(updated, "completed", ctx), _provenance(updated, targets, taken.name, ctx))
@@ -297,6 +299,15 @@ def _case(before: Resource | None, after: Resource, name: str, ctx: Context) -> 
 def _based_on(resource: Mapping[str, Any]) -> list[str]:
     references = (item.get("reference", "") for item in resource.get("basedOn", ()))
     return list(dict.fromkeys(reference for reference in references if reference.startswith("ServiceRequest/")))
+
+
+def _own_name(references: list[str], ctx: Context, expression: str) -> None:
+    """Nobody signs for somebody else. Raises RuleBroken naming the element."""
+    if references != [ctx.caller.who]:
+        text = (
+            f"a message or report is signed by who sends it ({ctx.caller.who}); leave the element out or name yourself"
+        )
+        raise RuleBroken(text, expression=expression)
 
 
 def _with_performer(request: Resource, who: str) -> Resource:

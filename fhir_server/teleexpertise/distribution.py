@@ -71,7 +71,7 @@ def plan(
     if report.requester.mailbox and settings.smtp:
         roads["mailto:" + report.requester.mailbox.lower()] = Destination(
             kind="mail",
-            lane=MAIL_LANE,
+            lane=f"{MAIL_LANE}:{report.requester.mailbox.lower()}",
             endpoint=f"mssante:{report.requester.mailbox}",
             display=report.requester.mailbox,
             second_leg="dsn",

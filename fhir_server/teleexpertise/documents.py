@@ -54,10 +54,14 @@ def render(opinion: Resource, request_id: str, ctx: Context) -> Rendered:
     clinical = cda(value, document, site)
     destinations = distribution.plan(value, patient, ctx.view, ctx.sites, ctx.settings)
     keys = _keys(value, request)
-    frozen = tuple(
-        _delivery(destination, value, document, clinical, site, keys, opinion, ctx) for destination in destinations
-    )
-    return Rendered(_records(value, opinion, request, document, clinical, ctx), frozen)
+    frozen = []
+    for destination in destinations:
+        try:
+            frozen.append(_delivery(destination, value, document, clinical, site, keys, opinion, ctx))
+        except ValueError as problem:
+            text = f"the report cannot be written for {destination.display}: {problem}"
+            raise Invalid(text, expression="DiagnosticReport", code="value") from problem
+    return Rendered(_records(value, opinion, request, document, clinical, ctx), tuple(frozen))
 
 
 def _site_of(patient: Mapping[str, Any], sites: Sites) -> Site:

@@ -20,6 +20,9 @@ from hl7v2.message import Message, parse
 from mssante import envelope
 
 Resource = dict[str, Any]
+MAIL = "mssante:claire.moreau@ch-demo.mssante.fr"
+
+
 DMP_URL = "urn:passerelle:dmp"
 
 
@@ -71,7 +74,7 @@ def with_dmp(hub: Hub, *parts: tuple[str, str]) -> None:
 def test_dpi_platform_and_requester_get_the_report_once_each(hub: Hub) -> None:
     found = finished(hub)
     roads = {(one.lane, one.protocol, one.second_leg) for one in found}
-    assert roads == {("Endpoint/dpi", "hl7", "none"), ("Endpoint/pfi", "hl7", "none"), ("mssante", "mail", "dsn")}
+    assert roads == {("Endpoint/dpi", "hl7", "none"), ("Endpoint/pfi", "hl7", "none"), (MAIL, "mail", "dsn")}
     assert all(one.state == "queued" and one.document == "DiagnosticReport/r" for one in found)
     assert {one.endpoint.split(":")[0] for one in found} <= set(AMBIGUOUS)
 
@@ -152,14 +155,14 @@ def test_the_dmp_status_is_read_as_the_adt_mapper_writes_it() -> None:
 @pytest.mark.parametrize("status", ["off", "suspended", "error", "entered-in-error", "test"])
 def test_an_endpoint_that_is_not_active_gets_nothing(hub: Hub, status: str) -> None:
     put(hub, PARTNER, endpoint("dpi", status=status))
-    assert {one.lane for one in finished(hub)} == {"Endpoint/pfi", "mssante"}
+    assert {one.lane for one in finished(hub)} == {"Endpoint/pfi", MAIL}
 
 
 def test_an_endpoint_of_another_kind_is_left_alone(hub: Hub) -> None:
     other = [{"coding": [{"system": "http://terminology.hl7.org/CodeSystem/endpoint-payload-type", "code": "any"}]}]
     unknown = [{"coding": [{"system": "urn:passerelle:profil", "code": "future-9"}]}]
     put(hub, PARTNER, endpoint("dpi", payloadType=other), endpoint("pfi", payloadType=unknown))
-    assert {one.lane for one in finished(hub)} == {"mssante"}
+    assert {one.lane for one in finished(hub)} == {MAIL}
 
 
 def test_two_endpoints_with_one_address_are_one_road(hub: Hub) -> None:
@@ -169,14 +172,14 @@ def test_two_endpoints_with_one_address_are_one_road(hub: Hub) -> None:
     references = [{"reference": f"Endpoint/{key}"} for key in ("dpi", "dpi", "twin", "pfi", "shout", "small", "gone")]
     put(hub, PARTNER, *twins, read(hub, "Organization/ch-demo") | {"endpoint": references})
     found = finished(hub)
-    assert sorted(one.lane for one in found) == ["Endpoint/dpi", "Endpoint/pfi", "Endpoint/shout", "mssante"]
+    assert sorted(one.lane for one in found) == ["Endpoint/dpi", "Endpoint/pfi", "Endpoint/shout", MAIL]
 
 
 def test_a_patient_the_hospital_does_not_know_goes_to_the_requester_alone(hub: Hub) -> None:
     foreign = people.patient(0)
     foreign["identifier"] = foreign["identifier"][:1]
     put(hub, PARTNER, foreign)
-    assert {one.lane for one in finished(hub)} == {"mssante"}
+    assert {one.lane for one in finished(hub)} == {MAIL}
 
 
 def test_a_requester_without_a_mailbox_is_not_mailed(hub: Hub) -> None:
@@ -199,5 +202,5 @@ def test_without_a_mail_operator_nothing_is_mailed(new_hub: Callable[..., Hub]) 
 def test_an_address_nobody_can_use_keeps_no_report_back(hub: Hub, address: str) -> None:
     put(hub, PARTNER, endpoint("dpi", address=address))
     found = {one.lane: one for one in finished(hub)}
-    assert set(found) == {"Endpoint/dpi", "Endpoint/pfi", "mssante"}
+    assert set(found) == {"Endpoint/dpi", "Endpoint/pfi", MAIL}
     assert found["Endpoint/dpi"].endpoint == address, "it fails visibly in the outbox"
