@@ -5,9 +5,7 @@ along the paths that change, and what is not touched is copied as it is, white s
 included. `splice` and `framed` put id and meta in front of a resource's text, `rewrite_references` exchanges
 references, and `Tree` changes a value while it notes the edits that `edited` repeats on the text.
 
-Measured on 2 shared cores, CPython 3.11, Synthea resources of 1.5 kB, as multiples of orjson's loads and dumps (6 µs):
-`parse` and `framed` 3.6 to 4.1 when the client's text is compact, 5.4 to 6.6 when it is spaced or indented; `parse` and
-`write` 5.2 to 5.6; `parse` alone 2.8 to 3.1.
+What `parse` and `framed` cost beside orjson, and why it is more than wished: docs/adr/0046 and `make bench ONLY=json`.
 
 All functions expect text that `json_text.parse` has read without complaint.
 
@@ -58,7 +56,6 @@ _BLANK = re.compile(
     r""" (?:(?<=[}\]"]\ )(?=[\ :,}\]])|(?<=":\ )|(?<=[{\[]\ )(?=[\ "{}\[\]\-0-9tfn])"""
     r"""|(?<=,\ )(?=[\ "{\[\-0-9tfn])|(?<=[0-9el]\ )(?=[\ ,}\]]))"""
 )
-_NO_BLANKS = dict.fromkeys(map(ord, " \n\r\t"))
 
 
 def compact(text: str) -> str:
@@ -71,7 +68,8 @@ def compact(text: str) -> str:
     escaped = "\\" in text
     bare = text.replace("\\\\", "\x01").replace('\\"', "\x02") if escaped else text
     parts = bare.split('"')
-    parts[::2] = "\x03".join(parts[::2]).translate(_NO_BLANKS).split("\x03")
+    # What stands between strings is ASCII, and bytes lose characters faster than text does.
+    parts[::2] = "\x03".join(parts[::2]).encode().translate(None, b" \n\r\t").decode().split("\x03")
     bare = '"'.join(parts)
     return bare.replace("\x02", '\\"').replace("\x01", "\\\\") if escaped else bare
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
+_LONGEST = 500
+
 Stage = Literal["syntax", "semantic", "execution"]
 
 
 class FhirPathError(ValueError):
     """The expression cannot be read, makes no sense for the model, or failed on this input.
 
-    `kind` names the stage; `line` and `column` count from 1 and are 0 when the place is unknown.
+    `kind` names the stage; `line` and `column` count from 1 and are 0 when the place is unknown. What the message
+    quotes of a hostile expression is cut.
     """
 
     def __init__(self, message: str, *, kind: Stage = "execution", line: int = 0, column: int = 0) -> None:
+        message = message if len(message) <= _LONGEST else message[: _LONGEST - 3] + "..."
         super().__init__(f"line {line}, column {column}: {message}" if line else message)
         self.message = message
         self.kind: Stage = kind

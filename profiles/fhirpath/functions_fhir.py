@@ -15,6 +15,9 @@ from profiles.fhirpath.model import Collection, Node, child_nodes, is_a, known_t
 from profiles.fhirpath.scope import Closure, Function, Scope, single
 from profiles.fhirpath.xhtml import well_formed_narrative
 
+# What a question to another room (a store, a terminology, a validator) costs, in elements of the budget.
+_ASKING = 64
+
 
 def _extension(scope: Scope, items: Collection, url: Closure) -> Collection:
     wanted = string(scope, url, "the url of extension()")
@@ -76,6 +79,7 @@ def _resolved(scope: Scope, item: Any, text: str) -> Node | None:
             return entry
     if scope.env.resolve is None:
         return None
+    scope.env.spend(_ASKING)
     found = scope.env.resolve(text)
     return None if found is None else root_node(found)
 
@@ -117,6 +121,7 @@ def _conforms_to(scope: Scope, items: Collection, profile: Closure) -> Collectio
         return [isinstance(item, Node) and is_a(item.type, name)]
     verdict = None
     if scope.env.profiles is not None and isinstance(item, Node) and isinstance(item.value, dict):
+        scope.env.spend(_ASKING)
         verdict = scope.env.profiles.conforms(item.value, url)
     if verdict is None:
         raise FhirPathError(f"the profile {url} is not known here")
@@ -186,6 +191,7 @@ def _member_of(scope: Scope, items: Collection, value_set: Closure) -> Collectio
     codings = _codings(item)
     verdict = None
     if scope.env.terminology is not None:
+        scope.env.spend(_ASKING)
         verdict = scope.env.terminology.member_of(url, codings)
     else:
         known = definitions.value_set_codes(url)

@@ -17,7 +17,7 @@ from typing import Any
 from profiles.fhirpath import regex
 from profiles.fhirpath.errors import FhirPathError
 from profiles.fhirpath.model import Collection, system, type_of
-from profiles.fhirpath.scope import Closure, Function, Scope, operand, single, text
+from profiles.fhirpath.scope import Closure, Function, Scope, operand, reading, room, single, text
 
 
 def string(scope: Scope, closure: Closure, what: str) -> str | None:
@@ -52,8 +52,22 @@ def _with_text(name: str, run: Callable[[str, str], Any]) -> Callable[[Scope, Co
         subject, other = one(items, f"the input of {name}()"), string(scope, argument, f"the argument of {name}()")
         if subject is None or other is None:
             return []
-        scope.env.spend(len(subject) >> 8)
-        return [run(subject, other)]
+        reading(scope.env, subject, other)
+        result = run(subject, other)
+        return text(scope.env, result) if isinstance(result, str) else [result]
+
+    return call
+
+
+def _with_pattern(name: str, run: Callable[..., bool]) -> Callable[[Scope, Collection, Closure], Collection]:
+    """A test of the input string by a regular expression; empty when either is."""
+
+    def call(scope: Scope, items: Collection, argument: Closure) -> Collection:
+        subject, pattern = one(items, f"the input of {name}()"), string(scope, argument, "the pattern")
+        if subject is None or pattern is None:
+            return []
+        reading(scope.env, subject)
+        return [run(pattern, subject, scope.env.spend)]
 
     return call
 
@@ -65,6 +79,7 @@ def _plain(name: str, run: Callable[[str], Any]) -> Callable[[Scope, Collection]
         subject = one(items, f"the input of {name}()")
         if subject is None:
             return []
+        reading(scope.env, subject)
         result = run(subject)
         return text(scope.env, result) if isinstance(result, str) else [result]
 
@@ -77,7 +92,9 @@ def _substring(scope: Scope, items: Collection, start: Closure, length: Closure 
     many = _integer(scope, length, "the length of substring()") if length is not None else None
     if subject is None or begin is None or not 0 <= begin < len(subject):
         return []
-    return [subject[begin:] if many is None else subject[begin : begin + max(0, many)]]
+    end = len(subject) if many is None else min(len(subject), begin + max(0, many))
+    room(scope.env, max(0, end - begin))
+    return [subject[begin:end]]
 
 
 def _replace(scope: Scope, items: Collection, pattern: Closure, substitution: Closure) -> Collection:
@@ -86,8 +103,8 @@ def _replace(scope: Scope, items: Collection, pattern: Closure, substitution: Cl
     if subject is None or old is None or new is None:
         return []
     growth = (subject.count(old) if old else len(subject) + 1) * len(new)
-    scope.env.spend((len(subject) + growth) >> 6)
-    return text(scope.env, subject.replace(old, new))
+    room(scope.env, len(subject) - subject.count(old) * len(old) + growth)
+    return [subject.replace(old, new)]
 
 
 def _replace_matches(scope: Scope, items: Collection, pattern: Closure, substitution: Closure) -> Collection:
@@ -95,7 +112,7 @@ def _replace_matches(scope: Scope, items: Collection, pattern: Closure, substitu
     old, new = string(scope, pattern, "the pattern"), string(scope, substitution, "the substitution")
     if subject is None or old is None or new is None:
         return []
-    return text(scope.env, regex.replace(old, new, subject))
+    return text(scope.env, regex.replace(old, new, subject, scope.env.spend))
 
 
 def _to_chars(scope: Scope, items: Collection) -> Collection:
@@ -109,6 +126,7 @@ def _split(scope: Scope, items: Collection, separator: Closure) -> Collection:
     if subject is None or mark is None:
         return []
     parts = subject.split(mark) if mark else list(subject)
+    reading(scope.env, subject)
     scope.env.spend(len(parts))
     return list(parts)
 
@@ -116,7 +134,11 @@ def _split(scope: Scope, items: Collection, separator: Closure) -> Collection:
 def _join(scope: Scope, items: Collection, separator: Closure | None = None) -> Collection:
     mark = string(scope, separator, "the separator") if separator is not None else ""
     parts = [one([item], "an item of join()") or "" for item in items]
-    return text(scope.env, (mark or "").join(parts)) if parts else []
+    if not parts:
+        return []
+    # One long string may stand in the collection a million times: the sum comes first.
+    room(scope.env, sum(map(len, parts)) + len(mark or "") * (len(parts) - 1))
+    return [(mark or "").join(parts)]
 
 
 _ENCODERS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
@@ -176,8 +198,8 @@ FUNCTIONS: dict[str, Function] = {
     "startsWith": Function(_with_text("startsWith", str.startswith), 1, 1),
     "endsWith": Function(_with_text("endsWith", str.endswith), 1, 1),
     "contains": Function(_with_text("contains", str.__contains__), 1, 1),
-    "matches": Function(_with_text("matches", lambda value, pattern: regex.search(pattern, value)), 1, 1),
-    "matchesFull": Function(_with_text("matchesFull", lambda value, pattern: regex.fullmatch(pattern, value)), 1, 1),
+    "matches": Function(_with_pattern("matches", regex.search), 1, 1),
+    "matchesFull": Function(_with_pattern("matchesFull", regex.fullmatch), 1, 1),
     "encode": Function(_with_text("encode", _encode), 1, 1),
     "decode": Function(_with_text("decode", _decode), 1, 1),
     "escape": Function(_with_text("escape", _escape), 1, 1),

@@ -17,7 +17,7 @@ from profiles.fhirpath import operators, values
 from profiles.fhirpath.errors import FhirPathError
 from profiles.fhirpath.functions_text import string
 from profiles.fhirpath.model import Collection, Node, system, type_of
-from profiles.fhirpath.scope import Closure, Function, Scope, operand, single
+from profiles.fhirpath.scope import Closure, Function, Scope, operand, reading, single
 from profiles.fhirpath.values import MATHS, Kind, Quantity, Temporal
 
 _TRUE = frozenset(("true", "t", "yes", "y", "1", "1.0"))
@@ -111,7 +111,9 @@ def _to_quantity(value: Any) -> Quantity | None:
 def _to(convert: Callable[[Any], Any], name: str) -> Callable[[Scope, Collection], Collection]:
     def call(scope: Scope, items: Collection) -> Collection:
         item = operand(items, f"{name}()")
-        result = None if item is None else convert(system(item))
+        value = None if item is None else system(item)
+        reading(scope.env, value)
+        result = None if value is None else convert(value)
         return [] if result is None else [result]
 
     return call
@@ -120,14 +122,18 @@ def _to(convert: Callable[[Any], Any], name: str) -> Callable[[Scope, Collection
 def _converts(convert: Callable[[Any], Any], name: str) -> Callable[[Scope, Collection], Collection]:
     def call(scope: Scope, items: Collection) -> Collection:
         item = operand(items, f"{name}()")
-        return [] if item is None else [convert(system(item)) is not None]
+        value = None if item is None else system(item)
+        reading(scope.env, value)
+        return [] if value is None else [convert(value) is not None]
 
     return call
 
 
 def _quantity(scope: Scope, items: Collection, unit: Closure | None = None) -> Collection:
     item = operand(items, "toQuantity()")
-    amount = None if item is None else _to_quantity(system(item))
+    given = None if item is None else system(item)
+    reading(scope.env, given)
+    amount = None if given is None else _to_quantity(given)
     wanted = string(scope, unit, "the unit") if unit is not None else None
     if amount is None or wanted is None:
         return [] if amount is None else [amount]

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from profiles.fhirpath.errors import FhirPathError, syntax_error
+from profiles.fhirpath.errors import syntax_error
 
 MAX_LENGTH = 65_536
 
@@ -29,12 +29,14 @@ _TOKEN = re.compile(
   | (?P<external>%(?:[A-Za-z_][A-Za-z0-9_]*|`(?:[^`\\]|\\.)*`|'(?:[^'\\]|\\.)*'))
   | (?P<special>\$(?:this|index|total)\b)
   | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
-  | (?P<op><=|>=|!=|!~|[-+*/&|=~<>.,()\[\]{}])
+  | (?P<op><=|>=|!=|!~|/(?!\*)|[-+*&|=~<>.,()\[\]{}])
     """,
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
 
 _ESCAPES = {"'": "'", '"': '"', "`": "`", "\\": "\\", "/": "/", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+# What no FHIR string can hold: NUL, and half of a surrogate pair.
+_NO_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\(u[0-9A-Fa-f]{4}|.)", re.DOTALL)
 
 
@@ -50,7 +52,10 @@ class Token:
 def tokens(source: str) -> list[Token]:
     """All tokens of `source` and a closing `end` token; raises FhirPathError (syntax) with line and column."""
     if len(source) > MAX_LENGTH:
-        raise FhirPathError(f"the expression is longer than {MAX_LENGTH} characters", kind="syntax")
+        raise syntax_error(source, MAX_LENGTH, f"the expression is longer than {MAX_LENGTH} characters")
+    hostile = _NO_CHARACTER.search(source)
+    if hostile is not None:
+        raise syntax_error(source, hostile.start(), f"U+{ord(hostile.group()):04X} is no character of an expression")
     found: list[Token] = []
     at = 0
     while at < len(source):
@@ -95,4 +100,10 @@ def _unescape(source: str, at: int, body: str) -> str:
         return _ESCAPES[code]
 
     # Two \\u escapes may spell one character outside the BMP, as in JSON.
-    return _ESCAPE.sub(char, body).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:
+        text = _ESCAPE.sub(char, body).encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise syntax_error(source, at, "a \\u escape spells half of a surrogate pair") from None
+    if "\0" in text:
+        raise syntax_error(source, at, "\\u0000 is no character of a string")
+    return text

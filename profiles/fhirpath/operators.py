@@ -16,11 +16,12 @@ from profiles.fhirpath import values
 from profiles.fhirpath.errors import FhirPathError
 from profiles.fhirpath.model import Collection, Item, Node, all_children, is_a, system, type_of
 from profiles.fhirpath.paths import json_key
-from profiles.fhirpath.scope import Env, operand, single, text
+from profiles.fhirpath.scope import Env, operand, reading, room, single
 from profiles.fhirpath.values import MATHS, Quantity, Temporal
 
 _NUMBERS = (int, Decimal)
 _INTEGER_LIMIT = 2**31
+MAX_UNIT = 255
 
 
 def boolean(items: Collection, what: str) -> bool | None:
@@ -49,6 +50,7 @@ def same(left: Item, right: Item, env: Env) -> bool | None:
     """Equality of two items (6.1.1); None when precision or units leave it open."""
     a, b = system(left), system(right)
     if type(a) is str and type(b) is str:
+        reading(env, a)
         return a == b
     if type(a) is bool or type(b) is bool:
         return type(a) is type(b) and a == b
@@ -139,9 +141,10 @@ def distinct(items: Collection, env: Env) -> Collection:
             seen.add(mark)
         else:
             env.spend(len(fuzzy))
-            if any(same(item, other, env) for other in fuzzy):
+            plain = system(item)
+            if any(same(plain, other, env) for other in fuzzy):
                 continue
-            fuzzy.append(item)
+            fuzzy.append(plain)
         kept.append(item)
     return kept
 
@@ -149,7 +152,8 @@ def distinct(items: Collection, env: Env) -> Collection:
 def contains(items: Collection, wanted: Item, env: Env) -> bool:
     """Whether `wanted` equals an item of the collection."""
     env.spend(len(items))
-    return any(same(item, wanted, env) for item in items)
+    plain = system(wanted)
+    return any(same(item, plain, env) for item in items)
 
 
 # --- equivalence -----------------------------------------------------------------------------------------------------
@@ -159,6 +163,8 @@ def alike(left: Item, right: Item, env: Env) -> bool:
     """Equivalence of two items (6.1.2): case, spacing, order and extra precision do not count."""
     a, b = system(left), system(right)
     if type(a) is str and type(b) is str:
+        # Normal forms take a hundred times as long as a look at the characters.
+        env.spend((len(a) + len(b)) >> 2)
         return _plain_text(a) == _plain_text(b)
     if type(a) is bool or type(b) is bool:
         return type(a) is type(b) and a == b
@@ -214,6 +220,7 @@ def equivalent(left: Collection, right: Collection, env: Env) -> bool:
 def order(left: Item, right: Item, env: Env) -> int | None:
     """-1, 0 or 1; None when open; FhirPathError when the two types have no common order."""
     a, b = system(left), system(right)
+    reading(env, a)
     if (is_number(a) and is_number(b)) or (type(a) is str and type(b) is str):
         return int(a > b) - int(a < b)
     if isinstance(a, Temporal) and isinstance(b, Temporal) and (a.kind == "Time") == (b.kind == "Time"):
@@ -253,7 +260,8 @@ def arithmetic(op: str, left: Collection, right: Collection, env: Env) -> Collec
     if is_number(a) and is_number(b):
         return _numbers(op, a, b)
     if op == "+" and type(a) is str and type(b) is str:
-        return text(env, a + b)
+        room(env, len(a) + len(b))
+        return [a + b]
     if isinstance(a, Temporal) and isinstance(b, Quantity) and op in "+-":
         return _moved(a, b, 1 if op == "+" else -1)
     first, second = _as_quantity(a), _as_quantity(b)
@@ -319,7 +327,12 @@ def _quantities(op: str, a: Quantity, b: Quantity, env: Env) -> Collection:
 
 
 def quantity(value: Decimal, unit: str) -> Collection:
-    """A quantity as a result: empty when its number is not finite or absurdly large."""
+    """A quantity as a result: empty when its number is not finite or absurdly large.
+
+    A unit longer than UCUM codes may be is an error: products of products would double it at every step.
+    """
+    if len(unit) > MAX_UNIT:
+        raise FhirPathError(f"the result has a unit of more than {MAX_UNIT} characters")
     return [Quantity(value, unit)] if values.sane(value) else []
 
 
@@ -361,7 +374,8 @@ def concatenated(left: Collection, right: Collection, env: Env) -> Collection:
         if type(value) is not str:
             raise FhirPathError(f"& joins strings, not {type_of(item).name}")
         parts.append(value)
-    return text(env, parts[0] + parts[1])
+    room(env, len(parts[0]) + len(parts[1]))
+    return [parts[0] + parts[1]]
 
 
 # --- logic -----------------------------------------------------------------------------------------------------------

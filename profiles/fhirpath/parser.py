@@ -30,6 +30,7 @@ from profiles.fhirpath.syntax import (
 
 MAX_DEPTH = 100
 MAX_HEIGHT = 200
+MAX_DIGITS = 400
 
 # Left binding power: a higher one binds tighter.
 _POWER = {
@@ -187,6 +188,8 @@ class _Parser:
         if token.kind not in _LITERALS:
             self.fail(f"unexpected {token.text!r}")
         self.advance()
+        if token.kind not in ("string", "external") and len(token.text) > MAX_DIGITS:
+            self.fail(f"a {token.kind} of more than {MAX_DIGITS} digits", token.at)
         if token.kind == "string":
             return Constants((token.text,), token.at)
         if token.kind == "external":

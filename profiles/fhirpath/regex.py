@@ -24,36 +24,47 @@ MAX_STEPS = 1_500_000
 _SAFE_WAYS = 1_000_000
 
 
-def search(pattern: str, text: str) -> bool:
-    """Whether any part of `text` matches. FhirPathError for a bad or too costly pattern."""
-    found = _prepared(pattern)
-    native = found.native(len(text))
+Pay = Callable[[int], None]
+
+
+def _free(amount: int) -> None:
+    """The purse of a caller who matches once: the bounds of one match are enough."""
+
+
+def search(pattern: str, text: str, pay: Pay = _free) -> bool:
+    """Whether any part of `text` matches. FhirPathError for a bad or too costly pattern.
+
+    `pay` hears of the work, in elements of an evaluation's budget, and may refuse it: one match is bounded by itself,
+    thousands of them are not.
+    """
+    found = _paid(pattern, pay)
+    native = found.native(len(text), pay)
     if native is not None:
         return native.search(text) is not None
-    return _run(found.program(), text, 0, whole=False) is not None
+    return _run(found.program(), text, 0, whole=False, pay=pay) is not None
 
 
-def fullmatch(pattern: str, text: str) -> bool:
+def fullmatch(pattern: str, text: str, pay: Pay = _free) -> bool:
     """Whether the whole of `text` matches."""
-    found = _prepared(pattern)
-    native = found.native(len(text))
+    found = _paid(pattern, pay)
+    native = found.native(len(text), pay)
     if native is not None:
         return native.fullmatch(text) is not None
-    return _run(found.program(), text, 0, whole=True) is not None
+    return _run(found.program(), text, 0, whole=True, pay=pay) is not None
 
 
-def replace(pattern: str, substitution: str, text: str) -> str:
+def replace(pattern: str, substitution: str, text: str, pay: Pay = _free) -> str:
     """`text` with every match replaced; `$1`, `${name}` and `$0` in the substitution stand for groups, `$$` for `$`.
 
     An empty pattern changes nothing.
     """
     if not pattern:
         return text
-    found = _prepared(pattern)
+    found = _paid(pattern, pay)
     names = found.pattern.names
     pieces: list[str] = []
     done = size = 0
-    for caps in found.matches(text):
+    for caps in found.matches(text, pay):
         start, end = caps[0], caps[1]
         inserted = _expanded(substitution, text, caps, names)
         pieces += (text[done:start], inserted)
@@ -92,10 +103,14 @@ class _Prepared:
         self._native: re.Pattern[str] | None = None
         self._program: tuple[_Step, ...] | None = None
 
-    def native(self, length: int) -> re.Pattern[str] | None:
+    def native(self, length: int, pay: Pay) -> re.Pattern[str] | None:
         """Python's matcher when no text of this length can make it backtrack badly."""
-        if self._source is None or _ways(self.pattern.root, length) * (length + 1) > _SAFE_WAYS:
+        if self._source is None:
             return None
+        ways = _ways(self.pattern.root, length) * (length + 1)
+        if ways > _SAFE_WAYS:
+            return None
+        pay(int(ways) >> 9)
         if self._native is None:
             self._native = re.compile(self._source, re.DOTALL | (re.IGNORECASE if self.pattern.ignore_case else 0))
         return self._native
@@ -106,16 +121,16 @@ class _Prepared:
             self._program = _assembled(self.pattern.root)
         return self._program
 
-    def matches(self, text: str) -> Iterator[tuple[int, ...]]:
+    def matches(self, text: str, pay: Pay) -> Iterator[tuple[int, ...]]:
         """The captures (start and end of each group, -1 when unset) of successive matches."""
-        native = self.native(len(text))
+        native = self.native(len(text), pay)
         if native is not None:
             for match in native.finditer(text):
                 yield tuple(edge for group in range(self.pattern.groups + 1) for edge in match.span(group))
             return
         at, spent = 0, 0
         while at <= len(text):
-            caps = _run(self.program(), text, at, whole=False)
+            caps = _run(self.program(), text, at, whole=False, pay=pay)
             if caps is None:
                 return
             full = (*caps, *([-1] * (2 * (self.pattern.groups + 1) - len(caps))))
@@ -129,6 +144,11 @@ class _Prepared:
 @lru_cache(maxsize=64)
 def _prepared(pattern: str) -> _Prepared:
     return _Prepared(parse(pattern))
+
+
+def _paid(pattern: str, pay: Pay) -> _Prepared:
+    pay(len(pattern) >> 2)
+    return _prepared(pattern)
 
 
 def _too_costly() -> FhirPathError:
@@ -271,11 +291,12 @@ def _branch(into: int, past: int, greedy: bool) -> _Step:
 _Thread = tuple[int, tuple[int, ...]]
 
 
-def _run(program: tuple[_Step, ...], text: str, start: int, *, whole: bool) -> tuple[int, ...] | None:
+def _run(program: tuple[_Step, ...], text: str, start: int, *, whole: bool, pay: Pay = _free) -> tuple[int, ...] | None:
     """The captures of the first match at or after `start` (`whole`: of one from start to end); None without."""
     threads: list[_Thread] = []
     found: tuple[int, ...] | None = None
     steps = 0
+    pay(len(program) >> 2)
     for at in range(start, len(text) + 1):
         seen: set[int] = set()
         ready: list[_Thread] = []
@@ -284,6 +305,7 @@ def _run(program: tuple[_Step, ...], text: str, start: int, *, whole: bool) -> t
         if found is None and (at == start or not whole):
             _follow(program, (0, ()), text, at, seen, ready)
         steps += len(seen) + 1
+        pay((len(seen) >> 2) + 1)
         if steps > MAX_STEPS:
             raise _too_costly()
         threads = []

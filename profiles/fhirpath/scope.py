@@ -92,10 +92,22 @@ def operand(items: Collection, what: str) -> Any:
 
 def text(env: Env, value: str) -> Collection:
     """A new string as a result, paid for by its length."""
-    if len(value) > MAX_STRING:
-        raise FhirPathError(f"the result is a string of more than {MAX_STRING} characters")
-    env.spend(len(value) >> 6)
+    room(env, len(value))
     return [value]
+
+
+def room(env: Env, length: int) -> None:
+    """Pays for a string of `length` characters before it is made; FhirPathError when it would be too long."""
+    if length > MAX_STRING:
+        raise FhirPathError(f"the result is a string of more than {MAX_STRING} characters")
+    env.spend(length >> 6)
+
+
+def reading(env: Env, *values: Any) -> None:
+    """Pays for going through the strings among `values`: a long one may stand in many places of a collection."""
+    for value in values:
+        if type(value) is str and len(value) > 63:
+            env.spend(len(value) >> 6)
 
 
 def each(scope: Scope, item: Node | Any, index: int) -> Scope:

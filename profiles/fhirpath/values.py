@@ -4,7 +4,7 @@ Booleans, integers, strings and decimals are Python's own (`bool`, `int`, `str`,
 A comparison answers None where the standard says "empty": the known parts do not decide.
 
 Sources: http://hl7.org/fhirpath/N1/ sections 2.1.2 (time-valued types), 5.5 (conversion), 6.1-6.2 (equality,
-comparison), 6.6.7 (date and time arithmetic).
+comparison), 6.7 (date and time arithmetic).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CALENDAR_UNITS: dict[str, str] = {
     for unit in ("year", "month", "week", "day", "hour", "minute", "second", "millisecond")
     for word in (unit, unit + "s")
 }
-# The UCUM spelling of the calendar units whose length never varies (section 6.6.7); `mo` and `a` are averages.
+# The UCUM spelling of the calendar units whose length never varies (section 6.7); `mo` and `a` are averages.
 _UCUM_DURATIONS = {"wk": "week", "d": "day", "h": "hour", "min": "minute", "s": "second", "ms": "millisecond"}
 _AVERAGES = {"mo": "month", "a": "year"}
 _SECONDS = {

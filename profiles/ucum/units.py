@@ -83,10 +83,21 @@ class Ucum:
 
     def convert(self, value: Decimal, source: str, target: str) -> Decimal | None:
         """See `convert`; None where that raises."""
+        if len(source) > MAX_LENGTH or len(target) > MAX_LENGTH or not _meet(source, target):
+            return None
         try:
             return convert(value, source, target)
         except UcumError:
             return None
+
+
+@lru_cache(maxsize=4096)
+def _meet(a: str, b: str) -> bool:
+    """`comparable`, kept also for codes that are no units: comparing every pair of a list asks again and again."""
+    try:
+        return comparable(a, b)
+    except UcumError:
+        return False
 
 
 @lru_cache(maxsize=4096)

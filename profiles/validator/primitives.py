@@ -17,6 +17,8 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any
 
+from profiles.validator import narrative
+
 Test = Callable[[Any], bool]
 
 MAX_STRING = 1024 * 1024
@@ -113,6 +115,10 @@ def _matches(pattern: re.Pattern[str]) -> Test:
 
 
 def _is_xhtml(value: Any) -> bool:
+    return _is_div(value) and not narrative.problem(value)
+
+
+def _is_div(value: Any) -> bool:
     return type(value) is str and _DIV.match(value) is not None and _CONTROL.search(value) is None
 
 
@@ -176,6 +182,8 @@ def explain(type_name: str, value: Any) -> tuple[str, str]:
     kinds, wanted = _KINDS.get(type_name, ((str,), "a JSON string"))
     if not isinstance(value, kinds) or (isinstance(value, bool) and type_name != "boolean"):
         return "structure", f"{wanted}, not {describe(value)}"
+    if type_name == "xhtml" and _is_div(value):
+        return "invariant", f"a narrative that is safe to show; this one {narrative.problem(str(value))}"
     if value == "":
         return "value", f"{_FORMS[type_name]}: an empty string is not allowed, leave the element out"
     return "value", f"{_FORMS[type_name]}: {describe(value)} is not"
