@@ -55,7 +55,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     one.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, see below")
     one.add_argument("--only", action="append", default=[], metavar="PATTERN", help="these checks, such as 'fhir.*'")
     one.add_argument("--omit", action="append", default=[], metavar="PATTERN", help="all but these checks")
-    one.add_argument("--level", choices=("N1", "N2"), help="checks of one level")
+    one.add_argument("--level", choices=("N1", "N2", "N3"), help="checks of one level")
     one.add_argument("--json", action="store_true", help="print JSON instead of text")
     one.add_argument("--junit", metavar="FILE", help="also write JUnit XML")
     one.add_argument("--out", metavar="FILE", help="also write JSON, for `report`")

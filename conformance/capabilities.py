@@ -1,8 +1,9 @@
 """Whether the system offers what a check builds on: answers from its CapabilityStatement and the user's settings.
 
 A need is written `fhir:Patient.create` (an interaction of a type), `fhir:Patient.conditionalCreate` (a declared
-ability), `fhir:Patient?identifier` (a search parameter), `fhir:transaction` (a system interaction) or `set:ins` (a
-setting the user must give). A statement that cannot be read holds no check back: the verdict then rests on the wire.
+ability), `fhir:Patient?identifier` (a search parameter), `fhir:transaction` (a system interaction),
+`fhir:compartment/patient` (a compartment) or `set:ins` (a setting the user must give). A statement that cannot be read
+holds no check back: the verdict then rests on the wire.
 
 https://hl7.org/fhir/R4/capabilitystatement.html
 """
@@ -49,6 +50,10 @@ def absent(need: str, declared: Mapping[str, Any] | None, target: Target) -> str
     if declared is None:
         return ""
     rest = _server(declared)
+    if name.startswith("compartment/"):
+        urls = rest.get("compartment")
+        met = any(str(url).endswith(f"/{name[12:]}") for url in urls) if isinstance(urls, list) else False
+        return "" if met else f"the CapabilityStatement declares no compartment {name[12:]}"
     if "." not in name and "?" not in name:
         met = name in _codes(rest.get("interaction"))
         return "" if met else f"the CapabilityStatement declares no {name}"

@@ -22,7 +22,7 @@ from conformance.target import WIRES, Context, Target, UsageError
 from conformance.verdict import Deadline, Failed, Overdue, Skipped, Unreachable
 
 Status = Literal["pass", "fail", "skip", "error", "omit"]
-Level = Literal["N1", "N2"]
+Level = Literal["N1", "N2", "N3"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 Function = Callable[[Context], None]
 

@@ -31,6 +31,14 @@ class Admission:
     version: str = "2.5^FRA^2.11"
     charset: str = "UNICODE UTF-8"
     without: tuple[str, ...] = ()
+    code: str = "ADT"
+    # What further events need: the event cancelled (ZBE), the movement's own name, the identity replaced (MRG),
+    # segments to add at the end, text to add to PV1.
+    cancels: str = ""
+    movement: str = ""
+    replaced: str = ""
+    more: tuple[str, ...] = ()
+    tail: str = ""
 
     def message(self, options: Options) -> bytes:
         """The message in its charset, segments ended by CR."""
@@ -41,10 +49,13 @@ class Admission:
             _patient(self, options, now),
             _segment(
                 "PV1", {1: "1", 2: "I", 3: f"^^^{options.authority}", 19: f"V{self.patient_id}{_of(options, 'VN')}"}
-            ),
+            )
+            + self.tail,
             _movement(self, options, now),
         ]
         kept = [one for one in segments if one[:3] not in self.without]
+        kept += [_segment("MRG", {1: f"{self.replaced}{_of(options, 'PI')}"})] if self.replaced else []
+        kept += self.more
         return "".join(f"{one}\r" for one in kept).encode(CHARSETS[self.charset], "replace")
 
 
@@ -70,7 +81,7 @@ def _header(one: Admission, options: Options, now: str) -> str:
         4: options.receiving_application,
         5: options.receiving_facility,
         6: now,
-        8: f"ADT^{one.event}^{one.structure}",
+        8: f"{one.code}^{one.event}^{one.structure}",
         9: one.control_id,
         10: options.processing_id,
         11: one.version,
@@ -104,8 +115,9 @@ def _patient(one: Admission, options: Options, now: str) -> str:
 def _movement(one: Admission, options: Options, now: str) -> str:
     name, _, rest = options.authority.partition("&")
     unit = f"Expertise^^^^^{options.authority}^UF^^^6268"
-    movement = f"M{one.patient_id}^{name}^{rest.partition('&')[0]}"
-    return _segment("ZBE", {1: movement, 2: now, 4: "INSERT", 5: "N", 7: unit, 8: unit, 9: "HMS"})
+    movement = f"M{one.movement.removeprefix('A01')}{one.patient_id}^{name}^{rest.partition('&')[0]}"
+    fields = {1: movement, 2: now, 4: "CANCEL" if one.cancels else "INSERT", 5: "N", 6: one.cancels}
+    return _segment("ZBE", {**fields, 7: unit, 8: unit, 9: "HMS"})
 
 
 def uid() -> str:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from conformance import wire_dicom, wire_fhir, wire_mllp
+from conformance import message, wire_dicom, wire_fhir, wire_listener, wire_mllp
 from conformance.verdict import Deadline, Transcript
 
-WIRES = ("fhir", "hl7v2", "dicom")
+WIRES = ("fhir", "hl7v2", "hl7v2-sender", "hl7v2-files", "dicom")
 
 
 class UsageError(ValueError):
@@ -34,8 +34,8 @@ class Options:
     """What the user may say with `--set NAME=VALUE`."""
 
     timeout: float = _option(10.0, "seconds to wait for one answer")
-    check_seconds: float = _option(60.0, "seconds one check may take")
-    run_seconds: float = _option(900.0, "seconds the whole run may take")
+    check_seconds: float = _option(300.0, "seconds one check may take")
+    run_seconds: float = _option(3600.0, "seconds the whole run may take")
     settle: float = _option(3.0, "seconds a search may lag behind a write")
     token: str = _option("", "bearer token of the FHIR server; better: token_file")
     token_file: str = _option("", "a file that holds the bearer token")
@@ -57,6 +57,10 @@ class Options:
     birth_date: str = _option("19790328", "YYYYMMDD")
     sex: str = _option("F", "F, M or U")
     ins: str = _option("", "INS of the test patient; none: the messages carry the local identifier only")
+    send_wait: float = _option(120.0, "seconds to wait for a message of the sender")
+    resend_wait: float = _option(120.0, "seconds to wait for the sender to send a message again")
+    quiet: float = _option(3.0, "seconds in which the sender must not send what it should not")
+    record: str = _option("", "a folder that keeps what the sender sent, to be judged as hl7v2-files")
     ins_oid: str = _option("1.2.250.1.213.1.4.10", "OID of the INS: 1.2.250.1.213.1.4.10 is the one for tests")
 
 
@@ -66,12 +70,15 @@ class Target:
 
     fhir: wire_fhir.Address | None = None
     hl7v2: wire_mllp.Address | None = None
+    sender: wire_mllp.Address | None = None
+    files: Path | None = None
     dicom: wire_dicom.Address | None = None
     options: Options = field(default_factory=Options)
 
     def address(self, wire: str) -> object | None:
         """The address of one of `WIRES`."""
-        return {"fhir": self.fhir, "hl7v2": self.hl7v2, "dicom": self.dicom}[wire]
+        found: object | None = getattr(self, _PLACES[wire])
+        return found
 
     def bearer(self) -> str:
         """The bearer token, '' for none."""
@@ -91,10 +98,10 @@ def target(addresses: Iterable[str], settings: Iterable[str] = ()) -> Target:
         wire, _, url = text.partition("=")
         if wire not in _READERS or not url:
             raise UsageError(f"--target {text}: write {_FORMS}")
-        if wire in found:
+        if _PLACES[wire] in found:
             raise UsageError(f"--target {wire}: one address a wire; run once per system")
         try:
-            found[wire] = _READERS[wire](url)
+            found[_PLACES[wire]] = _READERS[wire](url)
         except ValueError as error:
             raise UsageError(f"--target {text}: {error}; write {_FORMS}") from None
     if not found:
@@ -136,7 +143,10 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "float": _seconds,
     "bool": lambda text: {"yes": True, "no": False}[text],
 }
-_FORMS = "fhir=http://HOST:PORT/PATH, hl7v2=mllp://HOST:PORT or dicom=dicom://AETITLE@HOST:PORT (https, mllps, dicoms)"
+_FORMS = (
+    "fhir=http://HOST:PORT/PATH, hl7v2=mllp://HOST:PORT, hl7v2-sender=mllp://ADDRESS-TO-LISTEN-AT:PORT, "
+    "hl7v2-files=FOLDER or dicom=dicom://AETITLE@HOST:PORT (with TLS: https, mllps, dicoms)"
+)
 
 
 def _fhir(url: str) -> wire_fhir.Address:
@@ -164,7 +174,22 @@ def _dicom(url: str) -> wire_dicom.Address:
     return wire_dicom.Address(name, parts.hostname, parts.port, parts.scheme == "dicoms")
 
 
-_READERS: dict[str, Callable[[str], Any]] = {"fhir": _fhir, "hl7v2": _mllp, "dicom": _dicom}
+def _folder(path: str) -> Path:
+    found = Path(path)
+    if not found.exists():
+        raise ValueError("no such file or folder")
+    return found
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "fhir": _fhir,
+    "hl7v2": _mllp,
+    "hl7v2-sender": _mllp,
+    "hl7v2-files": _folder,
+    "dicom": _dicom,
+}
+# Where `Target` keeps the address of a wire.
+_PLACES = {"fhir": "fhir", "hl7v2": "hl7v2", "hl7v2-sender": "sender", "hl7v2-files": "files", "dicom": "dicom"}
 
 
 def _tls(options: Options) -> ssl.SSLContext:
@@ -174,6 +199,20 @@ def _tls(options: Options) -> ssl.SSLContext:
             context.load_cert_chain(options.cert_file, options.key_file or None)
     except OSError as error:
         raise UsageError(f"TLS files: {error}") from None
+    return context
+
+
+def _own_tls(options: Options) -> ssl.SSLContext:
+    """TLS for the kit as a server: its certificate is cert_file; with ca_file the sender must show one too."""
+    if not options.cert_file:
+        raise UsageError("mllps as a listener needs --set cert_file=... and key_file=...")
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=options.ca_file or None)
+        context.load_cert_chain(options.cert_file, options.key_file or None)
+    except OSError as error:
+        raise UsageError(f"TLS files: {error}") from None
+    if options.ca_file:
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
@@ -212,6 +251,23 @@ class Context:
             raise UsageError("this check needs --target hl7v2=...")
         tls = _tls(self.options) if address.tls else None
         return wire_mllp.Connection(address, self.options.timeout, self.deadline, self.transcript, tls)
+
+    def listener(self) -> wire_listener.Listener:
+        """A listener for the sender under test; opened by `with`."""
+        address = self.target.sender
+        if address is None:
+            raise UsageError("this check needs --target hl7v2-sender=...")
+        tls = _own_tls(self.options) if address.tls else None
+        return wire_listener.Listener(address, self.deadline, self.transcript, tls, self.options.record)
+
+    def messages(self) -> list[message.Message]:
+        """The messages of the files to judge."""
+        if self.target.files is None:
+            raise UsageError("this check needs --target hl7v2-files=...")
+        try:
+            return message.read(self.target.files)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"hl7v2-files: {error}") from None
 
     def association(self) -> wire_dicom.Association:
         """A new DICOM association, not yet requested."""

@@ -20,8 +20,9 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
+from conformance.peers import small_search
 from conformance.peers.fault import Fault, chosen
 from conformance.wire_fhir import MEDIA_TYPE, Lexeme, from_json, to_json
 
@@ -66,13 +67,8 @@ FAULTS: Mapping[str, Fault] = {
     "several-matches-first-wins": Fault("a conditional update takes the first match", ("fhir.conditional-update",)),
     "several-matches-create": Fault("a conditional create with two matches creates", ("fhir.conditional-create",)),
     "conditional-update-creates": Fault("a conditional update always creates", ("fhir.conditional-update",)),
-    "search-without-self-link": Fault("a searchset has no self link", ("fhir.search-token",)),
     "post-search-ignores-form": Fault("POST _search does not read its form", ("fhir.search-post",)),
-    "ignores-unknown-parameter": Fault("an unknown parameter is ignored and echoed", ("fhir.unknown-parameter",)),
     "search-finds-deleted": Fault("a search finds deleted resources", ("fhir.deleted-not-found",)),
-    "ignores-count": Fault("_count is not looked at", ("fhir.paging",)),
-    "paging-loses-one": Fault("the next link skips a match", ("fhir.paging",)),
-    "paging-without-end": Fault("the next link leads to the same page", ("fhir.paging",)),
     "transaction-keeps-part": Fault("entries before the faulty one stay", ("fhir.transaction-atomic",)),
     "failed-transaction-200": Fault("a failed transaction is undone and answered 200", ("fhir.transaction-atomic",)),
     "responses-out-of-order": Fault("response entries stand in another order", (
@@ -81,15 +77,17 @@ FAULTS: Mapping[str, Fault] = {
     "batch-stops-at-error": Fault("a batch ends at its first failing entry", ("fhir.batch-independent",)),
     "outcome-without-issue": Fault("OperationOutcomes have no issue", (
         "fhir.unknown-id", "fhir.unknown-type", "fhir.invalid-json", "fhir.other-type-in-body", "fhir.bad-date",
-        "fhir.wrong-cardinality", "fhir.unknown-parameter", "fhir.transaction-atomic")),
+        "fhir.wrong-cardinality", "fhir.unknown-parameter", "fhir.transaction-atomic", "fhir.search-bad-value",
+        "fhir.search-unknown-modifier")),
+    **small_search.FAULTS,
 }  # fmt: skip
 
 TYPES = ("Patient", "Observation", "Basic")
 BASE = "/fhir"
+_COMPARTMENT = "http://hl7.org/fhir/CompartmentDefinition/patient"
 _LISTS = {"name", "identifier", "extension", "referenceRange"}
 _DATE = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
 _INTERACTIONS = ("read", "vread", "update", "delete", "history-instance", "create", "search-type")
-_SEARCH_PARAMETERS = {"identifier", "_count", "_offset"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +166,9 @@ class Store:
                 return self._update(path[0], path[1], resource, headers)
             case "DELETE", 2:
                 return self._delete(path[0], path[1])
+            case "GET", 3 if path[2] != "_history":
+                mine = [] if "compartment-of-all" in self.faults else [("subject", f"{path[0]}/{path[1]}")]
+                return self._search(path[2], query + mine)
             case "GET", 3:
                 return self._history(path[0], path[1])
             case "GET", 4:
@@ -178,8 +179,9 @@ class Store:
         able = {"versioning": "versioned", "conditionalCreate": True, "conditionalUpdate": True}
         able |= {"conditionalRead": "not-match", "updateCreate": True}
         common = {"interaction": [{"code": one} for one in _INTERACTIONS], **able}
-        parameters = [{"name": "identifier", "type": "token"}]
-        entries = [{"type": one, **common, "searchParam": parameters} for one in TYPES]
+        known = small_search.PARAMETERS
+        parameters = {one: [{"name": name, "type": known[one][name][0]} for name in known[one]] for one in TYPES}
+        entries = [{"type": one, **common, "searchParam": parameters[one]} for one in TYPES]
         system = [{"code": "transaction"}, {"code": "batch"}]
         return {
             "resourceType": "CapabilityStatement",
@@ -188,7 +190,7 @@ class Store:
             "kind": "instance",
             "fhirVersion": "5.0.0" if "fhir-version-5" in self.faults else "4.0.1",
             "format": ["application/fhir+xml" if "formats-without-json" in self.faults else MEDIA_TYPE],
-            "rest": [{"mode": "server", "resource": entries, "interaction": system}],
+            "rest": [{"mode": "server", "resource": entries, "interaction": system, "compartment": [_COMPARTMENT]}],
         }
 
     def _read_body(self, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -340,38 +342,24 @@ class Store:
             entries.append(entry | ({"resource": one.resource} if one.resource else {}))
         return Reply(200, {"resourceType": "Bundle", "type": "history", "total": len(entries), "entry": entries})
 
-    def _matching(self, kind: str, identifier: str) -> list[str]:
-        ids = []
-        for (one, rid), versions in self.versions.items():
+    def _searched(self) -> small_search.Search:
+        """What a search looks at: the current versions."""
+        current = []
+        for versions in self.versions.values():
             resource = versions[-1].resource
             if resource is None and "search-finds-deleted" in self.faults:
                 resource = versions[-2].resource
-            keys = [f"{i.get('system')}|{i.get('value')}" for i in (resource or {}).get("identifier", [])]
-            if one == kind and resource is not None and (not identifier or identifier in keys):
-                ids.append(rid)
-        return ids
+            current += [resource] if resource else []
+        return small_search.Search(current, self.faults, BASE)
+
+    def _matching(self, kind: str, identifier: str) -> list[str]:
+        return [one["id"] for one in self._searched().matches(kind, [("identifier", identifier)])]
 
     def _search(self, kind: str, query: list[tuple[str, str]]) -> Reply:
-        unknown = {name for name, _ in query} - _SEARCH_PARAMETERS
-        if unknown and "ignores-unknown-parameter" not in self.faults:
-            raise Refusal(400, "not-supported", f"unknown parameters {sorted(unknown)}; known: identifier, _count")
-        given = dict(query)
-        ids = self._matching(kind, given.get("identifier", ""))
-        offset, count = int(given.get("_offset", 0)), int(given.get("_count", 50))
-        if "ignores-count" in self.faults:
-            count = 50
-        resources = [next(v.resource for v in reversed(self.versions[kind, rid]) if v.resource) for rid in ids]
-        links = [{"relation": "self", "url": f"{BASE}/{kind}?{urlencode(query)}"}]
-        if "search-without-self-link" in self.faults:
-            links = []
-        if offset + count < len(ids):
-            step = {"paging-loses-one": count + 1, "paging-without-end": 0}
-            following = offset + next((step[one] for one in step if one in self.faults), count)
-            links.append({"relation": "next", "url": f"{BASE}/{kind}?{urlencode({**given, '_offset': following})}"})
-        page = resources[offset : offset + count]
-        entries = [{"fullUrl": f"{BASE}/{kind}/{r['id']}", "resource": r, "search": {"mode": "match"}} for r in page]
-        bundle = {"resourceType": "Bundle", "type": "searchset", "total": len(ids), "link": links, "entry": entries}
-        return Reply(200, bundle)
+        try:
+            return Reply(200, self._searched().bundle(kind, query))
+        except small_search.BadQuery as error:
+            raise Refusal(400, "not-supported", str(error)) from None
 
     def _bundle(self, bundle: dict[str, Any]) -> Reply:
         kind = bundle.get("type")

@@ -12,6 +12,7 @@ import socket
 import socketserver
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 
 from conformance.peers.fault import Fault, chosen
@@ -19,9 +20,11 @@ from conformance.wire_mllp import END, START
 
 _AA = (
     "hl7v2.adt-a01", "hl7v2.same-message-twice", "hl7v2.charsets", "hl7v2.keep-alive", "hl7v2.pipelined",
-    "hl7v2.fragments", "hl7v2.stray-bytes", "hl7v2.unparsable", "hl7v2.two-connections",
+    "hl7v2.fragments", "hl7v2.stray-bytes", "hl7v2.unparsable", "hl7v2.two-connections", "hl7v2.identity",
+    "hl7v2.merge", "hl7v2.stay", "hl7v2.cancelled-admission", "hl7v2.unknown-segment", "hl7v2.more-fields",
+    "hl7v2.large", "hl7v2.cut-block", "hl7v2.simultaneous",
 )  # fmt: skip
-_ERRORS = ("hl7v2.missing-pid", "hl7v2.unknown-event", "hl7v2.unknown-version")
+_ERRORS = ("hl7v2.missing-pid", "hl7v2.unknown-event", "hl7v2.unknown-version", "hl7v2.unknown-type")
 FAULTS: Mapping[str, Fault] = {
     "aa-with-error": Fault("AA comes with an ERR of severity E", ("hl7v2.adt-a01",)),
     "commit-ack": Fault("CA instead of AA in original mode", _AA),
@@ -46,12 +49,25 @@ FAULTS: Mapping[str, Fault] = {
     "stray-bytes-close": Fault("a byte before VT ends the connection", ("hl7v2.stray-bytes",)),
     "silent-on-garbage": Fault("what is no message ends the connection", ("hl7v2.unparsable",)),
     "one-connection": Fault("one connection is served at a time", ("hl7v2.two-connections",), silent=True),
+    "no-a31": Fault("A31 is refused", ("hl7v2.identity",)),
+    "no-a40": Fault("A40 is refused", ("hl7v2.merge",)),
+    "no-a03": Fault("A03 is refused", ("hl7v2.stay",)),
+    "no-a11": Fault("A11 is refused", ("hl7v2.cancelled-admission",)),
+    "segments-by-list": Fault("a segment that is not known is an error", ("hl7v2.unknown-segment",)),
+    "fields-counted": Fault("PV1 with more fields than HL7 v2.5 has is an error", ("hl7v2.more-fields",)),
+    "small-buffer": Fault("a message over 64 kB is an error", ("hl7v2.large",)),
+    "any-code-aa": Fault("the message code is not looked at", ("hl7v2.unknown-type",)),
+    "no-control-id-aa": Fault("MSH-10 is not required", ("hl7v2.no-control-id",)),
+    "one-control-id": Fault("all acknowledgements share an MSH-10", ("hl7v2.own-control-id",)),
+    "cut-block-kills": Fault("a block that breaks off ends the service", ("hl7v2.cut-block",)),
+    "answers-mixed-up": Fault("simultaneous messages get one another's answer", ("hl7v2.simultaneous",)),
 }
 
 _CODECS = {"UNICODE UTF-8": "utf-8", "8859/15": "iso8859-15", "8859/1": "iso8859-1", "": "ascii"}
 _EVENTS = {"A01", "A02", "A03", "A04", "A05", "A11", "A28", "A31", "A40", "A47"}
 _READ = 65_536
 _LIMIT = 1_000_000
+_SMALL = 8_192
 
 
 class Receiver:
@@ -60,6 +76,8 @@ class Receiver:
     def __init__(self, faults: frozenset[str]) -> None:
         self.faults = faults
         self.turn = threading.Lock()
+        self.dead = False
+        self.latest = ""
         self._answered: dict[str, bytes] = {}
 
     def answer(self, content: bytes) -> bytes | None:
@@ -68,17 +86,34 @@ class Receiver:
         header = segments[0] if segments else []
         if not header or header[0] != "MSH" or len(header) < 12:
             return None if "silent-on-garbage" in self.faults else self._ack([], "AE", ("", "100"))
-        control_id = header[9]
+        control_id = self.latest = header[9]
+        if "answers-mixed-up" in self.faults:
+            time.sleep(0.05)
+            header[9] = self.latest
         if control_id in self._answered:
             if "duplicate-refused" in self.faults:
                 return self._ack(header, "AE", ("MSH^1^10", "205"))
             return self._answered[control_id]
-        code, error = self._judge(content, header, {one[0] for one in segments})
+        code, error = self._judge(content, header, {one[0]: one for one in segments})
         self._answered[control_id] = self._ack(header, code, error)
         return self._answered[control_id]
 
-    def _judge(self, content: bytes, header: list[str], names: set[str]) -> tuple[str, tuple[str, str] | None]:
+    def _judge(
+        self, content: bytes, header: list[str], names: Mapping[str, list[str]]
+    ) -> tuple[str, tuple[str, str] | None]:
         event = _event(header)
+        if not header[8].startswith("ADT^") and "any-code-aa" not in self.faults:
+            return "AR", ("MSH^1^9^1^1", "200")
+        if not header[9] and "no-control-id-aa" not in self.faults:
+            return "AE", ("MSH^1^10", "101")
+        wrong = {
+            f"no-{event.lower()}": True,
+            "small-buffer": len(content) > 65_536,
+            "segments-by-list": "ZKI" in names,
+            "fields-counted": len(names.get("PV1", ())) > 53,
+        }
+        if any(wrong.get(fault) for fault in self.faults):
+            return "AE", ("", "207")
         if event not in _EVENTS and "unknown-event-aa" not in self.faults:
             return "AR", ("MSH^1^9^1^2", "201")
         if not header[11].startswith("2.") and "any-version-aa" not in self.faults:
@@ -97,7 +132,7 @@ class Receiver:
         parties = got[2:6] if "header-not-swapped" in self.faults else [*got[4:6], *got[2:4]]
         event = _event(got)
         kind = "ACK" if "ack-of-nothing" in self.faults or not event else f"ACK^{event}^ACK"
-        own = f"K{got[9]}"[:20]
+        own = "K1" if "one-control-id" in self.faults else f"K{got[9]}"[:20]
         lines = ["|".join(["MSH", "^~\\&", *parties, "20240306111154", "", kind, own, got[10], "2.5"])]
         if code == "AA" and "commit-ack" in self.faults:
             code = "CA"
@@ -118,7 +153,8 @@ class _Handler(socketserver.BaseRequestHandler):
         faults = self.receiver.faults
         turn = self.receiver.turn if "one-connection" in faults else contextlib.nullcontext()
         with turn, contextlib.suppress(OSError):
-            self._talk(faults)
+            if not self.receiver.dead:
+                self._talk(faults)
 
     def _talk(self, faults: frozenset[str]) -> None:
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -131,7 +167,7 @@ class _Handler(socketserver.BaseRequestHandler):
             blocks, rest, stray = _blocks(rest)
             if stray and "stray-bytes-close" in faults:
                 return
-            if "read-is-a-message" in faults and rest:
+            if "read-is-a-message" in faults and 0 < len(rest) < _SMALL:
                 blocks, rest = [*blocks, rest.lstrip(START)], b""
             if "one-block-per-read" in faults:
                 del blocks[1:]
@@ -144,6 +180,7 @@ class _Handler(socketserver.BaseRequestHandler):
                 answered += 1
             if answered >= 2 and "closes-after-two" in faults:
                 return
+        self.receiver.dead = bool(rest) and "cut-block-kills" in faults
 
 
 def _event(header: list[str]) -> str:

@@ -16,14 +16,20 @@ from conformance.peers.broken_dicom import FAULTS as DICOM_FAULTS
 from conformance.peers.broken_dicom import BrokenDicom
 from conformance.peers.broken_fhir import FAULTS as FHIR_FAULTS
 from conformance.peers.broken_fhir import BrokenFhir
+from conformance.peers.broken_files import FAULTS as FILES_FAULTS
+from conformance.peers.broken_files import BrokenFiles
 from conformance.peers.broken_hl7 import FAULTS as HL7_FAULTS
 from conformance.peers.broken_hl7 import BrokenHl7
+from conformance.peers.broken_sender import FAULTS as SENDER_FAULTS
+from conformance.peers.broken_sender import BrokenSender
 from conformance.peers.fault import Fault
 from conformance.target import target
 
 PEERS: dict[str, tuple[Callable[..., Any], dict[str, Fault]]] = {
     "fhir": (BrokenFhir, dict(FHIR_FAULTS)),
     "hl7v2": (BrokenHl7, dict(HL7_FAULTS)),
+    "hl7v2-sender": (BrokenSender, dict(SENDER_FAULTS)),
+    "hl7v2-files": (BrokenFiles, dict(FILES_FAULTS)),
     "dicom": (BrokenDicom, dict(DICOM_FAULTS)),
 }
 TLS = Path(__file__).resolve().parent.parent / "data" / "conformance" / "tls"
@@ -37,7 +43,8 @@ EVERY_CHECK = [pytest.param(one, id=one.id) for one in runner.load()]
 
 def judge(address: str, *settings: str, seconds: float = 10.0, **chosen: Any) -> runner.Run:
     """One run against a peer that has no search index to wait for."""
-    return runner.run(target([address], [f"timeout={seconds}", "settle=0.02", *settings]), **chosen)
+    waits = [f"timeout={seconds}", f"send_wait={seconds}", f"resend_wait={min(seconds, 3)}", "quiet=0.3", "settle=0.02"]
+    return runner.run(target([address], [*waits, *settings]), **chosen)
 
 
 def by_status(run: runner.Run) -> dict[str, list[str]]:
@@ -96,7 +103,7 @@ def test_a_failure_tells_what_was_expected_what_came_and_which_clause(one: runne
     assert result.evidence
 
 
-@pytest.mark.parametrize("wire", PEERS)
+@pytest.mark.parametrize("wire", ["fhir", "hl7v2", "dicom"])
 def test_every_wire_can_be_judged_over_mutual_tls(wire: str) -> None:
     peer, _ = PEERS[wire]
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=TLS / "peer.pem")
@@ -109,6 +116,28 @@ def test_every_wire_can_be_judged_over_mutual_tls(wire: str) -> None:
     assert by_status(run).keys() == {"pass"}, by_status(run)
     assert by_status(stranger).keys() == {"error"}, by_status(stranger)
     assert "certificate verify failed" in stranger.results[0].message
+
+
+def test_a_sender_can_be_judged_over_mutual_tls() -> None:
+    client = ssl.create_default_context(cafile=TLS / "peer.pem")
+    client.load_cert_chain(TLS / "peer.pem", TLS / "peer.key")
+    files = [f"ca_file={TLS / 'peer.pem'}", f"cert_file={TLS / 'peer.pem'}", f"key_file={TLS / 'peer.key'}"]
+    with BrokenSender(tls=client) as right:
+        run = judge(right.target, *files, only=["hl7v2-sender.after-a*"])
+    assert by_status(run).keys() == {"pass"}, by_status(run)
+    stranger = ssl.create_default_context(cafile=TLS / "peer.pem")
+    with BrokenSender(tls=stranger) as unknown:
+        run = judge(unknown.target, *files, seconds=1.0, only=["hl7v2-sender.block"])
+    assert by_status(run).keys() == {"fail"}, by_status(run)
+
+
+def test_what_a_sender_sent_is_recorded_once_and_judged_as_files(tmp_path: Path) -> None:
+    folder = tmp_path / "sent"
+    with BrokenSender() as peer:
+        judge(peer.target, f"record={folder}", only=["hl7v2-sender.after-ar", "hl7v2-sender.after-aa"])
+    assert 2 <= len(list(folder.iterdir())) <= 4
+    run = judge(f"hl7v2-files={folder}", only=["hl7v2-files.*"])
+    assert set(by_status(run)) == {"pass", "skip"}, by_status(run)
 
 
 def test_an_unknown_fault_is_refused_by_name() -> None:

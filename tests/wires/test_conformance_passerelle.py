@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,18 +13,23 @@ from conformance import report, runner
 from conformance.target import target
 from fhir_server.app import Server
 from fhir_server.config import Settings
+from fhir_server.context import SYSTEM
 from fhir_server.demo.run import DEFAULTS
+from fhir_server.store.lanes import NewDelivery
 
-# Checks that are skipped because this version says it does not offer what they need: none.
-SKIPPED: set[str] = set()
+# Checks that may be skipped, because the server does not declare what they need.
+SKIPPED = {"fhir.search-compartment"}
+MESSAGES = Path(__file__).resolve().parent.parent / "data" / "hl7v2"
+
+
+def settings(folder: Path, **changes: Any) -> Settings:
+    ports: dict[str, Any] = {"http_port": 0, "mllp_port": 0, "dicom_port": 0, "smtp": "", "imap": ""}
+    return replace(Settings(**DEFAULTS), data_dir=str(folder), **ports, **changes)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    settings = replace(
-        Settings(**DEFAULTS), data_dir=str(tmp_path), http_port=0, mllp_port=0, dicom_port=0, smtp="", imap=""
-    )
-    running = Server(settings)
+    running = Server(settings(tmp_path))
     yield running
     running.close()
 
@@ -35,10 +41,44 @@ def test_every_check_of_the_kit_passes(server: Server, free_port: Callable[[], i
             f"fhir=http://127.0.0.1:{ports.http}/fhir",
             f"hl7v2=mllp://127.0.0.1:{ports.mllp}",
             f"dicom=dicom://PASSERELLE@127.0.0.1:{ports.dicom}",
-        ]
+        ],
+        # A namespace that the demo's site declares: identities of others are accepted, but never merged.
+        ["authority=CH-DEMO&990000018&M"],
     )
-    runner.load()
-    run = runner.run(judged)
+    run = runner.run(judged, only=["fhir.*", "hl7v2.*", "dicom.*"])
     text = report.text(run)
     assert {r.id for r in run.results if r.status not in ("pass", "skip")} == set(), text
-    assert {r.id for r in run.results if r.status == "skip"} == SKIPPED, text
+    assert {r.id for r in run.results if r.status == "skip"} <= SKIPPED, text
+
+
+def test_the_documents_we_send_pass_every_check_of_files(tmp_path: Path) -> None:
+    for number, path in enumerate(sorted(MESSAGES.glob("*-push-2.1.golden.hl7"))):
+        # Kept with line ends instead of CR, and with one fixed MSH-10: each gets its own, as deliveries have.
+        raw = (
+            path.read_bytes().replace(b"\n", b"\r").replace(b"NB2HI4DTHIXS653XO4XA", b"NB2HI4DTHIXS653XO%03d" % number)
+        )
+        (tmp_path / path.name).write_bytes(raw.removesuffix(b"\r") + b"\r")
+    run = runner.run(target([f"hl7v2-files={tmp_path}"]), only=["hl7v2-files.*"])
+    text = report.text(run)
+    assert {r.id for r in run.results if r.status not in ("pass", "skip")} == set(), text
+    assert {r.id for r in run.results if r.status == "skip"} == {"hl7v2-files.movement"}, text
+
+
+def test_our_deliveries_pass_every_check_of_senders(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    raw = (MESSAGES / "mdm-t02-push-2.1.golden.hl7").read_bytes().replace(b"\n", b"\r").removesuffix(b"\r") + b"\r"
+    address = f"mllp://127.0.0.1:{free_port()}"
+    # The pauses between attempts are short, so that the kit need not wait for them.
+    sender = Server(settings(tmp_path, retry_first_seconds=0.05, retry_cap_seconds=0.05, send_timeout_seconds=1.0))
+    try:
+        sender.start()
+        for number in range(40):
+            key = f"KIT{number:017d}".replace("0", "A").replace("1", "B").replace("8", "C").replace("9", "D")
+            payload = raw.replace(b"NB2HI4DTHIXS653XO4XA", key.encode())
+            delivery = NewDelivery("dpi", address, "hl7", payload, id=key, on_stuck="skip")
+            sender.hub.store.write(SYSTEM, lambda tx, delivery=delivery: tx.send(delivery))  # type: ignore[misc]
+        patience = ["send_wait=20", "resend_wait=5", "quiet=0.5"]
+        run = runner.run(target([f"hl7v2-sender={address}"], patience), only=["hl7v2-sender.*"])
+    finally:
+        sender.close()
+    text = report.text(run)
+    assert {r.status for r in run.results} == {"pass"}, text

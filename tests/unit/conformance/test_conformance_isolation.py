@@ -13,7 +13,7 @@ for package in (conformance, conformance.checks):
     for module in pkgutil.iter_modules(package.__path__):
         if module.name != "__main__":
             importlib.import_module(f"{package.__name__}.{module.name}")
-for name in ("broken_fhir", "broken_hl7", "broken_dicom"):
+for name in ("broken_fhir", "broken_hl7", "broken_dicom", "broken_sender", "broken_files"):
     importlib.import_module(f"conformance.peers.{name}")
 importlib.import_module("conformance.__main__")
 print(*sorted({name.partition(".")[0] for name in sys.modules}))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from conformance import capabilities, runner
-from conformance.target import Context, Options, Target, UsageError, target
+from conformance.target import WIRES, Context, Options, Target, UsageError, target
 from conformance.verdict import Failed, Skipped, Unreachable, expect
 from conformance.wire_mllp import Address
 
@@ -181,7 +181,16 @@ def test_every_check_of_the_package_names_clauses_and_reads_as_a_sentence() -> N
         assert len(one.title) > 12, one.id
         assert one.title[0].isupper(), one.id
         assert not one.title.endswith("."), one.id
-    assert {one.wire for one in checks} == {"fhir", "hl7v2", "dicom"}
+    assert {one.wire for one in checks} == set(WIRES)
+
+
+def test_the_kit_holds_the_checks_it_promises() -> None:
+    ids = [one.id for one in runner.load()]
+    search = [one for one in ids if one.startswith(("fhir.search", "fhir.paging", "fhir.unknown-parameter"))]
+    assert len([one for one in ids if one.startswith("fhir.") and one not in search]) >= 25
+    assert len(search) >= 25
+    assert len([one for one in ids if one.startswith("hl7v2")]) >= 40
+    assert {one.level for one in runner.load() if one.wire == "hl7v2"} == {"N1", "N2", "N3"}
 
 
 def declared(**resource: object) -> dict[str, object]:
@@ -198,6 +207,12 @@ def declared(**resource: object) -> dict[str, object]:
         ("fhir:Observation.create", declared(), "the CapabilityStatement declares no Observation"),
         ("fhir:transaction", declared(), ""),
         ("fhir:batch", declared(), "the CapabilityStatement declares no batch"),
+        ("fhir:compartment/patient", declared(), "the CapabilityStatement declares no compartment patient"),
+        (
+            "fhir:compartment/patient",
+            {"rest": [{"mode": "server", "compartment": ["http://hl7.org/fhir/CompartmentDefinition/patient"]}]},
+            "",
+        ),
         ("fhir:Patient?identifier", declared(searchParam=[{"name": "identifier"}]), ""),
         (
             "fhir:Patient?identifier",
