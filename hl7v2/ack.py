@@ -36,12 +36,14 @@ _PLACE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class AckError:
-    """One ERR. `location` is a path (`PID-5[1].1`) or an ERL (`PID^1^5^1^1`); `code` is from table 0357."""
+    """One ERR. `location` is a path (`PID-5[1].1`) or an ERL (`PID^1^5^1^1`); `code` is from table 0357, `business` is
+    the application's own code (ERR-5, such as `902`)."""
 
     location: str
     code: str
     text: str
     severity: str = "E"
+    business: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ def _err(error: AckError, old: bool) -> Fields:
         2: place or None,
         3: (known, condition, "messageErrorCondition"),
         4: error.severity,
+        5: (error.business, None, "HL70533") if error.business else None,
         8: error.text[:250] or condition,
     }
 
@@ -214,4 +217,4 @@ def _error(err: Segment) -> AckError:
     options = (err.field(8).whole, err.field(7).whole, err.text(5, 2), err.text(3, 2), err.text(1, 4, 2))
     text = next((option.strip() for option in options if option.strip()), "")
     place = err.field(2) if err.field(2).valued else err.field(1)
-    return AckError(place.encoded.strip(), code, text, err.text(4) or "E")
+    return AckError(place.encoded.strip(), code, text, err.text(4) or "E", err.text(5))

@@ -281,7 +281,11 @@ class Sender:
         tls: ssl.SSLContext | None = None,
         server_name: str = "",
         max_answer: int = 1 << 20,
+        before_send: Callable[[socket.socket], None] | None = None,
     ) -> None:
+        """`before_send` is handed the connected socket before the first byte leaves, and again before the end of a
+        large frame: what it raises stops the sending there, with nothing a partner could take for a message."""
+        self._before_send = before_send
         self._address = address
         self._timeout = timeout
         self._tls = tls
@@ -309,6 +313,7 @@ class Sender:
             raise MllpFault("send", "framing", str(error)) from error
         try:
             self._connect(patience)
+            self._may_send()
             self._transmit(framed, patience)
             answer = self._receive(patience, reader)
             correlate(raw, answer)
@@ -381,12 +386,20 @@ class Sender:
             except (OSError, ValueError) as error:
                 raise MllpFault("connect", "tls", f"no TLS with {where}: {error}") from error
 
+    def _may_send(self) -> None:
+        if self._before_send is not None and self._sock is not None:
+            self._before_send(self._sock)
+
     def _transmit(self, framed: bytes, timeout: float) -> None:
         assert self._sock is not None
+        end = len(framed) - 2 if len(framed) > CHUNK else 0
         # A slow line gets its time: at least 1 Mbit/s is expected.
         self._sock.settimeout(timeout + len(framed) / 125_000)
         try:
-            self._sock.sendall(framed)
+            if end:
+                self._sock.sendall(memoryview(framed)[:end])
+                self._may_send()
+            self._sock.sendall(memoryview(framed)[end:])
         except OSError as error:
             fault = MllpFault("send", _cause(error), f"the message could not be sent: {error}")
             # A partner that refuses a message half way (too large) answers before it has read it all.
@@ -433,9 +446,10 @@ def send(
     timeout: float = 30.0,
     tls: ssl.SSLContext | None = None,
     server_name: str = "",
+    before_send: Callable[[socket.socket], None] | None = None,
 ) -> bytes:
     """Send one message over a connection of its own; see `Sender.send`."""
-    sender = Sender(address, timeout=timeout, tls=tls, server_name=server_name)
+    sender = Sender(address, timeout=timeout, tls=tls, server_name=server_name, before_send=before_send)
     try:
         return sender.send(raw)
     finally:

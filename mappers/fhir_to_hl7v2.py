@@ -33,6 +33,7 @@ from mappers.fhir_to_hl7v2_segments import (
     finished,
     mail,
     metadata,
+    ordered,
     participation,
     pid,
     pv1,
@@ -87,13 +88,14 @@ def mdm(
     zone = envelope.zone
     feed = _feed(report, dmp, profile, losses)
     signed = report.signed_at.astimezone(zone)
+    placer = report.placer.components if report.placer else None
     segments: Segments = [
         ("MSH", envelope.msh(("MDM", trigger, "MDM_T02"), "2.6", PROFILE_IDS[profile])),
         ("EVN", {2: dtm(now.astimezone(zone)), 6: dtm(signed)}),
         ("PID", pid(report.patient, options.visit, losses)),
         ("PV1", pv1(None if profile == "lps-1.1" else options.visit, zone)),
-        ("ORC", {1: ACTIONS[trigger][0]}),
-        ("OBR", {1: "1", 4: type_of(report)}),
+        ("ORC", {1: ACTIONS[trigger][0], 2: placer}),
+        ("OBR", {1: "1", 2: placer, 4: type_of(report)}),
         ("TXA", _txa(report, trigger, signed)),
         ("OBX", _document(report, cda, trigger, "text")),
     ]
@@ -140,7 +142,7 @@ def oru(
 def order_segments(report: Report, envelope: Envelope, order: str, result: str) -> Segments:
     """ORC and OBR of a report in an ORU: the request it answers, its set, its author and its instants."""
     zone = envelope.zone
-    placer = (report.request_id, None, report.request_oid or None, "ISO" if report.request_oid else None)
+    placer = ordered(report).components
     filler = (oid_of(report.set_id),)
     orc: Fields = {1: order, 2: placer, 3: filler, 9: dtm(report.signed_at.astimezone(zone)), 12: _person(report)}
     expert = report.expert

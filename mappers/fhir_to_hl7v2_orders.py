@@ -9,15 +9,15 @@ v2.5.1 chapters 4 (ORC) and 7 (ORU).
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Final, Literal
 
-from hl7v2.write import Component, Fields, dtm
+from hl7v2.write import Fields, dtm
 from mappers.fhir_to_hl7v2_segments import PERSONS, STRUCTURES, Envelope, Segments, Visit, finished, pid, pv1, xcn
 from mappers.fhir_to_report import PatientIdentity, Professional
 from mappers.identity import Site
 from mappers.mapped import Loss, Mapped
+from mappers.order_number import OrderNumber
 
 Decision = Literal["accepted", "refused"]
 CONTROLS: Final = {"accepted": "OK", "refused": "OC"}
@@ -25,14 +25,13 @@ CONTROLS: Final = {"accepted": "OK", "refused": "OC"}
 PROFILE: Final = ("1.0", "CISIS_TLR_HL7_V2")
 PROCEDURE: Final = ("REPONSE_DEMANDE", "Réponse à une demande d'examen d'imagerie", "TLR_OBR_PROCEDURE")
 ORGANIZATION: Final = ("PLATEFORME_TLR", None, "TLR_TYPE_ORGANISATION")
-_OID: Final = re.compile(r"[0-2](\.(0|[1-9]\d*))+\Z", re.ASCII)
 
 
 def order_answer(
-    placer: tuple[str, str],
+    placer: OrderNumber,
     decision: Decision,
     patient: PatientIdentity,
-    expert: Professional,
+    expert: Professional | None,
     *,
     site: Site,
     control_id: str,
@@ -44,25 +43,22 @@ def order_answer(
 ) -> Mapped[bytes]:
     """The message, each segment ended by CR, in the character set of the site.
 
-    `placer` is the order number as (Identifier.system, value), as `hl7v2_orders_to_fhir` read it; `reason` goes with a
-    refusal only. Raises ValueError for a control id that does not fit, an empty order number, and a reason without a
+    `placer` is the order number as it came; `expert` is who decided (None: not an expert, as when the requester takes
+    the request back elsewhere); `reason` goes with a refusal only.
+
+    Raises ValueError for a control id that does not fit, an empty order number, and a reason without a
     refusal.
     """
     envelope = Envelope(site, control_id, now, receiving_application, receiving_facility)
-    system, number = placer
-    if not number:
+    if not placer.number:
         raise ValueError("the answer must name the request: its placer number is empty")
     if reason and decision == "accepted":
         raise ValueError("a reason goes with a refusal, not with an acceptance")
     losses: list[Loss] = []
-    oid = system.removeprefix("urn:oid:")
-    known = bool(_OID.match(oid))
-    if system and not known:
-        losses.append(Loss("ORC-2", f"{system} is no OID: the order number is sent without an authority"))
-    order: tuple[Component, ...] = (number, None, oid if known else None, "ISO" if known else None)
-    person = xcn(f"8{expert.rpps}", expert.family, expert.given, PERSONS, "D", "IDNPS")
-    org = expert.org
-    place = (org.name, *[None] * 4, STRUCTURES, "FINEG", None, None, org.finess) if org.finess else None
+    order = placer.components
+    person = xcn(f"8{expert.rpps}", expert.family, expert.given, PERSONS, "D", "IDNPS") if expert else None
+    org = expert.org if expert else None
+    place = (org.name, *[None] * 4, STRUCTURES, "FINEG", None, None, org.finess) if org and org.finess else None
     orc: Fields = {
         1: CONTROLS[decision],
         2: order,

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from hl7v2.write import Fields, Raw, dtm
 from mappers.fhir_to_hl7v2 import ACTIONS, PERSONS, REPORT_STATUSES, order_segments
-from mappers.fhir_to_hl7v2_segments import Envelope, Segments, Trigger, Visit, finished, pid, pv1, type_of, xcn
+from mappers.fhir_to_hl7v2_segments import Envelope, Segments, Trigger, Visit, finished, ordered, pid, pv1, type_of, xcn
 from mappers.fhir_to_report import Report, oid_of
 from mappers.identity import Site
 from mappers.mapped import Loss, Mapped
@@ -77,7 +77,6 @@ _RESULT: Final = "RE"
 def _txa(report: Report, trigger: Trigger, envelope: Envelope) -> Fields:
     zone, expert = envelope.zone, report.expert
     author = xcn(f"8{expert.rpps}", expert.family, expert.given, PERSONS, "D", "IDNPS")
-    placer = (report.request_id, None, report.request_oid or None, "ISO" if report.request_oid else None)
     return {
         1: "1",
         2: type_of(report),
@@ -87,7 +86,7 @@ def _txa(report: Report, trigger: Trigger, envelope: Envelope) -> Fields:
         9: author,
         12: oid_of(report.id),
         13: oid_of(report.replaces) if trigger == "T10" else None,
-        14: placer,
+        14: ordered(report).components,
         16: report.title,
         17: "AU",
         19: AVAILABILITY[trigger],

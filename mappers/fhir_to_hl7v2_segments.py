@@ -22,6 +22,7 @@ from hl7v2.write import Component, Fields, Repetition, day, dtm, message
 from mappers.fhir_to_report import PatientIdentity, Professional, Report
 from mappers.identity import Site
 from mappers.mapped import Loss, Mapped
+from mappers.order_number import OrderNumber, under_oid
 
 Trigger = Literal["T02", "T10", "T04"]
 
@@ -143,6 +144,11 @@ def check_options(options: Options) -> None:
         raise ValueError("a document the patient may not see cannot be mailed to the patient")
     if options.masked and options.mail_professionals:
         raise ValueError("a document masked to professionals cannot be mailed to one")
+
+
+def ordered(report: Report) -> OrderNumber:
+    """What a report answers: the number of the order as it came by HL7 v2, else the request's own id."""
+    return report.placer or under_oid(report.request_id, report.request_oid)
 
 
 def type_of(report: Report) -> tuple[str, str, str]:

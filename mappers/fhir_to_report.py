@@ -34,6 +34,7 @@ from mappers.fhir_to_identity import PatientIdentity as PatientIdentity
 from mappers.fhir_to_identity import Professional as Professional
 from mappers.identity import Site
 from mappers.mapped import Loss, Mapped
+from mappers.order_number import OrderNumber, placer_of
 
 CONSENT_EXTENSION = "http://example.org/fhir/fish/StructureDefinition/fr-coreServiceRequest-patientConsent"
 TELEEXPERTISE = Code("TE2", "Acte de téléexpertise", "1.2.250.1.215.200.3.3")
@@ -57,7 +58,8 @@ class Report:
 
     `replaces` is the UUID of the version this one replaces, or ''. `request_oid` and `accession_oid` are the bare OIDs
     under which `request_id` and `accession` are unique ('' when unknown). `studies` are Study Instance UIDs.
-    `incidents` are technical incidents to be kept on record (CSP R.6316-4).
+    `incidents` are technical incidents to be kept on record (CSP R.6316-4). `placer` is the number of the order that
+    the request came as, if it did.
     """
 
     id: str
@@ -88,6 +90,7 @@ class Report:
     accession_oid: str = ""
     studies: tuple[str, ...] = ()
     incidents: tuple[str, ...] = ()
+    placer: OrderNumber | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +149,9 @@ def report(sources: Sources) -> Mapped[Report]:
         title=_title(request),
         patient=patient_identity(sources.patient, site, notes),
         requester=_requester(sources, notes),
-        expert=_expert(sources, notes),
+        expert=_signing_expert(sources.expert_role, sources.expert, sources.expert_organization, site, notes),
         request_id=str(request["id"]),
-        request_oid=_own_root(site),
+        request_oid=own_root(site),
         accession=accession,
         accession_oid=accession_oid,
         requested_at=_instant(request.get("authoredOn"), "ServiceRequest.authoredOn", zone, notes),
@@ -156,7 +159,7 @@ def report(sources: Sources) -> Mapped[Report]:
         ended_at=ended,
         signed_at=signed,
         consent=_consent(sources, zone, notes),
-        reason=_reason(request),
+        reason=reason_of(request),
         exchange=_exchange(sources.communications, zone, notes),
         conclusion=_conclusion(opinion),
         images=tuple(_image(study, zone, notes) for study in sources.imaging_studies),
@@ -166,8 +169,28 @@ def report(sources: Sources) -> Mapped[Report]:
         test=site.mode != "production",
         zone=site.time_zone,
         incidents=sources.incidents,
+        placer=placer_of(request),
     )
     return Mapped(value, tuple(notes))
+
+
+def request_complete_in(sources: Sources) -> None:
+    """Raises Incomplete for a fact of the request, its patient or its requester that the report will need.
+
+    The expert and the opinion of `sources` are not looked at: they come later.
+    """
+    notes: list[Loss] = []
+    zone = ZoneInfo(sources.site.time_zone)
+    patient_identity(sources.patient, sources.site, notes)
+    _requester(sources, notes)
+    reason_of(sources.service_request)
+    _instant(sources.service_request.get("authoredOn"), "ServiceRequest.authoredOn", zone, notes)
+    _consent(sources, zone, notes)
+
+
+def expert_complete_in(role: Resource, person: Resource, organization: Resource, site: Site) -> None:
+    """Raises Incomplete for a fact of the expert that the report will need."""
+    _signing_expert(role, person, organization, site, [])
 
 
 # What a rendering cannot show: (source attribute, resource type, elements).
@@ -229,7 +252,8 @@ def _title(request: Resource) -> str:
     return f"Compte rendu de téléexpertise - {subject}" if subject else "Compte rendu de téléexpertise"
 
 
-def _reason(request: Resource) -> str:
+def reason_of(request: Resource) -> str:
+    """Why an opinion is asked for; raises Incomplete when the request does not say."""
     reasons = [concept_text(concept) for concept in request.get("reasonCode") or ()]
     notes = [str(note.get("text") or "") for note in request.get("note") or ()]
     text = "\n\n".join(part for part in (*reasons, *notes) if part)
@@ -254,8 +278,8 @@ def _exchange(pairs: Iterable[tuple[Resource, str]], zone: ZoneInfo, notes: list
     messages: list[Exchange] = []
     for communication, author in pairs:
         here = f"Communication/{communication.get('id', '')}"
-        if communication.get("status") in ("entered-in-error", "not-done"):
-            notes.append(Loss(here, f"left out: its status is {communication['status']}"))
+        if communication.get("status") not in ("completed", "in-progress"):
+            notes.append(Loss(here, f"left out: its status is {communication.get('status')}"))
             continue
         sent = communication.get("sent") or communication.get("received")
         at = _instant(sent, "Communication.sent", zone, notes)
@@ -331,10 +355,10 @@ def _requester(sources: Sources, notes: list[Loss]) -> Professional:
     )
 
 
-def _expert(sources: Sources, notes: list[Loss]) -> Professional:
-    expert = professional(
-        "expert", sources.expert_role, sources.expert, sources.expert_organization, sources.site, notes
-    )
+def _signing_expert(
+    role: Resource, person: Resource, organization: Resource, site: Site, notes: list[Loss]
+) -> Professional:
+    expert = professional("expert", role, person, organization, site, notes)
     if not expert.org.finess:
         remedy = f"the expert's structure signs and keeps the report: add its FINESS ({FINESS_SYSTEM}, 9 digits)"
         raise Incomplete("Organization.identifier", remedy)
@@ -349,11 +373,11 @@ def _accession(request: Resource, site: Site) -> tuple[str, str]:
         codes = {coding.get("code") for coding in (identifier.get("type") or {}).get("coding") or ()}
         if value and ("ACSN" in codes or system in declared):
             oid = system.removeprefix("urn:oid:") if system.startswith("urn:oid:") else ""
-            return value, declared.get(system) or oid or _own_root(site)
+            return value, declared.get(system) or oid or own_root(site)
     return "", ""
 
 
-def _own_root(site: Site) -> str:
+def own_root(site: Site) -> str:
     """The OID arc of the site's own identifiers: configured, else made from its FINESS (which may hold a letter)."""
     national = f"{STRUCTURES_OID}.1{site.finess_eg}"
     return site.document_oid or (national if site.finess_eg.isdigit() else oid_of(str(uuid5(NAMESPACE_OID, national))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ from report_sources import SITE, obstetric
 from hl7v2.check import check
 from hl7v2.message import parse
 from mappers.fhir_to_hl7v2_orders import order_answer
+from mappers.hl7v2_codes_to_fhir import order_id
 from mappers.hl7v2_results_to_fhir import results
 from mappers.mapped import Mapped
+from mappers.order_number import placer_of, under_oid
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 REPORT = obstetric()
+GOLDEN = Path(__file__).parents[2] / "data" / "hl7v2"
 
 
 def answer(decision: Any = "accepted", **more: Any) -> Mapped[bytes]:
@@ -23,8 +27,13 @@ def answer(decision: Any = "accepted", **more: Any) -> Mapped[bytes]:
         "site": SITE, "control_id": "NB2HI4DTHIXS653XO4XA", "now": NOW,
         "receiving_application": "RIS", "receiving_facility": "CH",
     }  # fmt: skip
-    placer = more.pop("placer", ("urn:oid:2.25.4720", "DEM-2026-90"))
-    return order_answer(placer, decision, REPORT.patient, REPORT.expert, **{**arguments, **more})
+    placer = more.pop("placer", under_oid("DEM-2026-90", "2.25.4720"))
+    expert = more.pop("expert", REPORT.expert)
+    return order_answer(placer, decision, REPORT.patient, expert, **{**arguments, **more})
+
+
+def test_the_message_is_the_golden_one() -> None:
+    assert answer().value == (GOLDEN / "oru-r01-tlr-accord.golden.hl7").read_bytes().replace(b"\n", b"\r")
 
 
 @pytest.mark.parametrize(("decision", "control", "reason"), [("accepted", "OK", ""), ("refused", "OC", "Hors champ")])
@@ -41,15 +50,28 @@ def test_the_decision_is_read_back_with_the_number_of_the_request(decision: str,
     assert read.requests == (("urn:oid:2.25.4720", "DEM-2026-90"),)
 
 
-def test_a_number_without_an_oid_is_sent_bare_and_told() -> None:
-    result = answer(placer=("urn:local:ris", "D1"))
-    assert parse(result.value).at("ORC-2").encoded == "D1"
-    assert [loss.source for loss in result.losses] == ["ORC-2"]
+@pytest.mark.parametrize("ei", ["D1", "D1^RIS", "D1^RIS^2.25.9^ISO", "D1^^2.25.9^ISO", "D1^RIS^ris.example^DNS"])
+def test_the_number_goes_back_as_it_came(ei: str) -> None:
+    identifier = order_id(parse(f"MSH|^~\\&|\rORC|NW|{ei}\r".encode()).at("ORC-2"), "PLAC", SITE)
+    placer = placer_of({"identifier": [identifier]})
+    assert placer is not None
+    msg = parse(answer(placer=placer).value)
+    assert msg.at("ORC-2").encoded == msg.at("OBR-2").encoded == ei
+
+
+def test_a_request_nobody_ordered_has_no_placer_number() -> None:
+    other = {"type": {"coding": [{"code": "ACSN"}]}, "system": "urn:oid:2.25.9", "value": "A1"}
+    assert placer_of({}) is placer_of({"identifier": [other, {"value": "x"}]}) is None
+
+
+def test_a_refusal_by_nobody_known_names_no_person() -> None:
+    msg = parse(answer("refused", expert=None, reason="Annulée").value)
+    assert [msg.get(path) or "" for path in ("ORC-12", "OBR-16", "ORC-21", "ORC-1")] == ["", "", "", "OC"]
 
 
 def test_an_answer_that_names_no_request_or_contradicts_itself_is_never_sent() -> None:
     for changes, told in (
-        ({"placer": ("", "")}, "must name the request"),
+        ({"placer": under_oid("", "")}, "must name the request"),
         ({"reason": "non"}, "goes with a refusal"),
         ({"control_id": "X" * 21}, "MSH-10"),
     ):

@@ -1,0 +1,197 @@
+"""The interface document a partner gets: made from the messages themselves, so that it cannot say less than they do.
+
+Hides how a message is taken apart into rows. Every segment and every field that stands in a sample becomes a row, with
+its name from `FIELDS`; a field without a name there is an error, not a gap. Bytes of documents are cut when shown.
+
+Sources of the names: HL7 v2.5 chapters 2, 3, 4, 7, 9 and 10, v2.6 chapter 9, v2.9 chapter 7 (PRT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from hl7v2.message import Message, parse
+from hl7v2.text import codec_of
+from mappers.fhir_to_hl7v2_segments import METADATA, PERSONS, STRUCTURES
+from mappers.fhir_to_identity import INS_OIDS
+from mappers.identity import Site
+from mappers.interface_sample import Sample
+
+FIELDS: Final[Mapping[str, Mapping[int, str]]] = {
+    "MSH": {
+        1: "Field separator", 2: "Encoding characters", 3: "Sending application", 4: "Sending facility",
+        5: "Receiving application", 6: "Receiving facility", 7: "Date/time of message", 9: "Message type",
+        10: "Message control id: the delivery's id, unique for ever; a resend has the same",
+        11: "Processing id: P for a production site, T for a test site", 12: "Version id", 17: "Country code",
+        18: "Character set", 21: "Message profile",
+    },
+    "EVN": {1: "Event type code", 2: "Recorded date/time", 6: "Event occurred: the signature"},
+    "PID": {
+        1: "Set id", 3: "Patient identifiers: INS first, only when qualified, then the local ones",
+        5: "Names: birth name (L), used name (D)", 7: "Date of birth", 8: "Sex",
+        11: "Place of birth (BDL) with its INSEE code", 18: "Account number", 31: "Identity unknown indicator",
+        32: "Identity reliability: VALI goes with an INS",
+    },
+    "PV1": {1: "Set id", 2: "Patient class: N when no stay is known", 19: "Visit number", 44: "Admit", 45: "Discharge"},
+    "ORC": {
+        1: "Order control", 2: "Placer order number: as it came with the order, else our request's id",
+        3: "Filler order number: the document set, the same for every version", 9: "Date/time of transaction",
+        12: "Ordering provider; in an answer the expert", 16: "Reason of a refusal", 17: "Kind of organisation",
+        21: "The expert's structure",
+    },
+    "OBR": {
+        1: "Set id", 2: "Placer order number, as ORC-2", 3: "Filler order number, as ORC-3",
+        4: "Document type or procedure", 7: "Start of the opinion", 8: "End of the opinion",
+        16: "Ordering provider; in an answer the expert", 22: "Signature", 25: "Result status",
+        32: "Principal result interpreter: the expert",
+    },
+    "TXA": {
+        1: "Set id", 2: "Document type", 3: "Content presentation", 4: "Activity date/time", 6: "Origination date/time",
+        9: "Originator", 12: "Unique document number: the OID of this version", 13: "Parent document number",
+        14: "Placer order number", 16: "File name: the title", 17: "Completion status", 19: "Availability status",
+        22: "Authenticator: the expert who signed",
+    },
+    "OBX": {
+        1: "Set id", 2: "Value type", 3: "Observation identifier: document type, or a code of MetaDMPMSS",
+        5: "Value: the document in base64, or Y/N", 11: "Result status", 14: "Date/time of the observation",
+    },
+    "PRT": {2: "Action code", 4: "Role: SB sender, RCT recipient, REPLY reply-to", 5: "Person", 8: "Organisation",
+            15: "MSSanté address"},
+    "SCH": {
+        1: "Placer appointment id: the agenda's own", 2: "Filler appointment id: ours, unless the agenda gave one",
+        6: "Reason of a cancellation", 7: "Appointment reason", 8: "Appointment type", 9: "Duration", 10: "Its unit",
+        11: "Timing: start (.4) and end (.5)", 16: "Contact: the first professional", 20: "Entered by: the same",
+        25: "Filler status", 26: "Placer order number of the request",
+    },
+    "NTE": {1: "Set id", 3: "Comment"},
+    "RGS": {1: "Set id", 2: "Segment action code"},
+    "AIS": {1: "Set id", 2: "Segment action code", 3: "Service", 4: "Start"},
+    "AIP": {1: "Set id", 2: "Segment action code", 3: "Professional", 6: "Start"},
+}  # fmt: skip
+TABLES: Final = (
+    ("HL7 0001 (PID-8)", "F M U"),
+    ("HL7 0445 (PID-32)", "VALI, PROV"),
+    ("HL7 0004 (PV1-2)", "E I O R N"),
+    ("HL7 0119 (ORC-1)", "NW RE of a report; OK OC of an answer"),
+    ("HL7 0085 (OBX-11)", "F"),
+    ("HL7 0123 (OBR-25)", "F"),
+    ("HL7 0278 (SCH-25)", "Booked, Started, Complete, Noshow, Cancelled, Deleted"),
+    ("MetaDMPMSS (OBX-3)", ", ".join(code for code, _ in METADATA)),
+)
+_ANSWERS: Final = (
+    ("AA, CA", "Handed over. The next message of this destination follows."),
+    ("AR, CR", "Not now: the same bytes come again, after a pause that doubles. Nothing overtakes them."),
+    ("AE, CE", "Refused for good: a person looks; this message is not sent again as it is."),
+    ("none, half of one, or one with another MSA-2", "As the destination's policy says, below."),
+)
+_SHOWN: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """A destination as the document names it. `on_silence` is what follows an answer that does not come."""
+
+    name: str
+    reference: str
+    address: str
+    profiles: tuple[str, ...]
+    application: str
+    facility: str
+    on_silence: str
+
+
+def document(partner: Partner, site: Site, samples: Mapping[str, Sequence[Sample]], version: str) -> str:
+    """The Markdown of one destination; `samples` by profile. Raises ValueError for a field that has no name."""
+    lines = [
+        f"# HL7 v2 interface: {partner.name}",
+        "",
+        f"From {site.name} ({site.application}, {site.facility}) to {partner.reference}; software version {version}. "
+        "Made from the messages this version writes; people and numbers in it are fictitious.",
+        "",
+        *_connection(partner, site),
+        *_acknowledgements(partner),
+        *_identifiers(site),
+        "## Tables",
+        "",
+        *_table(("Table", "Values sent"), TABLES),
+    ]
+    for profile, made in samples.items():
+        lines += [f"## Messages of profile `{profile}`", ""]
+        parsed = [(one, parse(one.raw)) for one in made]
+        for event, msg in {one.event: msg for one, msg in parsed}.items():
+            names = " ".join(dict.fromkeys(segment.name for segment in msg.segments))
+            lines.append(f"- `{msg.at('MSH-9').encoded}` when {event}: {names}")
+        lines += ["", *_fields([msg for _, msg in parsed])]
+        for one, msg in parsed:
+            lines += [f"Sample, {one.event}:", "", "```", *_shown(msg), "```", ""]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _connection(partner: Partner, site: Site) -> list[str]:
+    rows = (
+        ("Address", f"`{partner.address}`"),
+        ("Transport", "MLLP (0x0B message 0x1C 0x0D), one connection, one message at a time, in order; "
+                      "`mllps:` is MLLP inside TLS 1.2 or later"),
+        ("MSH-3, MSH-4", f"`{site.application}`, `{site.facility}`"),
+        ("MSH-5, MSH-6", f"`{partner.application}`, `{partner.facility}`"),
+        ("MSH-11", "P" if site.mode == "production" else "T"),
+        ("Character set (MSH-18)", site.charset),
+        ("Segments", "end with CR; separators `|^~\\&`"),
+    )  # fmt: skip
+    return ["## Connection", "", *_table(("What", "Value"), rows)]
+
+
+def _acknowledgements(partner: Partner) -> list[str]:
+    rest = f"Without an answer: {partner.on_silence}. Delivery is at least once: know a repetition by MSH-10."
+    return ["## Acknowledgements expected", "", *_table(("MSA-1", "What we do"), _ANSWERS), rest, ""]
+
+
+def _identifiers(site: Site) -> list[str]:
+    rows = [(f"INS ({kind})", oid) for kind, oid in zip(("NIR", "NIA", "test", "demonstration"), INS_OIDS, strict=True)]
+    rows += [("Professionals (`8` + RPPS, type IDNPS)", PERSONS[1]), ("Structures (FINEG)", STRUCTURES[1])]
+    rows += [(f"{one.name} ({one.cx_type})", f"{'&'.join(one.hd)} = {one.oid}") for one in site.namespaces
+             if one.cx_type != "INS"]  # fmt: skip
+    return ["## Identifiers", "", *_table(("What", "Authority"), rows)]
+
+
+def _fields(messages: Sequence[Message]) -> list[str]:
+    seen: dict[tuple[str, int], str] = {}
+    order: list[str] = []
+    for msg in messages:
+        for segment in msg.segments:
+            if segment.name not in order:
+                order.append(segment.name)
+            for number, value in segment.fields():
+                if value.encoded:
+                    seen.setdefault((segment.name, number), value.encoded)
+    rows = []
+    for name in order:
+        for number in sorted(n for held, n in seen if held == name):
+            rows.append((f"{name}-{number}", name_of(name, number), f"`{_cut(seen[name, number])}`"))
+    return _table(("Field", "Name", "As sent"), rows)
+
+
+def name_of(segment: str, number: int) -> str:
+    """The name of a field. Raises ValueError for one nobody named."""
+    try:
+        return FIELDS[segment][number]
+    except KeyError:
+        raise ValueError(f"{segment}-{number} is sent and has no name in FIELDS") from None
+
+
+def _shown(msg: Message) -> list[str]:
+    codec = codec_of(msg.text("MSH-18")) or "utf-8"
+    lines = [segment.raw.decode(codec, "replace").rstrip("\r") for segment in msg.segments]
+    return ["|".join(_cut(field, 160) for field in line.split("|")) for line in lines]
+
+
+def _cut(text: str, most: int = _SHOWN) -> str:
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [head, ["---"] * len(head), *cells]
+    return [f"| {' | '.join(line)} |" for line in lines] + [""]

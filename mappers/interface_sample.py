@@ -1,0 +1,171 @@
+"""Messages as a partner will get them, written by the real mappers about people who do not exist.
+
+Hides the fictitious téléexpertise. Its patient carries the test identity published for INS software; RPPS and FINESS
+numbers are of series that are not given out. Keyed by the profile an Endpoint asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from typing import Any, Final
+
+from mappers import fhir_to_hl7v2
+from mappers.fhir_to_cda import cda
+from mappers.fhir_to_hl7v2_orders import order_answer
+from mappers.fhir_to_hl7v2_plain import plain
+from mappers.fhir_to_hl7v2_schedule import siu
+from mappers.fhir_to_pdf import pdf
+from mappers.fhir_to_report import Code, Org, PatientIdentity, Professional, Report, own_root
+from mappers.identity import Site
+from mappers.order_number import OrderNumber
+
+NOW: Final = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
+_IDS: Final = ("EXEMPLE2345ABCDEFGH2", "EXEMPLE2345ABCDEFGH3", "EXEMPLE2345ABCDEFGH4", "EXEMPLE2345ABCDEFGH5")
+_SPECIALTY: Final = Code("G15_10/SM26", "Qualifié en Médecine Générale (SM)", "1.2.250.1.213.1.1.4.5")
+_ORDER: Final = OrderNumber("DEM-2026-001", "RIS", "2.25.4720", "ISO")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One message: what causes it, in words, and its bytes."""
+
+    event: str
+    raw: bytes
+
+
+def samples(profile: str, site: Site, application: str, facility: str) -> list[Sample]:
+    """Every kind of message a destination of that profile gets. Raises KeyError for a profile nobody knows."""
+    ids = iter(_IDS)
+
+    def to() -> dict[str, Any]:
+        names = {"receiving_application": application, "receiving_facility": facility}
+        return {"site": site, "control_id": next(ids), "now": NOW, **names}
+
+    return list(MAKERS[profile](_report(site), site, to))
+
+
+To = Callable[[], dict[str, Any]]
+
+
+def _mdm(profile: Any) -> Callable[[Report, Site, To], Sequence[Sample]]:
+    def made(report: Report, site: Site, to: To) -> Sequence[Sample]:
+        clinical = cda(report, pdf(report), site)
+        dmp = profile == "push-2.1"
+        return [
+            Sample(_SIGNED, fhir_to_hl7v2.mdm(one, clinical, profile=profile, dmp=dmp, **to()).value)
+            for one in (report, replace(report, placer=_ORDER))
+        ]
+
+    return made
+
+
+def _oru(report: Report, site: Site, to: To) -> Sequence[Sample]:
+    clinical = cda(report, pdf(report), site)
+    return [Sample(_SIGNED, fhir_to_hl7v2.oru(replace(report, placer=_ORDER), clinical, dmp=True, **to()).value)]
+
+
+def _plain(kind: Any) -> Callable[[Report, Site, To], Sequence[Sample]]:
+    def made(report: Report, site: Site, to: To) -> Sequence[Sample]:
+        return [Sample(_SIGNED, plain(replace(report, placer=_ORDER), pdf(report), kind=kind, **to()).value)]
+
+    return made
+
+
+def _answers(report: Report, site: Site, to: To) -> Sequence[Sample]:
+    accepted = order_answer(_ORDER, "accepted", report.patient, report.expert, **to())
+    refused = order_answer(_ORDER, "refused", report.patient, report.expert, reason="Hors champ", **to())
+    return [
+        Sample("an expert takes the request", accepted.value),
+        Sample("the request is refused, or taken back elsewhere", refused.value),
+    ]
+
+
+def _slots(report: Report, site: Site, to: To) -> Sequence[Sample]:
+    slot: dict[str, Any] = {
+        "resourceType": "Appointment",
+        "id": "rdv-1",
+        "status": "booked",
+        "start": "2026-03-10T09:30:00+01:00",
+        "end": "2026-03-10T09:50:00+01:00",
+        "serviceType": [{"coding": [{"code": "TE2", "display": "Acte de téléexpertise"}]}],
+        "appointmentType": {"coding": [{"code": "ROUTINE", "display": "Routine"}]},
+        "reasonCode": [{"text": "Avis spécialisé"}],
+        "comment": "Apporter les examens précédents",
+    }
+    given_up = slot | {"status": "cancelled", "cancelationReason": {"text": "Empêchement"}}
+    told: tuple[tuple[Any, str, dict[str, Any]], ...] = (
+        ("S12", "an appointment of the request is booked", slot | {"identifier": [_RDV]}),
+        ("S13", "it is moved", slot),
+        ("S14", "it is changed otherwise", slot),
+        ("S15", "it is given up", given_up),
+    )
+    own = own_root(site)
+    return [
+        Sample(event, siu(code, content, report.patient, [report.expert], _ORDER, own_oid=own, **to()).value)
+        for code, event, content in told
+    ]
+
+
+_RDV: Final = {"type": {"coding": [{"code": "PLAC"}]}, "system": "urn:oid:2.25.4730", "value": "RDV-1"}
+_SIGNED: Final = "the expert signs the report"
+MAKERS: Final[Mapping[str, Callable[[Report, Site, To], Sequence[Sample]]]] = {
+    "lps-1.1": _mdm("lps-1.1"),
+    "push-2.1": _mdm("push-2.1"),
+    "push-2.1-oru": _oru,
+    "plain-mdm": _plain("MDM"),
+    "plain-oru": _plain("ORU"),
+    "tlr-1.0": _answers,
+    "siu-2.5": _slots,
+}
+
+
+def _report(site: Site) -> Report:
+    """A finished téléexpertise of nobody."""
+    home = Org("Structure d'exemple", site.finess_eg)
+    return Report(
+        id="0e6f7a52-3f0d-4b7e-9d52-6c1b7f2a9001",
+        set_id="0e6f7a52-3f0d-4b7e-9d52-6c1b7f2a9002",
+        version=1,
+        title="Compte rendu de téléexpertise - exemple",
+        patient=_patient(site),
+        requester=_person("99900000011", "REQUERANTE", "Claire", home, "claire.requerante@exemple.mssante.fr"),
+        expert=_person("99900000029", "EXPERT", "Paul", home, "paul.expert@exemple.mssante.fr"),
+        request_id="exemple",
+        request_oid=own_root(site),
+        accession="",
+        requested_at=NOW,
+        started_at=NOW,
+        ended_at=NOW,
+        signed_at=NOW,
+        consent="La patiente, informée, a consenti.",
+        reason="Exemple sans patient",
+        exchange=(),
+        conclusion="Exemple sans patient.",
+        test=site.mode != "production",
+        zone=site.time_zone,
+    )
+
+
+def _patient(site: Site) -> PatientIdentity:
+    """Nobody. A production site shows no INS: the OID of the test identity is not one of its own."""
+    local = next((one for one in site.namespaces if one.kind == "PI"), None)
+    return PatientIdentity(
+        reference="Patient/exemple",
+        birth_family="PAT-TROIS",
+        birth_given="DOMINIQUE",
+        birth_givens="DOMINIQUE MARIE-LOUISE",
+        gender="female",
+        birth_date=date(1979, 3, 28),
+        birth_cog="63220",
+        birth_city="EXEMPLEVILLE",
+        used_family="EXEMPLE",
+        used_given="DOMINIQUE",
+        ins=("279035121518989", "1.2.250.1.213.1.4.10") if site.mode == "test" else None,
+        local_ids=((("EXEMPLE-1", local.oid, local.hd, local.cx_type),) if local else ()),
+    )
+
+
+def _person(rpps: str, family: str, given: str, home: Org, mailbox: str) -> Professional:
+    return Professional(rpps=rpps, family=family, given=given, specialty=_SPECIALTY, org=home, mailbox=mailbox)

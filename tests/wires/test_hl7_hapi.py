@@ -1,0 +1,196 @@
+"""HAPI HL7 v2 as a real peer: it receives what we send and sends what we receive, plain and by TLS."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from hl7v2 import ack
+from hl7v2.message import parse
+from hl7v2.mllp import Listener, Policy, send
+
+pytestmark = [pytest.mark.needs("java"), pytest.mark.timeout(300)]
+PEER = Path(__file__).parents[1] / "peers" / "hapi_hl7v2" / "build.py"
+DATA = Path(__file__).parents[1] / "data" / "hl7v2"
+NOW = datetime(2026, 3, 2, 8, 30, tzinfo=UTC)
+SECRET = "changeit"
+OURS = (
+    "mdm-t02-push-2.1.golden.hl7", "mdm-t10-push-2.1.golden.hl7", "mdm-t04-push-2.1.golden.hl7",
+    "mdm-t02-lps-1.1.golden.hl7", "oru-r01-push-2.1.golden.hl7", "plain-mdm.golden.hl7", "plain-oru.golden.hl7",
+    "oru-r01-tlr-accord.golden.hl7", "siu-s12.golden.hl7",
+)  # fmt: skip
+SENT = ("adt-a01-admission.er7", "adt-a40-fusion.er7", "orm-o01-tlr-demande.er7", "siu-s12-reservation.er7",
+        "mdm-t02-lps-recu.er7")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hapi(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    spec = importlib.util.spec_from_file_location("hapi_hl7v2_build", PEER)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: list[str] = module.command(tmp_path_factory.mktemp("classes"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One certificate for `localhost`: PEM for us, a key store and a trust store for HAPI."""
+    root = tmp_path_factory.mktemp("keys")
+    for words in (
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"],
+        ["openssl", "pkcs12", "-export", "-in", "cert.pem", "-inkey", "key.pem", "-out", "key.p12", "-passout",
+         f"pass:{SECRET}"],
+        ["keytool", "-importcert", "-noprompt", "-file", "cert.pem", "-keystore", "trust.p12", "-storetype", "PKCS12",
+         "-storepass", SECRET],
+    ):  # fmt: skip
+        subprocess.run(words, cwd=root, check=True, capture_output=True, timeout=60)
+    return root
+
+
+def stores(keys: Path) -> list[str]:
+    found = {"keyStore": "key.p12", "trustStore": "trust.p12"}
+    out = [f"-Djavax.net.ssl.{name}={keys / file}" for name, file in found.items()]
+    return out + [f"-Djavax.net.ssl.{name}Password={SECRET}" for name in found]
+
+
+class Receiver:
+    """A running HAPI server and the facts it tells."""
+
+    def __init__(self, words: list[str], port: int, security: str) -> None:
+        command = [*words, "Hl7Peer", "receive", str(port), security]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.port = port
+        assert self.fact() == ["ready"]
+        self._reached()
+
+    def _reached(self) -> None:
+        """HAPI says it started a moment before its port is open."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 5).close()
+                return
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline and self.process.poll() is None
+
+    def fact(self) -> list[str]:
+        """The next line of facts; HAPI that dies or falls silent is ended by the deadline and tells nothing."""
+        assert self.process.stdout
+        alarm = threading.Timer(60, self.process.kill)
+        alarm.start()
+        try:
+            return self.process.stdout.readline().rstrip("\n").split("\t")
+        finally:
+            alarm.cancel()
+
+    def close(self) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def receiver(request: pytest.FixtureRequest, hapi: list[str], keys: Path) -> Iterator[tuple[Receiver, str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [*hapi, *stores(keys)]
+    found = Receiver(words, port, request.param)
+    yield found, request.param
+    found.close()
+
+
+def sample(name: str) -> bytes:
+    """A message as it goes over the wire: HAPI, like the standard, knows CR alone as the end of a segment."""
+    return (DATA / name).read_bytes().replace(b"\r\n", b"\r").replace(b"\n", b"\r")
+
+
+def context(keys: Path, purpose: ssl.Purpose) -> ssl.SSLContext:
+    made = ssl.create_default_context(purpose, cafile=str(keys / "cert.pem"))
+    if purpose is ssl.Purpose.CLIENT_AUTH:
+        made.load_cert_chain(keys / "cert.pem", keys / "key.pem")
+    return made
+
+
+def told(keys: Path, receiver: tuple[Receiver, str], raw: bytes) -> bytes:
+    peer, security = receiver
+    tls = context(keys, ssl.Purpose.SERVER_AUTH) if security == "tls" else None
+    return send(("127.0.0.1", peer.port), raw, timeout=30, tls=tls, server_name="localhost" if tls else "")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_hapi_takes_in_every_message_we_write(receiver: tuple[Receiver, str], keys: Path, name: str) -> None:
+    raw = sample(name)
+    answer = ack.read(told(keys, receiver, raw))
+    msg = parse(raw)
+    word, control, structure, family, digest, same = receiver[0].fact()
+    assert (word, control, answer.code, answer.control_id) == ("received", msg.control_id, "AA", msg.control_id)
+    assert structure == msg.text("MSH-9.3") and same == "same"
+    assert family == msg.text("PID-5")
+    data = next((obx.field(5).component(5).whole for obx in msg.all("OBX") if obx.text(2) == "ED"), "")
+    assert digest == (hashlib.sha256(base64.b64decode(data)).hexdigest() if data else "")
+
+
+def test_a_refusal_of_hapi_is_read_as_one(receiver: tuple[Receiver, str], keys: Path) -> None:
+    raw = sample(OURS[0])
+    control = parse(raw).control_id.encode()
+    answer = ack.read(told(keys, receiver, raw.replace(control, b"AE" + control[2:], 1)))
+    assert (answer.code, receiver[0].fact()[0]) == ("AE", "received")
+
+
+def test_what_hapi_cannot_parse_is_answered_and_read(receiver: tuple[Receiver, str], keys: Path) -> None:
+    raw = b"MSH|^~\\&|A|B|C|D|20260302083000||ADT^A01^ADT_A01|M77|T|9.9\rPID|1\r"
+    answer = ack.read(told(keys, receiver, raw))
+    assert answer.code in ("AE", "AR") and answer.control_id == "M77"
+    assert receiver[0].fact()[0] == "refused"
+
+
+@pytest.mark.parametrize("security", ["plain", "tls"])
+def test_hapi_sends_and_reads_our_answers(security: str, hapi: list[str], keys: Path, tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    def take(raw: bytes, peer: str) -> bytes:
+        seen.append(raw)
+        code = "AE" if parse(raw).kind == "SIU" else "AA"
+        return ack.build(raw, code, now=NOW, control_id=f"ACK{len(seen)}", text="refusé" if code == "AE" else "")
+
+    tls = context(keys, ssl.Purpose.CLIENT_AUTH) if security == "tls" else None
+    policy = Policy(clock=lambda: NOW, tls=tls) if tls else Policy(clock=lambda: NOW)
+    listener = Listener(("127.0.0.1", 0), take, policy=policy)
+    listener.start()
+    try:
+        files = [tmp_path / name for name in SENT]
+        for file in files:
+            file.write_bytes(sample(file.name))
+        words = [*hapi, *stores(keys), "Hl7Peer", "send", str(listener.port), security, *map(str, files)]
+        run = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        listener.close()
+    facts = [line.split("\t") for line in run.stdout.splitlines()]
+    wanted = [parse(sample(name)).control_id for name in SENT]
+    assert [fact[2] for fact in facts] == wanted, run.stderr[-2000:]
+    assert [fact[1] for fact in facts] == ["AE" if "siu" in name else "AA" for name in SENT]
+    assert [parse(raw).control_id for raw in seen] == wanted
+
+
+def test_the_pinned_jars_are_named_without_a_host() -> None:
+    text = (PEER.parent / "artefacts.txt").read_text(encoding="utf-8")
+    assert "://" not in text and all(len(line.split()[-1]) == 64 for line in text.splitlines()[1:])
