@@ -8,35 +8,23 @@ Source: https://hl7.org/fhir/R4/search.html#ptypes (which FHIR types each search
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from fhir_server.search.rows import IndexRows
+from fhir_server.search import measures
+from fhir_server.search.rows import Emit, IndexRows, Pids
 from fhir_server.search.values import (
-    NUMBER_HIGH,
-    NUMBER_LOW,
     OPEN_HIGH,
     OPEN_LOW,
     bounded,
     date_range,
     fold,
     nearest,
-    number,
 )
 from profiles import definitions
 from profiles.fhirpath.paths import split_reference
-from profiles.ucum import units
 
 SPECIAL_VALUES = "http://terminology.hl7.org/CodeSystem/special-values"
-UCUM = "http://unitsofmeasure.org"
-CURRENCIES = "urn:iso:std:iso:4217"
-
-Pids = tuple[int, ...]
-Emit = Callable[[IndexRows, Pids, Any, str], None]
 
 
 class Want(NamedTuple):
@@ -95,8 +83,16 @@ def _parts(names: tuple[str, ...]) -> Emit:
 # --- token -----------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=16_384)
+def _folded(text: str) -> str:
+    return bounded(fold(text))
+
+
 def _text(value: Any) -> str:
-    return bounded(fold(value)) if type(value) is str else ""
+    """What a code is called, folded: the same few thousand names come again and again."""
+    if type(value) is not str:
+        return ""
+    return _folded(value) if len(value) <= 250 else bounded(fold(value))
 
 
 def _token(found: IndexRows, pids: Pids, system: Any, code: Any, folded: str) -> None:
@@ -220,153 +216,12 @@ def _timing(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
             found.date.append((pid, low, high))
 
 
-# --- number and quantity ---------------------------------------------------------------------------------------------
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, Decimal)) and type(value) is not bool
-
-
-def _number(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
-    if _is_number(value):
-        double = nearest(value)
-        for pid in pids:
-            found.number.append((pid, double, double))
-
-
-def _ends(value: Any) -> tuple[Decimal | int | None, Decimal | int | None, dict[str, Any]] | None:
-    """(low, high, the Quantity that names the unit) of a Range; None for an open end."""
-    if type(value) is not dict:
-        return None
-    sides = [value.get("low"), value.get("high")]
-    low, high = (side if type(side) is dict and _is_number(side.get("value")) else None for side in sides)
-    unit = low or high
-    if unit is None:
-        return None
-    return low["value"] if low else None, high["value"] if high else None, unit
-
-
-def _number_range(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
-    ends = _ends(value)
-    if ends is not None:
-        low, high = _doubles(ends[0], ends[1])
-        for pid in pids:
-            found.number.append((pid, low, high))
-
-
-def _doubles(low: Decimal | int | None, high: Decimal | int | None) -> tuple[float, float]:
-    return NUMBER_LOW if low is None else nearest(low), NUMBER_HIGH if high is None else nearest(high)
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """The numbers a quantity may be: None is an open end; an end marked `open_*` does not belong to it."""
-
-    low: Decimal | int | None
-    high: Decimal | int | None
-    open_low: bool = False
-    open_high: bool = False
-
-    def doubles(self, convert: Callable[[Decimal | int], Decimal | int]) -> tuple[float, float]:
-        """The closed interval of doubles after a conversion, which must be a rising one."""
-        low, high = _doubles(*(None if end is None else convert(end) for end in (self.low, self.high)))
-        return (
-            math.nextafter(low, math.inf) if self.open_low else low,
-            math.nextafter(high, -math.inf) if self.open_high else high,
-        )
-
-
-def _measured(found: IndexRows, pids: Pids, span: _Span, unit: dict[str, Any]) -> None:
-    """Rows for a quantity; one more under the human unit where that differs from the code.
-
-    A UCUM quantity has its canonical form beside it: the same for every spelling of the same measurement.
-    """
-    system, code, word = unit.get("system"), unit.get("code"), unit.get("unit")
-    pairs = [(system if type(system) is str else "", code if type(code) is str else "")]
-    if type(word) is str and word != code:
-        pairs.append(("", word))
-        if not pairs[0][1]:
-            pairs = [(pairs[0][0], word)]
-    low, high = span.doubles(lambda end: end)
-    canonical = _base_units(span, code) if system == UCUM and type(code) is str else _NO_UNIT
-    for place, (spelled, name) in enumerate(pairs):
-        row = (bounded(spelled), bounded(name), low, high, *(canonical if place == 0 else _NO_UNIT))
-        for pid in pids:
-            found.quantity.append((pid, *row))
-
-
-_NO_UNIT = ("", 0.0, 0.0)
-
-
-def _base_units(span: _Span, code: str) -> tuple[str, float, float]:
-    """(unit, low, high) in UCUM base units; unit '' when the code is none or its scale does not rise (`[pH]`)."""
-    unit = base_unit(code)
-    if not unit:
-        return _NO_UNIT
-    try:
-        if span.low is not None and span.low is span.high:
-            exact = nearest(units.canonical(Decimal(span.low), code)[0])
-            return unit, exact, exact
-        low, high = span.doubles(lambda end: units.canonical(Decimal(end), code)[0])
-    except units.UcumError:
-        return _NO_UNIT
-    return unit, low, high
-
-
-@lru_cache(maxsize=4096)
-def base_unit(code: str) -> str:
-    """The canonical UCUM unit of a code, '' when it has none that keeps the order of numbers."""
-    try:
-        (one, unit), (two, _) = units.canonical(Decimal(1), code), units.canonical(Decimal(2), code)
-    except units.UcumError:
-        return ""
-    return bounded(unit) if one < two else ""
-
-
-def _quantity(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
-    if type(value) is dict and _is_number(value.get("value")):
-        exact = value["value"]
-        compared = _COMPARED.get(str(value.get("comparator")))
-        _measured(found, pids, compared(exact) if compared is not None else _Span(exact, exact), value)
-
-
-_COMPARED: dict[str, Callable[[Decimal | int], _Span]] = {
-    "<": lambda end: _Span(None, end, open_high=True),
-    "<=": lambda end: _Span(None, end),
-    ">=": lambda end: _Span(end, None),
-    ">": lambda end: _Span(end, None, open_low=True),
-}
-
-
-def _quantity_range(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
-    ends = _ends(value)
-    if ends is not None:
-        _measured(found, pids, _Span(ends[0], ends[1]), ends[2])
-
-
-def _money(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
-    if type(value) is dict and _is_number(value.get("value")):
-        unit = {"system": CURRENCIES, "code": value.get("currency")}
-        _measured(found, pids, _Span(value["value"], value["value"]), unit)
-
-
-def _sampled(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
-    """From the smallest to the largest sample."""
-    if type(value) is not dict or type(value.get("data")) is not str or type(value.get("origin")) is not dict:
-        return
-    origin, factor = value["origin"].get("value"), value.get("factor", 1)
-    samples = list(_samples(value["data"].split()))
-    if samples and _is_number(origin) and _is_number(factor):
-        ends = sorted(origin + factor * edge for edge in (min(samples), max(samples)))
-        _measured(found, pids, _Span(ends[0], ends[1]), value["origin"])
-
-
-def _samples(words: Iterable[str]) -> Iterable[Decimal]:
-    # E, U and L stand for errors and values beyond the limits of detection.
-    return (sample for sample in map(number, words) if sample is not None)
-
-
 # --- reference and uri -----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8_192)
+def _split(text: str) -> tuple[str, str, str] | None:
+    return split_reference(text)
 
 
 def _reference(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
@@ -377,7 +232,7 @@ def _reference(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
     if type(said) is str:
         kind = bounded(said)
     if type(text) is str and text and text[0] != "#":
-        parts = split_reference(text)
+        parts = _split(text) if len(text) <= 120 else split_reference(text)
         if parts is None:
             url = bounded(text)
         else:
@@ -441,7 +296,7 @@ def _canonical(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
 
 def _position(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
     """Location.position in degrees (WGS 84); impossible coordinates give no row."""
-    if type(value) is dict and _is_number(value.get("latitude")) and _is_number(value.get("longitude")):
+    if type(value) is dict and measures.is_number(value.get("latitude")) and measures.is_number(value.get("longitude")):
         latitude, longitude = nearest(value["latitude"]), nearest(value["longitude"])
         if abs(latitude) <= 90 and abs(longitude) <= 180:
             for pid in pids:
@@ -462,12 +317,12 @@ _EMITTERS: dict[tuple[str, str], Emit] = {
     **{("date", fhir): _date for fhir in ("date", "dateTime", "instant")},
     ("date", "Period"): _period,
     ("date", "Timing"): _timing,
-    **{("number", fhir): _number for fhir in ("decimal", "integer", "positiveInt", "unsignedInt")},
-    ("number", "Range"): _number_range,
-    **{("quantity", fhir): _quantity for fhir in ("Quantity", "Age", "Duration", "Count", "Distance")},
-    ("quantity", "Range"): _quantity_range,
-    ("quantity", "Money"): _money,
-    ("quantity", "SampledData"): _sampled,
+    **{("number", fhir): measures.numeric for fhir in ("decimal", "integer", "positiveInt", "unsignedInt")},
+    ("number", "Range"): measures.numeric_range,
+    **{("quantity", fhir): measures.quantity for fhir in ("Quantity", "Age", "Duration", "Count", "Distance")},
+    ("quantity", "Range"): measures.quantity_range,
+    ("quantity", "Money"): measures.money,
+    ("quantity", "SampledData"): measures.sampled,
     ("reference", "Reference"): _reference,
     **{("reference", fhir): _canonical_reference for fhir in ("canonical", "uri", "url")},
     **{("uri", fhir): _uri for fhir in ("uri", "url", "oid", "uuid")},

@@ -9,17 +9,20 @@ Sources: https://hl7.org/fhir/R4/search.html#ptypes, https://hl7.org/fhir/R4/sea
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from fhir_server import errors
-from fhir_server.search import composites, extract
+from fhir_server.search import composites, extract, fulltext
+from fhir_server.search import walk as walking
+from fhir_server.search.composites import hash63 as hash63
 from fhir_server.search.plan import ParamType
-from fhir_server.search.rows import IndexRows
+from fhir_server.search.rows import Emit, IndexRows
+from fhir_server.search.values import bounded
+from fhir_server.search.walk import Place, walk
 from profiles import definitions
 from profiles.fhirpath import engine, paths
 from profiles.fhirpath.errors import FhirPathError
@@ -27,13 +30,14 @@ from profiles.fhirpath.model import Property
 
 # Changes with the meaning of the rows: every parameter gets a new id, and a reindex.
 EXTRACTOR = "2"
-MAX_ROWS = 200_000
+# The contained resources of one resource that are searched; changes of how they are read need a reindex.
+MAX_CONTAINED = 1_000
+_CONTAINED = "contained 1"
+T = TypeVar("T")
 
 # Parameters without rows: columns of the resource table, or asked of other parts of the server.
 COLUMNS = frozenset(("_id", "_lastUpdated"))
 _ELSEWHERE = frozenset(("_text", "_content", "_filter", "_query", "phonetic"))
-
-Emit = Callable[[IndexRows, tuple[int, ...], Any, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Parameter:
     """A search parameter of a type: `pid` identifies its index rows (0: a column); `targets` the types it refers to.
 
     `of_type` is the id of the rows for the modifier :of-type (0: none); `composite` says how the values of a
-    composite are found (None: of another type, or not searched by).
+    composite are found (None: of another type, or not searched by). `ready`: False while rows are still being made.
     """
 
     pid: int
@@ -52,6 +56,12 @@ class Parameter:
     expression: str = ""
     of_type: int = 0
     composite: composites.Composite | None = None
+    ready: bool = True
+
+
+def meaning() -> int:
+    """A number that changes when index rows mean something else, or when there are rows of a new kind."""
+    return hash63(f"rows {EXTRACTOR} {composites.VERSION} {fulltext.VERSION} {_CONTAINED}")
 
 
 def pid(resource_type: str, code: str) -> int:
@@ -70,7 +80,33 @@ def parameters(resource_type: str) -> Mapping[str, Parameter]:
     for definition in definitions.search_parameters(resource_type):
         if definition.code not in _ELSEWHERE and definition.expression and definition.code not in found:
             found[definition.code] = _parameter(definition, resource_type)
+    for definition, ready in _installed:
+        if resource_type in definition.bases and definition.code not in found:
+            found[definition.code] = replace(_parameter(definition, resource_type), ready=ready)
     return MappingProxyType(found)
+
+
+_installed: tuple[tuple[definitions.SearchParameter, bool], ...] = ()
+
+
+def install(added: Sequence[tuple[definitions.SearchParameter, bool]]) -> None:
+    """Makes these the parameters beside the standard's, in this process: each with whether it may be searched by.
+
+    Rows of all of them are made from now on. The truth is in the store; this is the copy that it keeps fresh.
+    """
+    global _installed
+    if _installed != tuple(added):
+        _installed = tuple(added)
+        parameters.cache_clear()
+        _tree.cache_clear()
+        reference_pids.cache_clear()
+
+
+@cache
+def reference_pids() -> tuple[int, ...]:
+    """The ids of all reference parameters of all types."""
+    every = (one for kind in definitions.resource_types() for one in parameters(kind).values())
+    return tuple(sorted({one.pid for one in every if one.type == "reference"}))
 
 
 def _parameter(definition: definitions.SearchParameter, resource_type: str) -> Parameter:
@@ -117,41 +153,43 @@ def _canonicals(children: Mapping[str, definitions.Child], option: Property) -> 
     return children[option.json].element.canonicals if option.type in ("canonical", "uri") else ()
 
 
-def hash63(text: str) -> int:
-    """A positive 63-bit number, the same for the same text on every machine."""
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 1) or 1
-
-
 def rows(resource: Mapping[str, Any], *, zone: str = "Europe/Paris") -> IndexRows:
     """The index rows of a resource (scopes left empty), without repeats.
 
     `zone` is the IANA time zone of dates that say none. Raises errors.Invalid for an unknown resource type and
-    errors.TooLarge beyond 200,000 rows. Values that are not what the model says are left out.
+    errors.TooLarge beyond 200,000 rows. Values that are not what the model says are left out. Contained resources have
+    rows of their own, the first 1,000 of them.
     """
     kind = resource.get("resourceType")
     if not isinstance(kind, str) or kind not in definitions.resource_types():
         raise errors.Invalid(f"{kind!r} is no resource type of FHIR R4.", expression="resourceType")
-    tree = _tree(kind)
-    found = IndexRows()
-    _walk(tree.root, resource, found, zone)
-    for parameter, compiled, emit in tree.computed:
-        _compute(parameter, compiled, emit, resource, found, zone)
-    _check(found)
-    for name in _LISTS:
-        kept = getattr(found, name)
-        if len(kept) > 1:
-            setattr(found, name, list(dict.fromkeys(kept)))
+    found = _rows(kind, resource, zone)
+    held = resource.get("contained")
+    for one in held[:MAX_CONTAINED] if isinstance(held, list) else ():
+        kind, key = (one.get("resourceType"), one.get("id")) if isinstance(one, dict) else (None, None)
+        if isinstance(kind, str) and isinstance(key, str) and kind in definitions.resource_types():
+            found.contained.append((kind, bounded(key), _rows(kind, one, zone)))
     return found
 
 
-_LISTS = ("string", "token", "date", "number", "quantity", "reference", "uri", "coords")
+def _rows(kind: str, resource: Mapping[str, Any], zone: str) -> IndexRows:
+    """The rows of one resource, without those of what it contains."""
+    tree = _tree(kind)
+    found = IndexRows()
+    walk(tree.root, resource, found, zone)
+    for parameter, compiled, emit in tree.computed:
+        _compute(parameter, compiled, emit, resource, found, zone)
+    walking.check(found)
+    found.string, found.token = _once(found.string), _once(found.token)
+    found.date, found.number = _once(found.date), _once(found.number)
+    found.quantity, found.reference = _once(found.quantity), _once(found.reference)
+    found.uri, found.coords = _once(found.uri), _once(found.coords)
+    found.words = fulltext.rows(resource)
+    return found
 
 
-def _check(found: IndexRows) -> None:
-    total = sum(len(getattr(found, name)) for name in _LISTS)
-    if total > MAX_ROWS:
-        raise errors.TooLarge(f"This resource has more than {MAX_ROWS} searchable values; split it.")
+def _once(rows: list[T]) -> list[T]:
+    return list(dict.fromkeys(rows)) if len(rows) > 1 else rows
 
 
 def _compute(
@@ -170,60 +208,19 @@ def _compute(
         emit(found, (parameter.pid,), value, zone)
 
 
-# --- the walk --------------------------------------------------------------------------------------------------------
-
-
-class _Place:
-    """A place of the tree: what to do with a value that gets here, and where its children lead."""
-
-    __slots__ = ("edges", "filters", "picks", "sinks")
-
-    def __init__(self) -> None:
-        self.edges: dict[str, _Place] = {}
-        self.filters: list[tuple[paths.Test, _Place, tuple[str, ...]]] = []
-        self.picks: list[tuple[int, _Place]] = []
-        self.sinks: list[tuple[Emit, tuple[int, ...]]] = []
-
-
 @dataclass(frozen=True, slots=True)
 class _Tree:
-    root: _Place
+    root: Place
     computed: tuple[tuple[Parameter, engine.Compiled, Emit], ...]
-
-
-def _walk(place: _Place, value: Any, found: IndexRows, zone: str) -> None:
-    for emit, pids in place.sinks:
-        emit(found, pids, value, zone)
-    for test, below, _ in place.filters:
-        if type(value) is dict and test(value):
-            _walk(below, value, found, zone)
-    edges = place.edges
-    if not edges or type(value) is not dict:
-        return
-    for key, inner in value.items():
-        next_place = edges.get(key)
-        if next_place is None:
-            continue
-        if type(inner) is list:
-            for element in inner:
-                if element is not None:
-                    _walk(next_place, element, found, zone)
-            if next_place.picks:
-                for index, picked in next_place.picks:
-                    if index < len(inner) and inner[index] is not None:
-                        _walk(picked, inner[index], found, zone)
-            if len(inner) > 64:
-                _check(found)
-        elif inner is not None:
-            _walk(next_place, inner, found, zone)
 
 
 @cache
 def _tree(resource_type: str) -> _Tree:
-    root, whole = _Place(), Property("", resource_type, resource_type, False, False)
-    wanted: _Wanted = {}
+    root, whole = Place(), walking.root_of(resource_type)
+    plan: walking.Plan = {}
     computed: list[tuple[Parameter, engine.Compiled, Emit]] = []
-    for parameter in parameters(resource_type).values():
+    known = parameters(resource_type).values()
+    for parameter in known:
         if parameter.pid == 0 or parameter.type == "composite":
             continue
         compiled = engine.compile(parameter.expression, search=True)
@@ -231,108 +228,9 @@ def _tree(resource_type: str) -> _Tree:
         if ways is None:
             computed.append((parameter, compiled, extract.boolean))
             continue
-        for way in ways:
-            for place, option, owner in _planted(root, way, whole):
-                for want, one in _wants(parameter, option, owner):
-                    wanted.setdefault(place, {}).setdefault(want, []).append(one)
-    _sunk(wanted)
-    _plant_composites(root, whole, parameters(resource_type).values())
+        wanted = walking.Wanted(parameter.pid, parameter.type, parameter.targets, parameter.of_type)
+        walking.plant(root, plan, ways, whole, wanted)
+    walking.sink(plan)
+    walking.plant_composites(root, whole, [one.composite for one in known if one.composite is not None])
+    root.settle()
     return _Tree(root, tuple(computed))
-
-
-_Wanted = dict[_Place, dict[extract.Want, list[int]]]
-
-
-def _sunk(wanted: _Wanted) -> None:
-    """What is wanted at each place as functions to call there."""
-    for place, wants in wanted.items():
-        for want, pids in wants.items():
-            emit = extract.emitter(want)
-            if emit is not None:
-                place.sinks.append((emit, tuple(dict.fromkeys(pids))))
-
-
-def _plant_composites(root: _Place, whole: Property, known: Iterable[Parameter]) -> None:
-    """At each element that holds both values of some composites: one small tree for the values of all of them."""
-    held: dict[_Place, tuple[dict[int, int], _Place, _Wanted]] = {}
-    for parameter in known:
-        for context in parameter.composite.contexts if parameter.composite else ():
-            for place, option, _ in _planted(root, context.way, whole):
-                bases, inner, wanted = held.setdefault(place, ({}, _Place(), {}))
-                if context.base in bases:
-                    continue  # the same pair under another name
-                bases[context.base] = codes = hash63(f"codes of {context.code}")
-                for side, one in ((context.code, codes), (context.other, context.base)):
-                    stand_in = Parameter(one, "", side.type, parameter.targets)
-                    for way in side.ways:
-                        for end, value, owner in _planted(inner, way, option):
-                            for want, _ in _wants(stand_in, value, owner)[:1]:
-                                wanted.setdefault(end, {}).setdefault(want, []).append(one)
-    for place, (bases, inner, wanted) in held.items():
-        _sunk(wanted)
-        place.sinks.append((_paired(bases, inner), ()))
-
-
-def _paired(bases: dict[int, int], inner: _Place) -> Emit:
-    """The rows of composites: each code of the element beside each other value of it."""
-
-    def emit(found: IndexRows, pids: tuple[int, ...], value: Any, zone: str) -> None:
-        seen = IndexRows()
-        _walk(inner, value, seen, zone)
-        by_code: dict[int, list[tuple[str, str]]] = {}
-        for one, system, code, _ in seen.token:
-            if code:
-                by_code.setdefault(one, []).append((system, code))
-        if not by_code:
-            return
-        for name in _LISTS:
-            rows = getattr(found, name)
-            for row in getattr(seen, name):
-                codes = by_code.get(bases.get(row[0], 0), ())
-                for system, code in codes:
-                    rows.append((composites.pid(row[0], system, code), *row[1:]))
-                    rows.append((composites.pid(row[0], None, code), *row[1:]))
-
-    return emit
-
-
-def _wants(parameter: Parameter, option: Property, owner: str) -> list[tuple[extract.Want, int]]:
-    """What a parameter makes of a property: the rows of its type, and for identifiers those of :of-type."""
-    value_set = ""
-    if parameter.type == "token" and option.type == "code":
-        element = definitions.children(owner)[option.json].element
-        value_set = element.binding_value_set if element.binding_strength == "required" else ""
-    targets = parameter.targets if option.type == "Resource" else ()
-    found = [(extract.Want(parameter.type, option.type, value_set, targets), parameter.pid)]
-    if parameter.type == "token" and option.type == "Identifier":
-        found.append((extract.Want("of-type", option.type), parameter.of_type))
-    return found
-
-
-def _planted(root: _Place, way: paths.Route, start: Property) -> list[tuple[_Place, Property, str]]:
-    """The places at the end of a route, made where they are missing; each with its property and what holds it."""
-    ends: list[tuple[_Place, Property, str]] = [(root, start, "")]
-    for step in way.steps:
-        following: list[tuple[_Place, Property, str]] = []
-        for place, option, owner in ends:
-            if isinstance(step, paths.Keys):
-                for child in step.options:
-                    below = place.edges.setdefault(child.json, _Place())
-                    following.append((below, child, option.place))
-            elif isinstance(step, paths.Filter):
-                following.append((_filtered(place, step), option, owner))
-            else:
-                picked = _Place()
-                place.picks.append((step.place, picked))
-                following.append((picked, option, owner))
-        ends = following
-    return ends
-
-
-def _filtered(place: _Place, step: paths.Filter) -> _Place:
-    for _, below, spec in place.filters:
-        if spec == step.spec:
-            return below
-    below = _Place()
-    place.filters.append((step.test, below, step.spec))
-    return below

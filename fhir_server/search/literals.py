@@ -12,7 +12,8 @@ from datetime import datetime
 
 from fhir_server import errors
 from fhir_server.context import micros, now
-from fhir_server.search.extract import UCUM, base_unit, of_type_code
+from fhir_server.search.extract import of_type_code
+from fhir_server.search.measures import UCUM, base_unit
 from fhir_server.search.plan import Prefix, Value
 from fhir_server.search.values import (
     Convert,

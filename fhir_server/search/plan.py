@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-ParamType = Literal["string", "token", "date", "number", "quantity", "reference", "uri", "special", "composite"]
+ParamType = Literal["string", "token", "date", "number", "quantity", "reference", "uri", "special", "composite", "text"]
 Prefix = Literal["eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap"]
 
 
@@ -20,7 +20,8 @@ class Value:
     string, uri: `text` (folded for string). reference: `type` and `id`, or `text` = absolute URL.
     date: `low`/`high` int microseconds, `high` exclusive. number, quantity: `low`/`high` floats, with `system`, `code`;
     a quantity whose code is a UCUM unit also has `unit`, the base units, and `base_low`/`base_high` in them.
-    composite: `pid` is the id of the index rows beside the code searched, the rest is the other value.
+    composite: `pid` is the id of the index rows beside the code searched, the rest is the other value, and `also` the
+    third one. text: `text` is words with a space between them, `code` '*' when the last may go on.
     """
 
     prefix: Prefix = "eq"
@@ -35,13 +36,16 @@ class Value:
     base_low: float = 0
     base_high: float = 0
     pid: int = 0
+    also: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Clause:
     """One parameter occurrence: `values` are ORed, clauses ANDed. `pid` is the index parameter id (0 for column
     parameters `_id`, `_lastUpdated`). `chain`: the clauses the referenced resource (`chain_types`) must meet.
-    `pids`: every index id that may match, when there is more than one (the same name on several types); else empty."""
+    `pids`: every index id that may match, when there is more than one (the same name on several types); else empty.
+    `logic`: the clause is what its `parts` say together (`not` has one part, which must not hold); all else is unused.
+    """
 
     name: str
     type: ParamType
@@ -53,6 +57,23 @@ class Clause:
     chain: tuple[Clause, ...] = ()
     reverse: tuple[str, int] | None = None
     pids: tuple[int, ...] = ()
+    logic: Literal["", "and", "or", "not"] = ""
+    parts: tuple[Clause, ...] = ()
+
+
+def both(*parts: Clause) -> Clause:
+    """All of the parts."""
+    return parts[0] if len(parts) == 1 else Clause("", "special", 0, logic="and", parts=parts)
+
+
+def either(*parts: Clause) -> Clause:
+    """Any of the parts."""
+    return parts[0] if len(parts) == 1 else Clause("", "special", 0, logic="or", parts=parts)
+
+
+def unless(part: Clause) -> Clause:
+    """Not the part."""
+    return Clause("", "special", 0, logic="not", parts=(part,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +81,7 @@ class Sort:
     """`pid` 0 with name `_id` or `_lastUpdated` sorts on the column.
 
     `chain`: the references on the way to the resources whose values count, each by its index id and target types.
+    `pids`: every index id whose values count, when several types are sorted together; else empty.
     """
 
     name: str
@@ -67,6 +89,7 @@ class Sort:
     pid: int
     descending: bool = False
     chain: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    pids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +105,11 @@ class Include:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole search. `types` empty = every type. `after` is the keyset position of the previous page's last row."""
+    """A whole search. `types` empty = every type. `after` is the keyset position of the previous page's last row.
+
+    `contained`: contained resources are searched (true), or they and all others (both); `container`: the answer has the
+    resources that hold them, not they themselves.
+    """
 
     types: tuple[str, ...]
     clauses: tuple[Clause, ...] = ()
@@ -92,3 +119,5 @@ class Plan:
     total: Literal["none", "estimate", "accurate"] = "none"
     after: tuple[object, ...] = ()
     self_link: tuple[tuple[str, str], ...] = field(default=())
+    contained: Literal["", "true", "both"] = ""
+    container: bool = True

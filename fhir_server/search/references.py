@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 from fhir_server.config import Settings
@@ -32,6 +31,19 @@ def relative(reference: str, bases: Sequence[str]) -> str:
     return ""
 
 
+def is_local(reference: str) -> bool:
+    """Whether a reference has the form `Type/id`, or that of a version of it."""
+    return _LOCAL.fullmatch(reference) is not None
+
+
+def base_of(full_url: str) -> str:
+    """`http://x/fhir` of the RESTful address `http://x/fhir/Type/id`, '' for any other (a URN, another form)."""
+    rest, _, key = full_url.rpartition("/")
+    base, _, kind = rest.rpartition("/")
+    restful = base.startswith(("http://", "https://")) and is_local(f"{kind}/{key}")
+    return base if restful and kind in definitions.resource_types() else ""
+
+
 def local(value: Any, path: str) -> Iterator[tuple[str, str]]:
     """(path, `Type/id`) of every literal reference to this server within a resource."""
     if isinstance(value, dict):
@@ -47,12 +59,6 @@ def local(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def referring(resource_type: str, key: str) -> Plan:
-    """A search for whatever refers to a resource by any reference parameter of any type."""
-    pids = _reference_pids()
+    """A search for whatever refers to a resource by any reference parameter of any type, those of users too."""
+    pids = index.reference_pids()
     return Plan((), (Clause("reference", "reference", pids[0], (Value(type=resource_type, id=key),), pids=pids),))
-
-
-@cache
-def _reference_pids() -> tuple[int, ...]:
-    every = (p for kind in definitions.resource_types() for p in index.parameters(kind).values())
-    return tuple(sorted({p.pid for p in every if p.type == "reference"}))

@@ -6,7 +6,9 @@ version, so that a changed meaning gets a new id.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -18,6 +20,8 @@ class IndexRows:
     number: (pid, low, high) · uri: (pid, uri) · coords: (pid, latitude, longitude)
     quantity: (pid, system or '', code or '', low, high, canonical unit or '', canonical low, canonical high)
     reference: (pid, type or '', id or '', url or '', identifier system or '', identifier value or '')
+    words: (pid, folded words with a space between them), at most one row for the narrative and one for the rest
+    contained: (type, id, its rows) of each contained resource, which are searched only when asked for
     `scopes`: (kind, key) with kind case, patient, organisation.
     """
 
@@ -29,4 +33,11 @@ class IndexRows:
     reference: list[tuple[int, str, str, str, str, str]] = field(default_factory=list)
     uri: list[tuple[int, str]] = field(default_factory=list)
     coords: list[tuple[int, float, float]] = field(default_factory=list)
+    words: list[tuple[int, str]] = field(default_factory=list)
+    contained: list[tuple[str, str, IndexRows]] = field(default_factory=list)
     scopes: list[tuple[str, str]] = field(default_factory=list)
+
+
+Pids = tuple[int, ...]
+Emit = Callable[[IndexRows, Pids, Any, str], None]
+"""Adds the rows of a value for some parameters; the last argument is the zone of dates that have none."""

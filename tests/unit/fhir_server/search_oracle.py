@@ -321,6 +321,33 @@ def pointers(value: Any) -> list[Pointer]:
     return [Pointer(None, "" if text.startswith("#") else text, identifier)]
 
 
+# --- words -----------------------------------------------------------------------------------------------------------
+
+_FOR_MACHINES = {"resourceType", "id", "meta", "system", "url", "reference", "contentType", "data", "hash", "status"}
+
+
+def words(resource: Resource, *, narrative: bool) -> list[str]:
+    """The folded words of the narrative, or of all else that people read."""
+    if narrative:
+        text = resource.get("text", {}).get("div", "")
+        texts = [re.sub(r"<[^>]*>|&#?\w+;", " ", text)]
+    else:
+        texts = list(_said(resource))
+    return re.findall(r"[^\W_]+", folded(" ".join(texts)[:40_000]))
+
+
+def _said(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _said(inner)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if name not in _FOR_MACHINES and name not in ("div", "versionId"):
+                yield from _said(inner)
+
+
 # --- the oracle ------------------------------------------------------------------------------------------------------
 
 _RESOLVED = re.compile(r"^(.*)\.where\(resolve\(\) is (\w+)\)$")
@@ -350,7 +377,9 @@ class Oracle:
     def search(self, kind: str, pairs: Sequence[tuple[str, str]]) -> set[Key]:
         """The resources of a type that meet every pair; result parameters are not looked at."""
         mine = [key for key in self.all if key[0] == kind]
-        asked = [(name, text) for name, text in pairs if name not in ("_sort", "_count", "_total")]
+        asked = [
+            (name, text) for name, text in pairs if name not in ("_sort", "_count", "_total") and "include" not in name
+        ]
         return {key for key in mine if all(self.meets(key, name, text) for name, text in asked)}
 
     def meets(self, key: Key, name: str, text: str) -> bool:
@@ -358,6 +387,10 @@ class Oracle:
         if name.startswith("_has:"):
             _, source, code, rest = name.split(":", 3)
             return any(self.meets(one, rest, text) for one in self._referring_to(source, code).get(key, ()))
+        if name == "_filter":
+            return self._filtered(key, text)
+        if name in ("_text", "_content"):
+            return set(text.split(" ")) <= set(words(self.all[key], narrative=name == "_text"))
         head, _, rest = name.partition(".")
         code, _, modifier = head.partition(":")
         if rest:
@@ -369,9 +402,40 @@ class Oracle:
             )
         return self._plain(key, code, modifier, text)
 
+    def _filtered(self, key: Key, text: str) -> bool:
+        """`[not (]name operator "value"[)]`, joined by and and or, from left to right."""
+        found, joined = False, "or"
+        for part in re.finditer(r'(not \()?(\S+) (\w\w) (?:"((?:[^"\\]|\\.)*)"|(\w+))\)?(?: (and|or) |$)', text):
+            value = re.sub(r"\\(.)", r"\1", part[4]) if part[4] is not None else part[5]
+            held = self._compared(key, part[2], part[3], value) != bool(part[1])
+            found = (found and held) if joined == "and" else (found or held)
+            joined = part[6]
+        return found
+
+    def _compared(self, key: Key, code: str, operator: str, text: str) -> bool:
+        if operator == "pr":
+            return self._plain(key, code, "missing", "false" if text == "true" else "true")
+        definition = self.parameter(key[0], code)
+        assert definition is not None, (key, code)
+        values = self.values(key, code)
+        if definition.type == "string":
+            spelled, wanted = [folded(one) for value in values for one in strings(value)], folded(text)
+            test: dict[str, Callable[[str], bool]] = {
+                "eq": lambda one: one == wanted,
+                "ne": lambda one: one != wanted,
+                "co": lambda one: wanted in one,
+                "sw": lambda one: one.startswith(wanted),
+                "ew": lambda one: one.endswith(wanted),
+            }
+            return any(map(test[operator], spelled))
+        escaped = re.sub(r"([,$\\])", r"\\\1", text)
+        if definition.type == "token":
+            return any(self._is_token(key, definition, "", value, escaped) for value in values)
+        return any(self._is_date(key, definition, "", value, operator + text) for value in values)
+
     def _has_parameter(self, kind: str, rest: str) -> bool:
         code = re.split(r"[.:]", rest)[0]
-        return code in ("_id", "_has", "_lastUpdated") or self.parameter(kind, code) is not None
+        return code in ("_id", "_has", "_lastUpdated", "_text", "_content") or self.parameter(kind, code) is not None
 
     def _plain(self, key: Key, code: str, modifier: str, text: str) -> bool:
         if code == "_id":
@@ -559,15 +623,23 @@ class Oracle:
 
     def _is_composite(self, key: Key, definition: Definition, modifier: str, value: Any, text: str) -> bool:
         for at, part in enumerate(pieces(text, "$")):
-            kind, found = self.component(key[0], definition, at, value)
+            kind, found = self.component(key[0], definition, at, value, self.all[key])
             inner = self.by_url[definition.components[at][0]]
             if not any(getattr(self, f"_is_{kind}")(key, inner, "", one, part) for one in found):
                 return False
         return True
 
-    def component(self, kind: str, definition: Definition, at: int, value: Any) -> tuple[str, list[Any]]:
-        """The type and the values of one component of a composite, inside one element that holds both."""
+    def component(
+        self, kind: str, definition: Definition, at: int, value: Any, resource: Resource | None = None
+    ) -> tuple[str, list[Any]]:
+        """The type and the values of one component of a composite, inside one element that holds both.
+
+        `%resource` of a component is the resource itself; without it such a component has no values.
+        """
         url, path = definition.components[at]
+        if path.startswith("%resource."):
+            said = kind + path.removeprefix("%resource")
+            return self.by_url[url].type, fhirpathpy.evaluate(resource, said, {}, models["r4"]) if resource else []
         whole, start = value, kind
         if "resourceType" not in value:
             start = next(one for one in self.branches(kind, definition.expression) if "." in one)
@@ -592,12 +664,56 @@ class Oracle:
         haversine = math.sin((b - a) / 2) ** 2 + math.cos(a) * math.cos(b) * math.sin(turn / 2) ** 2
         return 2 * 6371.0088 * math.asin(min(1.0, math.sqrt(haversine))) <= reach
 
+    # --- what comes with the matches
+
+    def included(self, matches: set[Key], rules: Sequence[tuple[str, str]]) -> set[Key]:
+        """What `_include` and `_revinclude` bring, the matches left out."""
+        found, fresh, first = set(matches), set(matches), True
+        while fresh:
+            brought: set[Key] = set()
+            for name, text in rules:
+                head, _, modifier = name.partition(":")
+                if first or modifier:
+                    for key in fresh:
+                        brought |= set(self._led(key, head == "_revinclude", text))
+            fresh, first = brought - found, False
+            found |= fresh
+        return found - matches
+
+    def _led(self, key: Key, back: bool, text: str) -> Iterator[Key]:
+        source, code, target = (*text.split(":"), "", "")[:3]
+        for kind in self._kinds() if source == "*" else [source]:
+            wanted = [code] if code not in ("", "*") else self._references(kind)
+            for one in wanted:
+                if back:
+                    if target in ("", key[0]):
+                        yield from self._referring_to(kind, one).get(key, ())
+                elif kind == key[0]:
+                    for pointer in self._pointers(key, one):
+                        if pointer.key in self.all and target in ("", pointer.key[0]):
+                            yield pointer.key
+
+    def _kinds(self) -> set[str]:
+        return {key[0] for key in self.all}
+
+    def _references(self, kind: str) -> list[str]:
+        owners = (kind, "DomainResource", "Resource")
+        codes = {code for owner in owners for code in self.known.get(owner, ())}
+        return [code for code in codes if (one := self.parameter(kind, code)) is not None and one.type == "reference"]
+
     # --- order
 
     def sort_value(self, key: Key, code: str, *, descending: bool) -> Any:
         """What a resource is sorted by: its least value, or when descending its greatest; None when it has none."""
         if code == "_id":
             return key[1]
+        way, dot, rest = code.partition(".")
+        if dot:
+            reference, _, kind = way.partition(":")
+            led = {one.key for one in self._pointers(key, reference) if one.key in self.all and one.key[0] == kind}
+            ranks = [self.sort_value(one, rest, descending=descending) for one in led if one is not None]
+            known = [one for one in ranks if one is not None]
+            return (max(known) if descending else min(known)) if known else None
         definition = self.parameter(key[0], code)
         assert definition is not None
         found = [one for value in self.values(key, code) for one in self._ranks(key, definition, value, descending)]

@@ -55,6 +55,25 @@ RESOURCES: list[dict[str, Any]] = [
         ],
     },
     {"resourceType": "Patient", "id": "p"},
+    {
+        "resourceType": "MolecularSequence",
+        "id": "two",
+        "coordinateSystem": 0,
+        "referenceSeq": {
+            "chromosome": coded("1", "urn:chr"),
+            "referenceSeqId": coded("NC_1", ""),
+            "windowStart": 100,
+            "windowEnd": 200,
+        },
+        "variant": [{"start": 110, "end": 120}, {"start": 150, "end": 190}, {"start": 199}],
+    },
+    {
+        "resourceType": "MolecularSequence",
+        "id": "other",
+        "coordinateSystem": 0,
+        "referenceSeq": {"chromosome": coded("2", "urn:chr"), "windowStart": 100, "windowEnd": 200},
+        "variant": [{"start": 110, "end": 120}],
+    },
 ]
 
 
@@ -86,6 +105,15 @@ def ids(store: Store, kind: str, name: str, text: str) -> str:
         ("Observation", "code-value-date", "c$lt2026", ""),
         ("DocumentReference", "relationship", "replaces$DocumentReference/old", "new"),
         ("DocumentReference", "relationship", "replaces$DocumentReference/first", ""),
+        ("MolecularSequence", "chromosome-window-coordinate", "1$100$200", "two"),
+        ("MolecularSequence", "chromosome-window-coordinate", "urn:chr|1$lt150$gt150", "two"),
+        ("MolecularSequence", "chromosome-window-coordinate", "1$200$100", ""),
+        ("MolecularSequence", "chromosome-variant-coordinate", "1$110$120,2$110$120", "other two"),
+        ("MolecularSequence", "chromosome-variant-coordinate", "1$110$190", ""),
+        ("MolecularSequence", "chromosome-variant-coordinate", "urn:chr|1$ge130$le190", "two"),
+        ("MolecularSequence", "chromosome-variant-coordinate", "1$199$ge0", ""),
+        ("MolecularSequence", "referenceseqid-window-coordinate", "|NC_1$ge100$le200", "two"),
+        ("MolecularSequence", "referenceseqid-variant-coordinate", "NC_1$150$190", "two"),
         ("Patient", "_has:Observation:patient:component-code-value-quantity", "8480-6$120", "p"),
     ],
 )

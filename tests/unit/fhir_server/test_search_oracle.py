@@ -32,6 +32,7 @@ from search_oracle import (
     pointers,
     strings,
     tokens,
+    words,
 )
 
 from fhir_server import errors
@@ -123,6 +124,12 @@ def own() -> list[dict[str, Any]]:
         found.append({"resourceType": "Group", "id": f"g{n}", "type": "person", "characteristic": [trait]})
         use = {"code": {"system": "urn:u", "code": code}, "valueQuantity": {"value": n, "system": UCUM, "code": "kg"}}
         found.append({"resourceType": "Measure", "id": f"m{n}", "status": "draft", "useContext": [use]})
+        place = {"chromosome": said, "referenceSeqId": coded, "windowStart": 10 * n, "windowEnd": 100 - n}
+        spans = [{"start": 10 + n, "end": 20}, {"start": 30, "end": 40 + n}, {"start": 50}]
+        found.append(
+            {"resourceType": "MolecularSequence", "id": f"s{n}", "coordinateSystem": 0, "referenceSeq": place}
+            | {"variant": spans}
+        )
     names = [("Œuvrard", "Zoé"), ("oeuvrard", "ZOE"), ("L’Hôpital", "Jean-François"), ("50%_a", "\\b,c|d$e")]
     for n, (family, given) in enumerate(names):
         found.append(
@@ -159,7 +166,7 @@ def world(store: Store, resources: list[dict[str, Any]]) -> World:
     kinds = Counter(one["resourceType"] for one in stored)
     for kind in kinds:
         codes = sorted({c for owner in (kind, "DomainResource", "Resource") for c in oracle.known.get(owner, ())})
-        every = [one for code in codes if (one := oracle.parameter(kind, code)) is not None]
+        every = [known for code in codes if (known := oracle.parameter(kind, code)) is not None]
         uses[kind] = [one for one in every if index.parameters(kind).get(one.code) is not None and one.code != "_id"]
     return World(store, oracle, uses)
 
@@ -193,7 +200,74 @@ class Asker:
             return []
         usable = [one.code for one in self.world.uses[kind] if one.type not in ("composite", "special")]
         codes = self.random.sample(usable, min(len(usable), self.random.choice((1, 1, 2))))
+        if self.random.random() < 0.3 and (chained := self.chained_key(kind)) is not None:
+            codes.insert(0, chained)
         return [("_sort", ",".join(self.random.choice(("", "-")) + code for code in codes))]
+
+    def chained_key(self, kind: str) -> str | None:
+        """`subject:Patient.birthdate`: a key of the order that is the value of the resource referred to."""
+        references = [one for one in self.world.uses[kind] if one.type == "reference"]
+        if not references:
+            return None
+        code = self.random.choice(references).code
+        pointer = self.any_of([p for v in self.some(kind, code) for p in pointers(v)])
+        if (
+            pointer is None
+            or pointer.key not in self.oracle.all
+            or pointer.key[0] not in index.parameters(kind)[code].targets
+        ):
+            return None
+        usable = [one for one in self.world.uses[pointer.key[0]] if one.type not in ("composite", "special")]
+        return f"{code}:{pointer.key[0]}.{self.random.choice(usable).code}"
+
+    def filter(self, kind: str) -> tuple[str, str] | None:
+        """`_filter` of one to three comparisons, some of them negated."""
+        parts: list[str] = []
+        for _ in range(self.random.choice((1, 2, 3))):
+            usable = [one for one in self.world.uses[kind] if one.type in ("string", "token", "date")]
+            definition = self.random.choice(usable)
+            if definition.code == "_lastUpdated":
+                continue
+            if self.random.random() < 0.15:
+                part = f"{definition.code} pr {self.random.choice(('true', 'false'))}"
+            else:
+                said = self.compared(kind, definition)
+                if said is None:
+                    continue
+                quoted = said[1].replace("\\", "\\\\").replace('"', '\\"')
+                part = f'{definition.code} {said[0]} "{quoted}"'
+            parts.append(f"not ({part})" if self.random.random() < 0.2 else part)
+        if not parts:
+            return None
+        text = parts[0]
+        for part in parts[1:]:
+            text += f" {self.random.choice(('and', 'or'))} {part}"
+        return "_filter", text
+
+    def compared(self, kind: str, definition: Definition) -> tuple[str, str] | None:
+        """An operator of `_filter` and a value, for a string, a token or a date."""
+        values = self.some(kind, definition.code)
+        if definition.type == "string":
+            text = self.any_of([one for value in values for one in strings(value)])
+            operator = self.random.choice(("eq", "ne", "co", "sw", "ew"))
+            if text and operator in ("co", "sw", "ew"):
+                text = text[:5] if operator == "sw" else text[-5:]
+            return (operator, text) if text and any(char.isalnum() for char in text) else None
+        if definition.type == "token":
+            found = self.any_of([one for value in values for one in tokens(value, "")])
+            return ("eq", found[1]) if found and found[1] and "|" not in found[1] else None
+        text = self.any_of([one for value in values for one in _dates(value)])
+        return (self.random.choice(("eq", "gt", "lt", "ge", "le", "sa", "eb")), text) if text else None
+
+    def full_text(self, kind: str) -> tuple[str, str] | None:
+        """One or two words that one of the resources has."""
+        name = self.random.choice(("_text", "_content"))
+        key = self.random.choice(self.keys[kind])
+        known = [one for one in words(self.oracle.all[key], narrative=name == "_text") if len(one) < 50]
+        known = [one for one in known if one not in ("and", "or", "not")]
+        if not known:
+            return None
+        return name, " ".join(self.random.choices(known, k=self.random.choice((1, 1, 2))))
 
     def pair(self, kind: str, depth: int) -> tuple[str, str] | None:
         """One `name=text` on a type; None when luck found no value."""
@@ -202,6 +276,10 @@ class Asker:
             return self.chain(kind, depth)
         if depth < 3 and chance < 0.25:
             return self.has(kind, depth)
+        if depth == 0 and chance > 0.93:
+            return self.filter(kind)
+        if chance > 0.88:
+            return self.full_text(kind)
         if chance < 0.3:
             return "_id", ",".join(key[1] for key in self.random.choices(self.keys[kind], k=3))
         sort = self.random.choice(sorted({one.type for one in self.world.uses[kind]}))
@@ -371,10 +449,11 @@ class Asker:
         if index.parameters(kind)[definition.code].composite is None:
             return "", None
         holders = self.some(kind, definition.code)
-        texts = [self.component(kind, definition, at, self.any_of(holders)) for at in range(2)]
+        parts = range(len(definition.components))
+        texts = [self.component(kind, definition, at, self.any_of(holders)) for at in parts]
         if self.random.random() < 0.8 and holders:
             holder = self.random.choice(holders)
-            texts = [self.component(kind, definition, at, holder) for at in range(2)]
+            texts = [self.component(kind, definition, at, holder) for at in parts]
         return "", None if None in texts else "$".join(str(text) for text in texts)
 
     def component(self, kind: str, definition: Definition, at: int, holder: Any) -> str | None:
@@ -467,6 +546,46 @@ def compare(world: World, seed: int, count: int) -> tuple[list[str], Counter[str
     return differences, tally
 
 
+def rules(asker: Asker) -> list[tuple[str, str]]:
+    """One to three random includes, `:iterate` and `*` among them."""
+    made: list[tuple[str, str]] = []
+    while len(made) < asker.random.choice((1, 2, 3)):
+        kind, name = asker.random.choice(asker.kinds), asker.random.choice(("_include", "_revinclude"))
+        codes = [one.code for one in asker.world.uses[kind] if one.type == "reference"]
+        if not codes:
+            continue
+        code = asker.random.choice((asker.random.choice(codes), "*"))
+        text = "*" if asker.random.random() < 0.1 else f"{kind}:{code}"
+        if code != "*" and text != "*" and asker.random.random() < 0.3:
+            targets = index.parameters(kind)[code].targets
+            text += f":{asker.random.choice(targets)}" if targets else ""
+        made.append((name + asker.random.choice(("", ":iterate")), text))
+    return made
+
+
+def compare_includes(world: World, seed: int, count: int) -> list[str]:
+    """What comes with the matches, ours and theirs."""
+    asker, differences = Asker(world, seed), list[str]()
+    for n in range(count):
+        kind, pairs = asker.question()
+        pairs = [*[pair for pair in pairs if pair[0] != "_sort"], *rules(asker)]
+        matches = world.oracle.search(kind, pairs)
+        expected = world.oracle.included(matches, [pair for pair in pairs if "include" in pair[0]])
+        with world.store.read(SYSTEM) as snapshot:
+            page = snapshot.search(replace(query.parse(kind, pairs, zone=ZONE, now=NOW), count=1000))
+        found = {(one.type, one.id) for one in page.includes}
+        if page.next is None and not page.cut and (found != expected or len(found) != len(page.includes)):
+            told = f"seed {seed} #{n} {kind}?" + "&".join(f"{name}={text}" for name, text in pairs)
+            more, less = sorted(found - expected)[:3], sorted(expected - found)[:3]
+            differences.append(f"{told}: only ours {more}, only theirs {less}")
+    return differences
+
+
+def test_what_is_included_is_what_the_oracle_includes(store: Store) -> None:
+    differences = compare_includes(world(store, own()), SEED, 200)
+    assert not differences, "\n".join(differences)
+
+
 def test_our_own_examples_are_found_as_the_oracle_says(store: Store) -> None:
     differences, tally = compare(world(store, own()), SEED, 400)
     assert not differences, "\n".join(differences)
@@ -489,3 +608,4 @@ def test_thousands_of_searches_are_answered_as_the_oracle_says(store: Store, sha
     for seed in range(SEED + 1, SEED + 6):
         differences, _ = compare(made, seed, 1000)
         assert not differences, "\n".join(differences)
+        assert not compare_includes(made, seed, 100)
