@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fhir_server.store.dialect import Row
+from fhir_server.store.tables import AUDIT
 from fhir_server.store.view import View, lock, printable
 
 SEAL_ROWS = 2000
@@ -55,28 +56,18 @@ _SEALED = f"{_COLUMNS}, txid"
 def append(view: View, row: AuditRow) -> None:
     caller = view.caller
     view.db.stamp()
-    view.db.run(
-        "INSERT INTO audit (action, event, entity_type, entity_id, entity_version, case_key, outcome, text, who, "
-        "display, role, channel, peer, request_id, recorded, txid) "
-        f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {view.db.dialect.txid})",
-        (
-            row.action,
-            row.event,
-            row.entity_type,
-            row.entity_id,
-            row.entity_version,
-            row.case_key,
-            row.outcome,
-            printable(row.text),
-            row.who or caller.who,
-            printable(row.display or caller.display, 200),
-            row.role or ",".join(sorted(caller.roles)),
-            row.channel or caller.channel,
-            printable(row.peer or caller.peer, 200),
-            row.request_id or caller.request_id,
-            row.recorded or view.now(),
-        ),
-    )
+    told = {name: getattr(row, name) for name, _ in AUDIT.columns}
+    told |= {
+        "text": printable(row.text),
+        "who": row.who or caller.who,
+        "display": printable(row.display or caller.display, 200),
+        "role": row.role or ",".join(sorted(caller.roles)),
+        "channel": row.channel or caller.channel,
+        "peer": printable(row.peer or caller.peer, 200),
+        "request_id": row.request_id or caller.request_id,
+        "recorded": row.recorded or view.now(),
+    }
+    view.db.fill(AUDIT, [tuple(told.values())])
 
 
 @dataclass(frozen=True, slots=True)

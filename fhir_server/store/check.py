@@ -9,7 +9,7 @@ the caller's `extract`, the same function the writers use.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,8 +18,8 @@ from fhir_server.context import SYSTEM
 from fhir_server.search.rows import IndexRows
 from fhir_server.store.dialect import Row
 from fhir_server.store.engine import Store
-from fhir_server.store.resources import index_values, mask_of, prefix
-from fhir_server.store.tables import INDEX_TABLES, SCOPE
+from fhir_server.store.resources import contained_numbers, index_values, mask_of, prefix
+from fhir_server.store.tables import CONTAINED, INDEX_TABLES, SCOPE
 from fhir_server.store.view import View
 from profiles import json_text
 
@@ -168,14 +168,26 @@ def currents(view: View, after: int, last: int) -> list[Current]:
 
 
 def index_cursors(view: View, after: int, last: int) -> list[Cursor]:
-    """The index rows of a batch, table by table, scopes last."""
+    """The index rows of a batch, table by table, scopes last; not those of contained resources (see `rows_of`)."""
     return [
-        Cursor(_by_rid(view, f"SELECT {bulk.names} FROM {bulk.table}", after, last)) for bulk in (*INDEX_TABLES, SCOPE)
+        Cursor(_by_rid(view, f"SELECT {bulk.names} FROM {bulk.table} t", after, last))
+        for bulk in (*INDEX_TABLES, SCOPE)
     ]
 
 
+def rows_of(view: View, one: Current, cursors: Sequence[Cursor]) -> list[list[Row]]:
+    """The index rows of a resource and of what it contains, table by table, scopes last."""
+    found = [list(cursor.of(one.rid)) for cursor in cursors]
+    if found[INDEX_TABLES.index(CONTAINED)] or one.mask >> INDEX_TABLES.index(CONTAINED) & 1:
+        for bulk, rows in zip(INDEX_TABLES[:-1], found, strict=False):
+            sql = f"SELECT {bulk.names} FROM {bulk.table} WHERE rid BETWEEN ? AND ?"
+            rows.extend(view.db.rows(sql, contained_numbers(one.rid)))
+    return found
+
+
 def _by_rid(view: View, select: str, after: int, last: int) -> Iterator[Row]:
-    sql = f"{select} WHERE rid > ? AND rid <= ? ORDER BY rid LIMIT ?"
+    known = "(t.rid > 0 OR NOT EXISTS (SELECT 1 FROM contained k WHERE k.number = t.rid))"
+    sql = f"{select} WHERE t.rid > ? AND t.rid <= ? AND {known} ORDER BY t.rid LIMIT ?"
     while True:
         rows = view.db.rows(sql, (after, last, PAGE))
         if len(rows) < PAGE:
@@ -226,7 +238,7 @@ def _resources(store: Store, extract: Extract, report: Report, deep: bool) -> It
                 _no_owner(cursors, history, one.rid, report)
                 _check_current(one, report)
                 _check_history(one, history.of(one.rid), report, deep)
-                _check_rows(view, one, [list(cursor.of(one.rid)) for cursor in cursors], extract, report)
+                _check_rows(view, one, rows_of(view, one, cursors), extract, report)
                 report.resources += 1
             _no_owner(cursors, history, last + 1, report)
         after = last
@@ -299,9 +311,9 @@ def _check_rows(view: View, one: Current, found: Sequence[list[Row]], extract: E
 def disagreements(one: Current, rows: IndexRows, found: Sequence[list[Row]]) -> list[tuple[Kind, str]]:
     """How the index rows, scopes and mask of a resource differ from those it ought to have."""
     told: list[tuple[Kind, str]] = []
-    for bulk, values, there in zip((*INDEX_TABLES, SCOPE), (*index_values(rows), rows.scopes), found, strict=True):
-        should = set(values)
-        have = [row[1:] for row in there]
+    scopes = [(one.rid, *row) for row in rows.scopes]
+    for bulk, values, there in zip((*INDEX_TABLES, SCOPE), (*index_values(one.rid, rows), scopes), found, strict=True):
+        should, have = set(values), there
         lacking, surplus = len(should - set(have)), sum(1 for row in have if row not in should)
         twice = len(have) - len(set(have))
         if lacking or surplus or twice:
@@ -420,17 +432,21 @@ def _studies(store: Store, report: Report) -> Iterator[None]:
         yield
 
 
+_KEYED: Mapping[str, Kind] = {"in": "message", "out": "delivery", "study": "study"}
+
+
 def _keys(store: Store, report: Report) -> Iterator[None]:
-    """Business keys belong to a message or a delivery that is there."""
+    """Business keys belong to a message, a delivery or a study that is there."""
     sql = (
         "SELECT DISTINCT k.message, k.box, CASE WHEN k.box = 'in' THEN (SELECT 1 FROM inbox i WHERE i.id = k.message) "
+        "WHEN k.box = 'study' THEN (SELECT 1 FROM dicom_study s WHERE s.study_uid = k.message) "
         "ELSE (SELECT 1 FROM delivery d WHERE d.id = k.message) END "
         "FROM message_key k WHERE (k.message, k.box) > (?, ?) ORDER BY k.message, k.box LIMIT ?"
     )
     for rows in _pages(store, sql, ("", "")):
         for message, box, there in rows:
             if not there:
-                report.add("message" if box == "in" else "delivery", message, "keys of what is not there")
+                report.add(_KEYED.get(box, "delivery"), message, "keys of what is not there")
         yield
 
 

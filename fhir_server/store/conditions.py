@@ -9,21 +9,30 @@ Source: https://hl7.org/fhir/R4/search.html (prefixes 3.1.1.4.5, modifiers 3.1.1
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 from fhir_server import errors
 from fhir_server.context import Caller
 from fhir_server.search.plan import Clause, ParamType, Value
-from fhir_server.search.values import bounded, fold
-from fhir_server.store.dialect import like, marks
+from fhir_server.store.dialect import marks
+from fhir_server.store.value_tests import (
+    DATE_TESTS,
+    MAX_VALUES,
+    VALUE_TESTS,
+    any_of,
+    both,
+    full_text,
+    in_range,
+    unsupported,
+)
 from fhir_server.store.view import Fragment, visible
 
 MAX_DEPTH = 20
-MAX_VALUES = 2_000
 NESTED = 2
+
+# Conditions that PostgreSQL may join; its planner takes minutes over a hundred, so the others are asked row by row.
+JOINED = 8
 ALL = -1
 
 TABLES: dict[ParamType, str] = {
@@ -35,34 +44,19 @@ TABLES: dict[ParamType, str] = {
     "reference": "idx_reference",
     "uri": "idx_uri",
     "special": "idx_coords",
-}
-
-# Ranges of dates are half open, [low, high); those of numbers closed. L and H stand for the searched range.
-_DATE_TESTS = {
-    "eq": ("{low} >= L AND {high} <= H"),
-    "ne": ("NOT ({low} >= L AND {high} <= H)"),
-    "gt": ("{high} > H"),
-    "lt": ("{low} < L"),
-    "ge": ("{high} > H OR ({low} >= L AND {high} <= H)"),
-    "le": ("{low} < L OR ({low} >= L AND {high} <= H)"),
-    "sa": ("{low} >= H"),
-    "eb": ("{high} <= L"),
-    "ap": ("{low} < H AND {high} > L"),
-}
-_NUMBER_TESTS = {
-    **_DATE_TESTS,
-    "sa": ("{low} > H"),
-    "eb": ("{high} < L"),
-    "ap": ("{low} <= H AND {high} >= L"),
+    "text": "idx_text",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Who asks, and how this database's planner is told to leave an index alone (`Dialect.unindexed`)."""
+    """Who asks, how this database's planner is told to leave an index alone (`Dialect.unindexed`), and its test of
+    full text (`Dialect.words`), and what keeps a condition out of the joins (`Dialect.alone`)."""
 
     caller: Caller
     unindexed: str = "{}"
+    words: str = ""
+    alone: str = ""
 
     def plain(self, column: str) -> str:
         return self.unindexed.format(column)
@@ -79,7 +73,7 @@ def conditions(
     if depth > MAX_DEPTH:
         raise errors.TooLarge(f"A search may follow at most {MAX_DEPTH} references in a row.")
     parts = [
-        _clause(clause, alias, ground, depth, by_row=start != ALL and start != position)
+        _clause(clause, alias, ground, depth, by_row=(start != ALL and start != position) or position >= JOINED)
         for position, clause in enumerate(clauses)
     ]
     return Fragment("".join(f" AND {part.sql}" for part in parts), tuple(p for part in parts for p in part.params))
@@ -95,9 +89,23 @@ def is_hop(clause: Clause) -> bool:
     return bool(clause.chain) or clause.reverse is not None
 
 
-def probe(clause: Clause, limit: int) -> Fragment:
+def is_seekable(clause: Clause) -> bool:
+    """Whether a database can start from the clause: what it holds for is a set some index gives."""
+    if clause.logic == "or":
+        return all(is_seekable(part) for part in clause.parts)
+    if clause.logic == "and":
+        return any(is_seekable(part) for part in clause.parts)
+    return not clause.logic and (is_set(clause) or is_hop(clause) or is_id(clause))
+
+
+def is_id(clause: Clause) -> bool:
+    """Whether the clause names the resources by id."""
+    return clause.name == "_id" and clause.pid == 0 and not clause.modifier and not clause.logic
+
+
+def probe(clause: Clause, limit: int, ground: Ground) -> Fragment:
     """Counts the index rows of a clause that `is_set`, up to `limit`."""
-    test = _index_test(clause)
+    test = _index_test(clause, ground)
     return Fragment(
         f"SELECT count(*) FROM (SELECT 1 FROM {TABLES[clause.type]} x WHERE {test.sql} LIMIT {int(limit)}) p",
         test.params,
@@ -107,34 +115,73 @@ def probe(clause: Clause, limit: int) -> Fragment:
 def _clause(clause: Clause, alias: str, ground: Ground, depth: int, *, by_row: bool) -> Fragment:
     if len(clause.values) > MAX_VALUES:
         raise errors.TooLarge(f"`{clause.name}` has {len(clause.values)} values; at most {MAX_VALUES} are accepted.")
+    if clause.logic:
+        return _logic(clause, alias, ground, depth, by_row=by_row)
     if is_hop(clause):
         return _hops(clause, alias, ground, depth)
     if clause.pid == 0:
-        return _column(clause, alias)
+        return _column(clause, alias, ground)
     if clause.type not in TABLES:
-        raise _unsupported(clause)
+        raise unsupported(clause)
     table, absent = TABLES[clause.type], clause.missing is True or clause.modifier == "not"
     if absent or by_row or clause.missing is not None:
-        test = _index_test(clause, ground.plain("x.pid"))
+        test = _index_test(clause, ground, ground.plain("x.pid"))
         negate = "NOT " if absent else ""
         return Fragment(
-            f"{negate}EXISTS (SELECT 1 FROM {table} x WHERE x.rid = {alias}.rid AND {test.sql})", test.params
+            f"{negate}EXISTS (SELECT 1 FROM {table} x WHERE x.rid = {alias}.rid AND {test.sql}{ground.alone})",
+            test.params,
         )
-    test = _index_test(clause)
+    test = _index_test(clause, ground)
     return Fragment(f"{alias}.rid IN (SELECT x.rid FROM {table} x WHERE {test.sql})", test.params)
 
 
-def _index_test(clause: Clause, pid_column: str = "x.pid") -> Fragment:
+def _logic(clause: Clause, alias: str, ground: Ground, depth: int, *, by_row: bool) -> Fragment:
+    """What the parts say together. Alternatives that are all sets are one set: the planners join it as any other,
+    while an OR of several makes PostgreSQL read every resource."""
+    if clause.logic == "or" and not by_row and is_seekable(clause) and alias.count("u") < NESTED:
+        ways = [_rids(part, alias, ground, depth) for part in clause.parts]
+        sql = " UNION ALL ".join(way.sql for way in ways)
+        return Fragment(f"{alias}.rid IN ({sql})", tuple(param for way in ways for param in way.params))
+    parts = [
+        _clause(part, alias, ground, depth, by_row=by_row or position >= JOINED)
+        for position, part in enumerate(clause.parts)
+    ]
+    params = tuple(param for part in parts for param in part.params)
+    if clause.logic == "not":
+        return Fragment(f"NOT ({parts[0].sql})", params)
+    return Fragment(f"({f' {clause.logic.upper()} '.join(part.sql for part in parts)})", params)
+
+
+def _rids(part: Clause, alias: str, ground: Ground, depth: int) -> Fragment:
+    """A statement for the rids one of several alternatives holds for."""
+    if is_set(part) and part.missing is None and part.type in TABLES:
+        test = _index_test(part, ground)
+        return Fragment(f"SELECT x.rid FROM {TABLES[part.type]} x WHERE {test.sql}", test.params)
+    inner = f"{alias}u"
+    parts = part.parts if part.logic == "and" else (part,)
+    start = next((at for at, one in enumerate(parts) if is_seekable(one)), None)
+    met = conditions(parts, inner, ground, start=start, depth=depth)
+    return Fragment(f"SELECT {inner}.rid FROM resource {inner} WHERE {inner}.deleted = 0{met.sql}", met.params)
+
+
+def _index_test(clause: Clause, ground: Ground, pid_column: str = "x.pid") -> Fragment:
     if clause.values and clause.values[0].pid:
-        return _any([_beside(clause, value, pid_column) for value in clause.values])
+        return any_of([_beside(clause, value, pid_column) for value in clause.values])
     pid = _pid(clause, pid_column)
-    return pid if clause.missing is not None else _both(pid, _VALUE_TESTS[clause.type](clause))
+    if clause.missing is not None:
+        return pid
+    if clause.type == "text":
+        return both(pid, full_text(clause, ground.words))
+    if clause.modifier == "unequal":
+        test = VALUE_TESTS[clause.type](replace(clause, modifier="equals" if clause.type == "string" else ""))
+        return both(pid, Fragment(f"NOT ({test.sql})", test.params))
+    return both(pid, VALUE_TESTS[clause.type](clause))
 
 
 def _beside(clause: Clause, value: Value, column: str) -> Fragment:
     """A composite: the rows beside the code, tested by the other value."""
-    test = _VALUE_TESTS[clause.type](replace(clause, values=(value,)))
-    return _both(Fragment(f"{column} = ?", (value.pid,)), test)
+    test = VALUE_TESTS[clause.type](replace(clause, values=(value,)))
+    return both(Fragment(f"{column} = ?", (value.pid,)), test)
 
 
 def _pid(clause: Clause, column: str = "x.pid") -> Fragment:
@@ -210,239 +257,16 @@ def _backward(clause: Clause, alias: str, ground: Ground, met: Fragment) -> Frag
     )
 
 
-def _column(clause: Clause, alias: str) -> Fragment:
-    """`_id` and `_lastUpdated`, which are columns."""
-    if clause.name == "_id" and clause.modifier in ("", "not"):
+def _column(clause: Clause, alias: str, ground: Ground) -> Fragment:
+    """`_id`, `_lastUpdated` and `_type`, which are columns."""
+    if clause.name == "_type":
+        kinds = [value.code or "" for value in clause.values]
+        return Fragment(f"{ground.plain(alias + '.type')} IN ({marks(kinds)})", tuple(kinds))
+    if clause.name == "_id" and clause.modifier in ("", "not", "unequal"):
         ids = [value.code or "" for value in clause.values]
-        negate = "NOT " if clause.modifier == "not" else ""
+        negate = "NOT " if clause.modifier else ""
         return Fragment(f"{alias}.id {negate}IN ({marks(ids)})", tuple(ids))
     if clause.name == "_lastUpdated":
         column = f"{alias}.last_updated"
-        return _any([_range(value, _DATE_TESTS, column, f"({column} + 1)") for value in clause.values])
-    raise _unsupported(clause)
-
-
-def _any(tests: Sequence[Fragment]) -> Fragment:
-    """The tests ORed as a balanced tree: SQLite bounds the depth of an expression at 1,000."""
-    if len(tests) == 1:
-        return tests[0]
-    if not tests:
-        return Fragment("1 = 0")
-    middle = len(tests) // 2
-    left, right = _any(tests[:middle]), _any(tests[middle:])
-    return Fragment(f"({left.sql} OR {right.sql})", (*left.params, *right.params))
-
-
-def _range(value: Value, table: dict[str, str], low: str, high: str) -> Fragment:
-    """One prefix test with its parameters in the order they stand."""
-    template = table[value.prefix]
-    params: list[object] = []
-    sql: list[str] = []
-    for sign in template:
-        if sign == "L" or sign == "H":
-            params.append(value.low if sign == "L" else value.high)
-            sql.append("?")
-        else:
-            sql.append(sign)
-    return Fragment(f"({''.join(sql)})".format(low=low, high=high), tuple(params))
-
-
-def prefix_end(prefix: str) -> str | None:
-    """The smallest text greater than every text with this prefix, byte by byte in UTF-8; None when there is none."""
-    signs = list(prefix)
-    while signs:
-        following = ord(signs[-1]) + 1
-        if 0xD800 <= following <= 0xDFFF:
-            following = 0xE000
-        if following <= 0x10FFFF:
-            signs[-1] = chr(following)
-            return "".join(signs)
-        signs.pop()
-    return None
-
-
-def _starts(column: str, prefix: str) -> Fragment:
-    end = prefix_end(prefix)
-    if end is None:
-        return Fragment(f"{column} >= ?", (prefix,))
-    return Fragment(f"({column} >= ? AND {column} < ?)", (prefix, end))
-
-
-def _contains(column: str, text: str) -> Fragment:
-    return Fragment(f"{column} LIKE ? ESCAPE '\\'", (f"%{like(text)}%",))
-
-
-def _string(clause: Clause) -> Fragment:
-    if clause.modifier == "exact":
-        return _any([_exact(value.text) for value in clause.values])
-    if clause.modifier in ("contains", "text"):
-        return _any([_contains("x.folded", value.text) for value in clause.values])
-    if clause.modifier:
-        raise _unsupported(clause)
-    return _any([_starts("x.folded", bounded(value.text)) for value in clause.values])
-
-
-def _exact(text: str) -> Fragment:
-    """The index is on the folded text: it finds the few rows whose spelling is then compared."""
-    spelled = Fragment("x.exact = ?", (bounded(text),))
-    if len(text.encode()) > 900:
-        return spelled  # cut before or after folding, the two differ
-    return _both(Fragment("x.folded = ?", (fold(text),)), spelled)
-
-
-def _in(column: str, values: Sequence[str]) -> Fragment:
-    if len(values) == 1:
-        return Fragment(f"{column} = ?", (values[0],))
-    return Fragment(f"{column} IN ({marks(values)})", tuple(values))
-
-
-def _token(clause: Clause) -> Fragment:
-    if clause.modifier == "text":
-        return _any([_contains("x.folded", value.text) for value in clause.values])
-    if clause.modifier not in ("", "not"):
-        raise _unsupported(clause)
-    ordered = sorted(clause.values, key=lambda value: (value.system is not None, value.system or ""))
-    tests: list[Fragment] = []
-    for system, group in groupby(ordered, key=lambda value: value.system):
-        values = list(group)
-        codes = [bounded(value.code) for value in values if value.code is not None]
-        any_code = len(codes) < len(values)
-        by_system = None if system is None else Fragment("x.system = ?", (bounded(system),))
-        if any_code and by_system is not None:
-            tests.append(by_system)
-        elif codes:
-            by_code = _in("x.code", codes)
-            tests.append(by_code if by_system is None else _both(by_code, by_system))
-    return _any(tests)
-
-
-def _both(left: Fragment, right: Fragment) -> Fragment:
-    return Fragment(f"({left.sql} AND {right.sql})", (*left.params, *right.params))
-
-
-def _date(clause: Clause) -> Fragment:
-    return _any([_range(value, _DATE_TESTS, "x.low", "x.high") for value in clause.values])
-
-
-def _number(clause: Clause) -> Fragment:
-    return _any([_range(value, _NUMBER_TESTS, "x.low", "x.high") for value in clause.values])
-
-
-def _quantity(clause: Clause) -> Fragment:
-    return _any([_measured(value) for value in clause.values])
-
-
-def _measured(value: Value) -> Fragment:
-    """By UCUM base units where the searched unit has them, so that 5 g/dL finds 50 g/L; else as spelled.
-
-    Without a system the unit may be a word as well (`10||{score}`): both ways count.
-    """
-    if not value.unit:
-        return _as_spelled(value)
-    searched = replace(value, low=value.base_low, high=value.base_high)
-    in_base = _both(
-        Fragment("x.unit <> '' AND x.unit = ?", (value.unit,)),
-        _range(searched, _NUMBER_TESTS, "x.canonical_low", "x.canonical_high"),
-    )
-    return in_base if value.system else _any([in_base, _as_spelled(value)])
-
-
-def _as_spelled(value: Value) -> Fragment:
-    test = _range(value, _NUMBER_TESTS, "x.low", "x.high")
-    if value.code:
-        test = _both(test, Fragment("x.code = ?", (bounded(value.code),)))
-    if value.system:
-        test = _both(test, Fragment("x.system = ?", (bounded(value.system),)))
-    return test
-
-
-def _reference(clause: Clause) -> Fragment:
-    if clause.modifier == "identifier":
-        return _any([_identifier(value) for value in clause.values])
-    tests: list[Fragment] = []
-    for value in clause.values:
-        if value.text and not value.id:
-            tests.append(Fragment("(x.url <> '' AND x.url = ?)", (bounded(value.text),)))
-        elif value.type:
-            tests.append(Fragment("(x.id <> '' AND x.id = ? AND x.type = ?)", (value.id, value.type)))
-        else:
-            tests.append(Fragment("(x.id <> '' AND x.id = ?)", (value.id,)))
-    return _any(tests)
-
-
-def _identifier(value: Value) -> Fragment:
-    by_system = None if value.system is None else Fragment("x.system = ?", (bounded(value.system),))
-    if value.code is None:
-        return by_system or Fragment("1 = 0")
-    by_value = Fragment("(x.value <> '' AND x.value = ?)", (bounded(value.code),))
-    return by_value if by_system is None else _both(by_value, by_system)
-
-
-def _uri(clause: Clause) -> Fragment:
-    if clause.modifier == "below":
-        return _any(
-            [
-                _any([Fragment("x.uri = ?", (bounded(value.text),)), _starts("x.uri", value.text.rstrip("/") + "/")])
-                for value in clause.values
-            ]
-        )
-    if clause.modifier == "above":
-        parts = list(dict.fromkeys(part for value in clause.values for part in _above(value.text)))
-        if len(parts) > MAX_VALUES:
-            raise errors.TooLarge(f"`{clause.name}:above` looks under more than {MAX_VALUES} addresses; ask for fewer.")
-        return _in("x.uri", parts)
-    if clause.modifier:
-        raise _unsupported(clause)
-    return _in("x.uri", [bounded(value.text) for value in clause.values])
-
-
-def _above(uri: str) -> list[str]:
-    """The URI and those it lies under, segment by segment."""
-    found, rest = [uri], uri
-    while "/" in rest.split("://", 1)[-1]:
-        rest = rest.rsplit("/", 1)[0]
-        found.append(rest)
-    return found[:50]
-
-
-EARTH_KM = 6371.0088
-
-
-def _near(clause: Clause) -> Fragment:
-    """Within so many kilometres of a point, along the great circle of a sphere.
-
-    The band of latitudes is what the index answers; the rest is the haversine formula, right across the date line.
-    """
-    tests: list[Fragment] = []
-    half_north = "sin(radians(x.latitude - ?) / 2)"
-    half_east = "sin(radians(x.longitude - ?) / 2)"
-    for value in clause.values:
-        latitude, longitude, radius = (float(part) for part in value.text.split("|"))
-        reach = math.degrees(radius / EARTH_KM) + 1e-9
-        most = math.sin(min(radius / (2 * EARTH_KM), math.pi / 2)) ** 2
-        shrunk = math.cos(math.radians(latitude))
-        tests.append(
-            Fragment(
-                f"(x.latitude BETWEEN ? AND ? AND {half_north} * {half_north} "
-                f"+ cos(radians(x.latitude)) * ? * {half_east} * {half_east} <= ?)",
-                (latitude - reach, latitude + reach, latitude, latitude, shrunk, longitude, longitude, most),
-            )
-        )
-    return _any(tests)
-
-
-_VALUE_TESTS: dict[ParamType, Callable[[Clause], Fragment]] = {
-    "string": _string,
-    "token": _token,
-    "date": _date,
-    "number": _number,
-    "quantity": _quantity,
-    "reference": _reference,
-    "uri": _uri,
-    "special": _near,
-}
-
-
-def _unsupported(clause: Clause) -> errors.Unsupported:
-    name = f"{clause.name}:{clause.modifier}" if clause.modifier else clause.name
-    return errors.Unsupported(f"Search by `{name}` is not supported here.", http=400)
+        return any_of([in_range(value, DATE_TESTS, column, f"({column} + 1)") for value in clause.values])
+    raise unsupported(clause)

@@ -8,6 +8,8 @@ Sources: https://www.postgresql.org/docs/15/functions-info.html (snapshot functi
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +26,9 @@ class Dialect:
     that is true for rows no running transaction can still precede. `snapshot`: the query whose single value names
     what is visible now; `visible`: condition (one parameter, that value) on a `txid` column. `unindexed`: a column
     that the planner shall look up through no index (SQLite knows no statistics; PostgreSQL plans by its own). `each`:
-    a table of one column `value`, the elements of a JSON array (one parameter, its text) in their order."""
+    a table of one column `value`, the elements of a JSON array (one parameter, its text) in their order. `words`: the
+    condition (one parameter, the phrase) that a row `x` of idx_text has the words. `alone`: ends an EXISTS that
+    shall be asked row by row, no join."""
 
     name: Literal["sqlite", "postgresql"]
     for_update: str
@@ -36,6 +40,8 @@ class Dialect:
     visible: str
     unindexed: str
     each: str
+    words: str
+    alone: str
 
 
 SQLITE = Dialect(
@@ -49,6 +55,8 @@ SQLITE = Dialect(
     visible="{column} <= ?",
     unindexed="+{}",
     each="json_each(?)",
+    words="x.n IN (SELECT w.rowid FROM idx_text_words w WHERE idx_text_words MATCH ?)",
+    alone="",
 )
 
 
@@ -68,6 +76,8 @@ def postgresql(base: int = 0) -> Dialect:
         f"ELSE pg_visible_in_snapshot({own}::text::xid8, ?::pg_snapshot) END",
         unindexed="{}",
         each="json_array_elements(?::json)",
+        words="to_tsvector('simple'::regconfig, x.words) @@ to_tsquery('simple'::regconfig, ?)",
+        alone=" OFFSET 0",
     )
 
 
@@ -94,6 +104,14 @@ class Session(Protocol):
         """Inserts many rows into one table."""
         ...
 
+    def clear(self, bulks: Sequence[Bulk], rid: int) -> None:
+        """Deletes the rows of one resource from tables that have a column `rid`."""
+        ...
+
+    def next_rid(self) -> int | None:
+        """A number for a new resource; None where the database gives it with the row."""
+        ...
+
     def stamp(self) -> None:
         """Gives this transaction its number; call before a statement that uses `Dialect.txid`."""
         ...
@@ -114,14 +132,50 @@ def pyformat(sql: str) -> str:
 
 @lru_cache(maxsize=64)
 def insert_sqlite(bulk: Bulk) -> str:
-    return f"INSERT INTO {bulk.table} ({bulk.names}) VALUES ({', '.join('?' for _ in bulk.columns)})"
+    values = ", ".join("?" for _ in bulk.columns)
+    if bulk.numbered:
+        return f"INSERT INTO {bulk.table} ({bulk.names}, txid) VALUES ({values}, {SQLITE.txid})"
+    return f"INSERT INTO {bulk.table} ({bulk.names}) VALUES ({values})"
 
 
-@lru_cache(maxsize=64)
-def insert_postgresql(bulk: Bulk) -> str:
-    """One statement whatever the number of rows, so that it stays prepared."""
-    arrays = ", ".join(f"%s::{kind}[]" for _, kind in bulk.columns)
-    return f"INSERT INTO {bulk.table} ({bulk.names}) SELECT * FROM unnest({arrays})"
+@lru_cache(maxsize=1024)
+def insert_postgresql(bulks: tuple[Bulk, ...], txid: str) -> str:
+    """One statement for several tables, whatever the number of rows; a parameter each, see `as_json`."""
+    *first, last = (_insert(bulk, txid) for bulk in bulks)
+    named = ", ".join(f"t{n} AS ({one})" for n, one in enumerate(first))
+    return f"WITH {named} {last}" if named else last
+
+
+def _insert(bulk: Bulk, txid: str) -> str:
+    names = ", ".join(f'"{name}"' for name, _ in bulk.columns)
+    columns = ", ".join(f'"{name}" {kind}' for name, kind in bulk.columns)
+    more, number = (", txid", f", {txid}") if bulk.numbered else ("", "")
+    rows = f"json_to_recordset(%s::json) AS x({columns})"
+    return f"INSERT INTO {bulk.table} ({names}{more}) SELECT {names}{number} FROM {rows}"
+
+
+def as_json(bulk: Bulk, rows: Sequence[Row]) -> str:
+    """The rows as the parameter of `insert_postgresql`."""
+    names = [name for name, _ in bulk.columns]
+    try:
+        return _JSON([dict(zip(names, row, strict=True)) for row in rows])
+    except ValueError:  # JSON has no infinity; PostgreSQL reads the word
+        return _JSON([dict(zip(names, map(_finite, row), strict=True)) for row in rows])
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False).encode
+
+
+def _finite(value: object) -> object:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@lru_cache(maxsize=512)
+def delete_postgresql(bulks: tuple[Bulk, ...]) -> str:
+    """One statement that deletes from several tables the rows of one resource; a parameter each."""
+    *first, last = (f"DELETE FROM {bulk.table} WHERE rid = %s" for bulk in bulks)
+    named = ", ".join(f"t{n} AS ({one})" for n, one in enumerate(first))
+    return f"WITH {named} {last}" if named else last
 
 
 def marks(values: Sequence[object]) -> str:

@@ -6,10 +6,12 @@ nowhere else.
 
 from __future__ import annotations
 
+import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -17,7 +19,7 @@ from fhir_server.context import SYSTEM, Caller, Clock, micros, now
 from fhir_server.store import audit, inbox, instances, lanes, resources, schema
 from fhir_server.store.bell import Bell, PostgresBell, SilentBell
 from fhir_server.store.blobs import Blobs
-from fhir_server.store.dialect import Dialect, Session
+from fhir_server.store.dialect import Dialect, Row, Session
 from fhir_server.store.inbox import INLINE_BYTES, InboxState, Keys, NewMessage, Received
 from fhir_server.store.instances import Study
 from fhir_server.store.lanes import Claim, Outcome
@@ -29,6 +31,7 @@ from fhir_server.store.view import View
 
 T = TypeVar("T")
 Moment = int | datetime | None
+Check = Callable[[Tx, Claim], Outcome | None]
 
 
 class Database(Protocol):
@@ -42,6 +45,10 @@ class Database(Protocol):
     def snapshot(self) -> AbstractContextManager[Session]: ...
 
     def once(self) -> AbstractContextManager[Session]: ...
+
+    async def soon(self, sql: str, params: Sequence[object]) -> Row | None:
+        """The first row of one statement, without a thread. Raises NotSoon."""
+        ...
 
     def close(self) -> None: ...
 
@@ -91,7 +98,7 @@ class Store:
         self._clock = clock
         self._bell = threading.Condition()
         self._rings = 0
-        self._others = bell(self._ring)
+        self._others = bell(self.wake)
         self.blobs = blobs
         self.schema_version = schema_version
         self.address = address
@@ -107,6 +114,22 @@ class Store:
         with self.read(SYSTEM) as snapshot:
             return snapshot.epoch()
 
+    @cached_property
+    def link_key(self) -> bytes:
+        """What page links are signed with: drawn once, kept in the database, the same in every process."""
+        names = ("link key 1", "link key 2")
+
+        def drawn(tx: Tx) -> list[int]:
+            for name in names:
+                drawn = "INSERT INTO counter (name, value) VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
+                tx.view.db.run(drawn, (name, secrets.randbits(63)))
+            return [tx.view.db.rows("SELECT value FROM counter WHERE name = ?", (name,))[0][0] for name in names]
+
+        with self.read(SYSTEM) as snapshot:
+            held = snapshot.view.db.rows("SELECT value FROM counter WHERE name IN (?, ?) ORDER BY name", names)
+        values = [row[0] for row in held] if len(held) == len(names) else self.write(SYSTEM, drawn)
+        return b"".join(int(value).to_bytes(8, "big") for value in values)
+
     def write(self, caller: Caller, work: Callable[[Tx], T]) -> T:
         """Runs `work` in one transaction, up to three times; returns after the commit.
 
@@ -121,7 +144,7 @@ class Store:
 
         result, woken = self._database.transaction(run)
         if woken:
-            self._ring()
+            self.wake()
             self._others.ring()
         return result
 
@@ -136,11 +159,27 @@ class Store:
         with self._database.once() as session:
             return resources.get(View(session, caller, self.blobs, self._clock), resource_type, resource_id)
 
+    def version(self, caller: Caller, resource_type: str, resource_id: str, number: int) -> Stored | None:
+        """One version in one statement."""
+        with self._database.once() as session:
+            return resources.version(View(session, caller, self.blobs, self._clock), resource_type, resource_id, number)
+
+    async def soon(self, caller: Caller, resource_type: str, resource_id: str, number: int = 0) -> Stored | None:
+        """`get`, or `version` of a number, on the caller's event loop and without a thread.
+
+        Raises `NotSoon` for whatever goes wrong: ask again in a thread.
+        """
+        if number:
+            found = await self._database.soon(*resources.version_query(caller, resource_type, resource_id, number))
+            return resources.at_version(found, number)
+        found = await self._database.soon(*resources.get_query(caller, resource_type, resource_id))
+        return None if found is None else resources.stored(found)
+
     def close(self) -> None:
         """Finishes running writes and closes the database."""
         self._database.close()
         self._others.close()
-        self._ring()
+        self.wake()
 
     # inbox
     def receive(self, message: NewMessage, caller: Caller = SYSTEM) -> Received:
@@ -170,23 +209,54 @@ class Store:
         moment = self._moment(at)
         return self.write(SYSTEM, lambda tx: lanes.claim(tx.view, worker, lease_seconds, moment))
 
-    def advance(self, held: Claim, lease_seconds: float, at: Moment = None) -> Claim | None:
-        """Renews the lease with the lane's next delivery; gives it back and returns None when there is none."""
+    def take(
+        self, worker: str, lease_seconds: float, check: Check, at: Moment = None, *, lane: str = ""
+    ) -> Claim | None:
+        """Claims a lane's next delivery and notes the attempt: send its bytes now. None when nothing is due.
+
+        `check(tx, claim)` runs in the same transaction; an `Outcome` it returns settles the delivery unsent, and the
+        next one is looked for. `lane` names a lane its partner fetches; without it, those are left out.
+        """
+
+        def work(tx: Tx) -> tuple[Claim | None, bool]:
+            moment = self._moment(at)
+
+            def asked(view: View, held: Claim) -> Outcome | None:
+                return check(tx, held)
+
+            if lane:
+                return lanes.take_pulled(tx.view, lane, worker, lease_seconds, moment, asked)
+            return lanes.take(tx.view, worker, lease_seconds, moment, asked)
+
+        while True:
+            claim, again = self.write(SYSTEM, work)
+            if not again:
+                return claim
+
+    def renew(self, held: Sequence[Claim], lease_seconds: float, at: Moment = None) -> set[int]:
+        """Prolongs leases; the ids of the lanes that are still ours."""
         moment = self._moment(at)
-        return self.write(SYSTEM, lambda tx: lanes.advance(tx.view, held, lease_seconds, moment))
+        return self.write(SYSTEM, lambda tx: lanes.renew(tx.view, held, lease_seconds, moment))
+
+    def next_due(self) -> int:
+        """When the next lane may be claimed, µs; 0 when nothing waits for a time to come."""
+        with self.read(SYSTEM) as snapshot:
+            return lanes.next_due(snapshot.view)
+
+    def payload(self, held: Claim) -> bytes:
+        """The frozen bytes of a claimed delivery."""
+        return self.blobs.read(held.delivery.sha256) if held.inline is None else held.inline
 
     def start_attempt(self, held: Claim, at: Moment = None) -> int:
         """Notes that bytes are about to leave; `LeaseLost`: send nothing. Returns the attempt's number."""
         moment = self._moment(at)
         return self.write(SYSTEM, lambda tx: lanes.start_attempt(tx.view, held, moment))
 
-    def finish(self, held: Claim, outcome: Outcome, at: Moment = None, *, keep: bool = False) -> bool:
-        """Records how the attempt ended; False when the lane was lost and the outcome is only noted as late.
-
-        Gives the lane back, unless `keep`: then `advance` hands out its next delivery under the same lease.
-        """
+    def finish(self, held: Claim, outcome: Outcome, at: Moment = None) -> bool:
+        """Records how the attempt ended and gives the lane back; False when the outcome settled nothing (the lane was
+        lost, and it is only noted as late)."""
         moment = self._moment(at)
-        return self.write(SYSTEM, lambda tx: lanes.finish(tx.view, held, outcome, moment, keep=keep))
+        return self.write(SYSTEM, lambda tx: lanes.finish(tx.view, held, outcome, moment))
 
     def release(self, held: Claim) -> None:
         """Gives the lane back."""
@@ -200,14 +270,14 @@ class Store:
     def wait_for_work(self, seen: int, seconds: float) -> None:
         """Returns at once when work was queued since `seen`, else when some is, or after `seconds`.
 
-        Other processes are heard through PostgreSQL. What is lost on that way, and what only becomes due by time, is
-        found by looking again: wait a second at most.
+        Other processes are heard through PostgreSQL; what is lost on that way is found by looking again now and then.
         """
         self._others.listen()
         with self._bell:
             self._bell.wait_for(lambda: self._rings != seen, timeout=seconds)
 
-    def _ring(self) -> None:
+    def wake(self) -> None:
+        """Lets everybody who waits in this process look for work."""
         with self._bell:
             self._rings += 1
             self._bell.notify_all()

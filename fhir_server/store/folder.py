@@ -22,7 +22,7 @@ _TRIES, _PAUSE_SECONDS = 5, 0.02
 class DataFolderLock:
     """Held from construction to `close`; `Unavailable`, naming the holder, when another process serves the folder."""
 
-    def __init__(self, data_dir: Path, *, http_url: str = "") -> None:
+    def __init__(self, data_dir: Path, *, http_url: str = "", token: str = "") -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         self._file = os.open(data_dir / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         if not self._taken():
@@ -32,7 +32,7 @@ class DataFolderLock:
             raise errors.Unavailable(
                 f"Process {who.get('pid', '?')} already serves {data_dir}{where}; use it, or stop it first."
             )
-        self.describe(http_url)
+        self.describe(http_url, token)
 
     def _taken(self) -> bool:
         """Tries a few times: a `holder` that looks at this moment has the lock for an instant."""
@@ -45,9 +45,9 @@ class DataFolderLock:
                 return True
         return False
 
-    def describe(self, http_url: str) -> None:
-        """Writes who holds the folder and where it answers."""
-        text = json.dumps({"pid": os.getpid(), "http": http_url}).encode()
+    def describe(self, http_url: str, token: str = "") -> None:
+        """Writes who holds the folder, where it answers, and the token of whoever may read this file."""
+        text = json.dumps({"pid": os.getpid(), "http": http_url, "token": token}).encode()
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, text, 0)
 
@@ -67,7 +67,7 @@ class DataFolderLock:
 
 
 def holder(data_dir: Path) -> dict[str, Any] | None:
-    """`{"pid": int, "http": str}` of the process that serves the folder now; None when nobody does."""
+    """`{"pid": int, "http": str, "token": str}` of the process that serves the folder now; None when nobody does."""
     try:
         file = os.open(data_dir / NAME, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

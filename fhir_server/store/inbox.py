@@ -15,7 +15,7 @@ from typing import Literal
 from fhir_server import errors
 from fhir_server.context import new_delivery_id
 from fhir_server.search.values import bounded
-from fhir_server.store.dialect import Row
+from fhir_server.store.dialect import Row, marks
 from fhir_server.store.tables import MESSAGE_KEY
 from fhir_server.store.view import Stale, View, lock, printable
 
@@ -199,7 +199,7 @@ def _settle(
 def reopen(view: View, inbox_id: str) -> None:
     """Puts a message that was not taken in back to `received`, to be processed again from its original bytes."""
     changed = view.db.count(
-        "UPDATE inbox SET state = 'received', error = '', location = '' WHERE id = ? "
+        "UPDATE inbox SET state = 'received', error = '', location = '', ack = NULL WHERE id = ? "
         "AND state IN ('error', 'refused', 'conflict', 'received')",
         (inbox_id,),
     )
@@ -225,6 +225,17 @@ def keys_of(view: View, box: str, message: str) -> tuple[tuple[str, str], ...]:
         "SELECT kind, value FROM message_key WHERE message = ? AND box = ? ORDER BY kind, value", (message, box)
     )
     return tuple((row[0], row[1]) for row in rows)
+
+
+def keys_of_many(view: View, box: str, messages: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """The keys of several messages of one box."""
+    out: dict[str, list[tuple[str, str]]] = {message: [] for message in messages}
+    for start in range(0, len(messages), 500):
+        some = messages[start : start + 500]
+        sql = f"SELECT message, kind, value FROM message_key WHERE message IN ({marks(some)}) AND box = ?"
+        for message, kind, value in view.db.rows(f"{sql} ORDER BY kind, value", (*some, box)):
+            out[message].append((kind, value))
+    return out
 
 
 def get(view: View, inbox_id: str) -> InboxRow | None:
@@ -272,6 +283,40 @@ def listed(view: View, wanted: InboxFilter) -> list[InboxRow]:
     return [InboxRow(*row) for row in rows]
 
 
+def waiting(view: View, channel: str, endpoint: str, limit: int) -> list[InboxRow]:
+    """Messages of one listener that are not settled, oldest first."""
+    rows = view.db.rows(
+        f"SELECT {_COLUMNS} FROM inbox WHERE state = 'received' AND channel = ? AND endpoint = ? ORDER BY seq LIMIT ?",
+        (channel, endpoint, limit),
+    )
+    return [InboxRow(*row) for row in rows]
+
+
+def turn(view: View, name: str, token: int, seconds: float) -> int:
+    """Takes a turn (`token` 0) or prolongs it by `seconds`, 0 = gives it back; its new token, 0 when it is another's.
+
+    The token is the moment the turn ends, which only grows. Clocks of several hosts must agree within a third of it.
+    """
+    now, row_name = view.now(), f"turn {name}"
+    until = now + int(seconds * 1_000_000)
+    if token:
+        told = "UPDATE counter SET value = ? WHERE name = ? AND value = ?"
+        return until if view.db.count(told, (max(until, 1), row_name, token)) else 0
+    row = view.db.one(
+        "INSERT INTO counter (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value "
+        "WHERE counter.value <= ? RETURNING value",
+        (row_name, until, now),
+    )
+    return 0 if row is None else int(row[0])
+
+
+def has_turn(view: View, name: str, token: int) -> bool:
+    """Whether a turn stands; it then does to the end of this transaction."""
+    sql = f"SELECT value FROM counter WHERE name = ?{view.db.dialect.for_share}"
+    row = view.db.one(sql, (f"turn {name}",))
+    return row is not None and int(row[0]) == token
+
+
 def filtered(
     select: str,
     id_column: str,
@@ -296,8 +341,11 @@ def filtered(
 
 
 def counts(view: View) -> dict[tuple[str, str], int]:
-    """Messages by (channel, state)."""
-    rows: list[Row] = view.db.rows("SELECT channel, state, count(*) FROM inbox GROUP BY channel, state")
+    """Messages that are not taken in, by (channel, state): what is done is found by no index, and not counted."""
+    rows: list[Row] = view.db.rows(
+        "SELECT channel, state, count(*) FROM inbox WHERE state IN ('received', 'error', 'refused', 'conflict') "
+        "GROUP BY channel, state"
+    )
     return {(row[0], row[1]): int(row[2]) for row in rows}
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fhir_server import errors
+from fhir_server.search.values import bounded
 from fhir_server.store.dialect import Row
-from fhir_server.store.inbox import record_blob
+from fhir_server.store.inbox import add_keys, record_blob
 from fhir_server.store.view import View, lock, printable
 
 Arrived = Literal["new", "same", "conflict"]
@@ -25,7 +26,8 @@ Arrived = Literal["new", "same", "conflict"]
 class NewInstance:
     """One stored object. `blob` is the sha256 of the file as kept in the blobs, `data_sha256` of the data set
     without its file meta information; `header` the DICOM JSON of the attributes kept at hand, `frames` the JSON
-    table of [offset, length] of each frame in the blob."""
+    table of [offset, length] of each frame in the blob. `other_ids` are the patient's further identifiers (0010,1002),
+    which wake the study too when their patient arrives."""
 
     sop_uid: str
     study_uid: str
@@ -42,6 +44,7 @@ class NewInstance:
     accession: str = ""
     calling_ae: str = ""
     peer: str = ""
+    other_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,10 @@ def _study(row: Row) -> Study:
     return Study(*(*row[:7], bool(row[7]), *row[8:]))
 
 
+BOX, OTHER_ID = "study", "patient-id"
+"""How a study's further patient identifiers stand among the keys of messages."""
+
+
 def add(view: View, new: NewInstance) -> Arrived:
     """Stores the instance's row and marks its study; the blob is on the disk before."""
     now = view.now()
@@ -149,6 +156,7 @@ def add(view: View, new: NewInstance) -> Arrived:
             0 if known_series else 1,
         ),
     )  # fmt: skip
+    add_keys(view, BOX, new.study_uid, [(OTHER_ID, value) for value in new.other_ids])
     view.woken = True
     return "new"
 
@@ -176,13 +184,21 @@ def mark_dirty(view: View, accession: str, patient_ids: Sequence[tuple[str, str]
     if study_uid:
         conditions.append(("study_uid = ?", (study_uid,)))
     for patient_id, issuer in patient_ids:
+        patient_id = printable(patient_id, 200)
+        if patient_id:
+            by_key = (
+                f"SELECT k.message FROM message_key k WHERE k.kind = '{OTHER_ID}' AND k.value = ? AND k.box = '{BOX}'"
+            )
+            conditions.append((f"study_uid IN ({by_key})", (bounded(patient_id),)))
         if patient_id and issuer:
             conditions.append(("patient_id = ? AND issuer IN (?, '')", (patient_id, issuer)))
         elif patient_id:
             conditions.append(("patient_id = ?", (patient_id,)))
-    changed = 0
-    for sql, params in conditions:
-        changed += view.db.count(f"UPDATE dicom_study SET dirty = 1, dirty_at = ? WHERE {sql}", (view.now(), *params))
+    if not conditions:
+        return 0
+    wanted = " OR ".join(f"({sql})" for sql, _ in conditions)
+    params = [value for _, values in conditions for value in values]
+    changed = view.db.count(f"UPDATE dicom_study SET dirty = 1, dirty_at = ? WHERE {wanted}", (view.now(), *params))
     view.woken = view.woken or changed > 0
     return changed
 

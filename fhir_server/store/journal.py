@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fhir_server.store.tables import JOURNAL
 from fhir_server.store.view import View
 
 
@@ -30,10 +31,7 @@ class JournalRow:
 
 def append(view: View, rid: int, version: int, resource_type: str, at: int, method: str) -> None:
     view.db.stamp()
-    view.db.run(
-        f"INSERT INTO journal (txid, rid, version, type, at, method) VALUES ({view.db.dialect.txid}, ?, ?, ?, ?, ?)",
-        (rid, version, resource_type, at, method),
-    )
+    view.db.fill(JOURNAL, [(rid, version, resource_type, at, method)])
 
 
 def read(view: View, after: tuple[int, int] = (0, 0), limit: int = 500) -> list[JournalRow]:

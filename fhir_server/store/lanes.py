@@ -1,8 +1,9 @@
 """The outbox: frozen deliveries in lanes, one lane per destination, sent in order, one sender at a time.
 
 A delivery's number in its lane is given under the lane's row lock, so the order of numbers is the order of commits.
-A worker claims a lane: a lease with a fencing token that is checked at every step, so that a worker that slept
-through its lease changes nothing. Backoff belongs to the lane (`ready_at`): what waits behind the head costs
+A worker takes a lane: a lease with a fencing token that is checked at every step and renewed while a conversation
+runs. A worker that lost its lease moves no lane; but what its conversation ended with is a fact, and settles the
+delivery when nothing else has. Backoff and throttle belong to the lane (`ready_at`): what waits behind the head costs
 nothing. A held or failed delivery blocks its lane (`on_stuck` block), or lets others pass (`skip`) except those of
 the same document or patient. Payload bytes never change.
 
@@ -12,18 +13,20 @@ Times are microseconds UTC.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from fhir_server import errors
 from fhir_server.context import new_delivery_id
 from fhir_server.store import inbox
-from fhir_server.store.dialect import Row
+from fhir_server.store.dialect import Row, marks
 from fhir_server.store.view import LeaseLost, View, printable
 
 DeliveryState = Literal["queued", "sending", "sent", "held", "error", "cancelled"]
 SecondLeg = Literal["none", "zam", "dsn"]
 OnStuck = Literal["block", "skip"]
+OnSilence = Literal["", "resend", "hold"]
 INLINE_BYTES = inbox.INLINE_BYTES
 
 
@@ -32,7 +35,8 @@ class NewDelivery:
     """Bytes to deliver. `id` (20 characters) is MSH-10 or Message-ID and stands in the payload already.
 
     `endpoint` is an address URL or the reference of an Endpoint; `patient`, `case`, `document` are references;
-    `parent` the delivery this one replays or replaces; `on_stuck` is taken when the lane is new.
+    `parent` the delivery this one replays or replaces; `on_stuck` is taken when the lane is new. An `endpoint` that
+    begins with `pull:` is fetched by the partner. The INS among the `keys` is what the bytes say of the patient.
     """
 
     lane: str
@@ -81,12 +85,16 @@ class Delivery:
     error_class: str
     error: str
     ack: bytes | None
+    ins: str
+    document_version: int
+    cleared: str
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The right to send the head of one lane until `lease_until`. `interrupted`: an earlier attempt began and its
-    end is unknown, so the partner may have the bytes already. `failures` counts attempts in a row that failed."""
+    end is unknown, so the partner may have the bytes already. `failures` counts attempts in a row that failed,
+    `on_silence` is the destination's policy, `inline` the bytes unless they are in the blobs."""
 
     lane_id: int
     lane: str
@@ -94,8 +102,9 @@ class Claim:
     worker: str
     lease_until: int
     failures: int
+    on_silence: OnSilence
     delivery: Delivery
-    payload: bytes
+    inline: bytes | None
     interrupted: bool
 
 
@@ -114,7 +123,7 @@ class Outcome:
 COLUMNS = (
     "d.id, l.name, d.lane_seq, d.state, d.endpoint, d.protocol, d.media_type, d.title, d.sha256, d.size, d.patient, "
     "d.case_key, d.document, d.parent, d.second_leg, d.leg_state, d.leg_text, d.leg_at, d.leg_inbox, d.created_at, "
-    "d.attempts, d.first_sent_at, d.settled_at, d.error_class, d.error, d.ack"
+    "d.attempts, d.first_sent_at, d.settled_at, d.error_class, d.error, d.ack, d.ins, d.document_version, d.cleared"
 )
 FROM = "FROM delivery d JOIN lane l ON l.id = d.lane_id"
 OPEN = "state IN ('queued', 'sending')"
@@ -132,6 +141,7 @@ _READY = (
     f"((l.on_stuck = 'block' AND {_FIRST_OPEN} < coalesce({_FIRST_STUCK}, 9223372036854775807)) "
     f"OR (l.on_stuck = 'skip' AND EXISTS (SELECT 1 FROM delivery d WHERE {_FREE})))"
 )
+_DUE = f"l.paused = 0 AND l.ready_at <= ? AND l.lease_until <= ? AND {_READY}"
 
 
 def send(view: View, delivery: NewDelivery) -> str:
@@ -165,8 +175,8 @@ def _enqueue(view: View, delivery: NewDelivery) -> None:
         inline = None
     inserted = view.db.one(
         "INSERT INTO delivery (id, lane_id, lane_seq, state, endpoint, protocol, media_type, title, payload, sha256, "
-        "size, patient, case_key, document, parent, second_leg, leg_state, created_at) "
-        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING RETURNING id",
+        "size, patient, case_key, document, parent, second_leg, leg_state, created_at, ins, document_version) "
+        f"VALUES (?, ?, ?, 'queued', {marks(range(16))}) ON CONFLICT (id) DO NOTHING RETURNING id",
         (
             delivery.id,
             lane_id,
@@ -185,79 +195,130 @@ def _enqueue(view: View, delivery: NewDelivery) -> None:
             delivery.second_leg,
             "" if delivery.second_leg == "none" else "waiting",
             view.now(),
+            next((value for kind, value in delivery.keys if kind == "ins"), ""),
+            _version(view, delivery.document),
         ),
     )
     if inserted is None:
         raise errors.Conflict(f"A delivery {delivery.id} exists already.")
-    inbox.add_keys(view, "out", delivery.id, delivery.keys)
+    own = (("msh-10", delivery.id),) if delivery.protocol == "hl7" else ()
+    inbox.add_keys(view, "out", delivery.id, (*delivery.keys, *own))
+
+
+def _version(view: View, reference: str) -> int:
+    """The version of a resource these bytes tell: the current one, as this transaction leaves it; 0 = none here."""
+    kind, _, key = reference.partition("/")
+    row = view.db.one("SELECT version FROM resource WHERE type = ? AND id = ?", (kind, key)) if key else None
+    return 0 if row is None else int(row[0])
 
 
 def _next_number(view: View, delivery: NewDelivery) -> tuple[int, int]:
-    take = "UPDATE lane SET next_seq = next_seq + 1 WHERE name = ? RETURNING id, next_seq"
-    row = view.db.one(take, (delivery.lane,))
+    take = "UPDATE lane SET next_seq = next_seq + 1, endpoint = ?, pull = ? WHERE name = ? RETURNING id, next_seq"
+    about = (delivery.endpoint, int(delivery.endpoint.startswith("pull:")), delivery.lane)
+    row = view.db.one(take, about)
     if row is None:
         view.db.run(
             "INSERT INTO lane (name, endpoint, protocol, on_stuck) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
             (delivery.lane, delivery.endpoint, delivery.protocol, delivery.on_stuck),
         )
-        row = view.db.one(take, (delivery.lane,))
+        row = view.db.one(take, about)
     if row is None:
         raise errors.Fault(f"lane {delivery.lane} vanished")
     return int(row[0]), int(row[1])
 
 
+Check = Callable[[View, Claim], Outcome | None]
+
+
+def take(view: View, worker: str, lease_seconds: float, now: int, check: Check) -> tuple[Claim | None, bool]:
+    """Claims a lane and notes the attempt in one transaction: bytes leave only after its commit.
+
+    `check` looks at the claimed delivery in the same transaction; an outcome it returns settles the delivery unsent,
+    and the second value is True: take again.
+    """
+    held = claim(view, worker, lease_seconds, now)
+    if held is None:
+        return None, False
+    return _begun(view, held, now, check)
+
+
+def take_pulled(
+    view: View, lane: str, worker: str, lease_seconds: float, now: int, check: Check
+) -> tuple[Claim | None, bool]:
+    """`take` for one lane that its partner fetches."""
+    row = view.db.one(
+        f"SELECT l.id FROM lane l WHERE l.name = ? AND l.pull = 1 AND {_DUE}" + view.db.dialect.skip_locked,
+        (lane, now, now),
+    )
+    held = None if row is None else _lease(view, row[0], worker, lease_seconds, now)
+    return (None, False) if held is None else _begun(view, held, now, check)
+
+
+def _begun(view: View, held: Claim, now: int, check: Check) -> tuple[Claim | None, bool]:
+    stopped = check(view, held)
+    if stopped is not None:
+        finish(view, held, stopped, now)
+        return None, True
+    start_attempt(view, held, now)
+    return held, False
+
+
 def claim(view: View, worker: str, lease_seconds: float, now: int) -> Claim | None:
     """Leases the lane that has waited longest for a sender and has something to send; None when there is none."""
     row = view.db.one(
-        "SELECT l.id FROM lane l WHERE l.paused = 0 AND l.ready_at <= ? AND l.lease_until <= ? "
-        f"AND {_READY} ORDER BY l.ready_at, l.id LIMIT 1" + view.db.dialect.skip_locked,
+        f"SELECT l.id FROM lane l WHERE l.pull = 0 AND {_DUE} ORDER BY l.ready_at, l.id LIMIT 1"
+        + view.db.dialect.skip_locked,
         (now, now),
     )
-    if row is None:
-        return None
+    return None if row is None else _lease(view, row[0], worker, lease_seconds, now)
+
+
+def _lease(view: View, lane_id: int, worker: str, lease_seconds: float, now: int) -> Claim | None:
     until = now + int(lease_seconds * 1_000_000)
-    leased = view.db.one(
+    lane = view.db.one(
         "UPDATE lane SET token = token + 1, lease_by = ?, lease_until = ? WHERE id = ? "
-        "RETURNING id, name, token, failures",
-        (worker, until, row[0]),
+        "RETURNING id, name, token, failures, on_silence",
+        (worker, until, lane_id),
     )
-    return None if leased is None else _head(view, leased, worker, until)
-
-
-def advance(view: View, held: Claim, lease_seconds: float, now: int) -> Claim | None:
-    """Renews the lease and hands out the lane's next delivery; None (and the lease given back) when there is none
-    or the lane must wait. `LeaseLost` when another worker has the lane."""
-    lane = _own_lane(view, held)
-    if lane[2] or int(lane[3]) > now:
-        release(view, held)
+    if lane is None:
         return None
-    until = now + int(lease_seconds * 1_000_000)
-    view.db.run("UPDATE lane SET lease_until = ? WHERE id = ?", (until, held.lane_id))
-    following = _head(view, (held.lane_id, held.lane, held.token, lane[1]), held.worker, until)
-    if following is None:
-        release(view, held)
-    return following
-
-
-def _head(view: View, lane: Row, worker: str, until: int) -> Claim | None:
     row = view.db.one(
-        f"SELECT {COLUMNS}, d.payload {FROM} WHERE l.id = ? AND {_FREE} ORDER BY d.lane_seq LIMIT 1", (lane[0],)
+        f"SELECT {COLUMNS}, d.payload {FROM} WHERE l.id = ? AND {_FREE} ORDER BY d.lane_seq LIMIT 1", (lane_id,)
     )
     if row is None:
         return None
     delivery = Delivery(*row[:-1])
-    payload = bytes(row[-1]) if row[-1] is not None else view.blobs.read(delivery.sha256)
+    inline = None if row[-1] is None else bytes(row[-1])
+    begun = delivery.state == "sending"
     return Claim(
-        int(lane[0]), str(lane[1]), int(lane[2]), worker, until, int(lane[3]), delivery, payload,
-        delivery.state == "sending",
-    )  # fmt: skip
+        int(lane[0]), str(lane[1]), int(lane[2]), worker, until, int(lane[3]), lane[4], delivery, inline, begun
+    )
+
+
+def renew(view: View, held: Iterable[Claim], lease_seconds: float, now: int) -> set[int]:
+    """Prolongs leases while their conversations run; the lane ids that are still ours."""
+    until = now + int(lease_seconds * 1_000_000)
+    sql = "UPDATE lane SET lease_until = ? WHERE id = ? AND token = ? AND lease_until > 0"
+    return {
+        one.lane_id
+        for one in sorted(held, key=lambda one: one.lane_id)
+        if view.db.count(sql, (until, one.lane_id, one.token))
+    }
+
+
+def next_due(view: View) -> int:
+    """When the next lane with something to send may be claimed; 0 = none is waiting for a time to come."""
+    row = view.db.one(
+        "SELECT min(CASE WHEN l.ready_at > l.lease_until THEN l.ready_at ELSE l.lease_until END) FROM lane l "
+        f"WHERE l.paused = 0 AND l.pull = 0 AND EXISTS (SELECT 1 FROM delivery d WHERE d.lane_id = l.id AND d.{OPEN})"
+    )
+    return 0 if row is None or row[0] is None else int(row[0])
 
 
 def _own_lane(view: View, held: Claim) -> Row:
-    """(token, failures, paused, ready_at) of the claimed lane, locked; `LeaseLost` when the token moved on."""
+    """(token, failures, ready_at) of the claimed lane, locked; `LeaseLost` when the token moved on."""
     row = view.db.one(
-        f"SELECT token, failures, paused, ready_at FROM lane WHERE id = ?{view.db.dialect.for_update}",
-        (held.lane_id,),
+        f"SELECT token, failures, ready_at FROM lane WHERE id = ?{view.db.dialect.for_update}", (held.lane_id,)
     )
     if row is None or int(row[0]) != held.token:
         raise LeaseLost(f"Lane {held.lane} was taken over by another worker.")
@@ -278,7 +339,7 @@ def start_attempt(view: View, held: Claim, now: int) -> int:
         (now, held.delivery.id),
     )
     if row is None:
-        raise LeaseLost(f"Delivery {held.delivery.id} was held or cancelled meanwhile.")
+        raise LeaseLost(f"Delivery {held.delivery.id} was held or cancelled, or settled by a late answer.")
     view.db.run(
         "UPDATE attempt SET outcome = 'interrupted', ended_at = ? WHERE delivery_id = ? AND outcome = ''",
         (now, held.delivery.id),
@@ -287,39 +348,60 @@ def start_attempt(view: View, held: Claim, now: int) -> int:
         "INSERT INTO attempt (delivery_id, n, worker, token, started_at) VALUES (?, ?, ?, ?, ?)",
         (held.delivery.id, row[0], held.worker, held.token, now),
     )
+    view.db.run("UPDATE lane SET ready_at = ? + gap WHERE id = ? AND gap > 0", (now, held.lane_id))
     return int(row[0])
 
 
-def finish(view: View, held: Claim, outcome: Outcome, now: int, *, keep: bool = False) -> bool:
-    """Records how the attempt ended, in the attempt, the delivery and the lane, and gives the lane back unless `keep`.
+def finish(view: View, held: Claim, outcome: Outcome, now: int) -> bool:
+    """Records how the attempt ended, in the attempt, the delivery and the lane, and gives the lane back.
 
-    False when the lane has gone to another worker: then only the attempt is marked, as late, and nothing else moves.
+    When the lane has gone to another worker, only what the partner itself said (sent, error) counts: it settles a
+    delivery that nothing else has settled, since sending it again cures nothing. False when the outcome only stands in
+    the attempt.
     """
     try:
         lane = _own_lane(view, held)
     except LeaseLost:
         _end_attempt(view, held, outcome, "late: " + outcome.state, now)
-        return False
+        settled = outcome.state in ("sent", "error") and _settle(view, held, outcome, now)
+        view.woken = view.woken or settled
+        return settled
     _end_attempt(view, held, outcome, outcome.state, now)
-    state = "queued" if outcome.state == "retry" else outcome.state
-    error = "" if outcome.state == "sent" else printable(outcome.text)
-    view.db.run(
-        f"UPDATE delivery SET state = ?, settled_at = ?, error_class = ?, error = ?, ack = ? WHERE id = ? AND {OPEN}",
-        (
-            state,
-            0 if state == "queued" else now,
-            "" if outcome.state == "sent" else outcome.error_class,
-            error,
-            outcome.ack,
-            held.delivery.id,
-        ),
-    )
+    settled = _settle(view, held, outcome, now)
     failures = int(lane[1]) + 1 if outcome.state == "retry" else 0
-    ready_at = outcome.retry_at if outcome.state == "retry" else now
-    view.db.run("UPDATE lane SET failures = ?, ready_at = ? WHERE id = ?", (failures, ready_at, held.lane_id))
-    if not keep:
-        release(view, held)
-    return True
+    ready_at = max(int(lane[2]), outcome.retry_at if outcome.state == "retry" else now)
+    view.db.run(
+        "UPDATE lane SET failures = ?, ready_at = ?, lease_until = 0, lease_by = '' WHERE id = ?",
+        (failures, ready_at, held.lane_id),
+    )
+    return settled
+
+
+# What a definite answer settles beside what is open: a delivery that is only held because nobody knew the answer, and
+# one refused in another attempt, when the partner has taken it after all.
+_UNKNOWN = "(state = 'held' AND error_class = 'ambiguous')"
+_SETTLES = {
+    "sent": f"({OPEN} OR {_UNKNOWN} OR (state = 'error' AND error_class = 'permanent'))",
+    "error": f"({OPEN} OR {_UNKNOWN})",
+}
+
+
+def _settle(view: View, held: Claim, outcome: Outcome, now: int) -> bool:
+    state, sent = "queued" if outcome.state == "retry" else outcome.state, outcome.state == "sent"
+    return bool(
+        view.db.count(
+            "UPDATE delivery SET state = ?, settled_at = ?, error_class = ?, error = ?, ack = ? "
+            f"WHERE id = ? AND {_SETTLES.get(outcome.state, OPEN)}",
+            (
+                state,
+                0 if state == "queued" else now,
+                "" if sent else outcome.error_class,
+                "" if sent else printable(outcome.text),
+                outcome.ack,
+                held.delivery.id,
+            ),
+        )
+    )
 
 
 def _end_attempt(view: View, held: Claim, outcome: Outcome, told: str, now: int) -> None:

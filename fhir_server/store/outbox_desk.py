@@ -1,4 +1,5 @@
-"""What people and late answers do to deliveries: list, explain, confirm, retry, hold, cancel, pause.
+"""What people and late answers do to deliveries and destinations: list, explain, confirm, retry, hold, release, replay,
+cancel, pause; and the numbers that are watched.
 
 Times are microseconds UTC.
 """
@@ -8,8 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fhir_server import errors
-from fhir_server.store.inbox import filtered
-from fhir_server.store.lanes import COLUMNS, FROM, OPEN, STUCK, Delivery, DeliveryState
+from fhir_server.store.inbox import filtered, keys_of
+from fhir_server.store.lanes import (
+    COLUMNS,
+    FROM,
+    OPEN,
+    STUCK,
+    Delivery,
+    DeliveryState,
+    NewDelivery,
+    OnSilence,
+    OnStuck,
+    get,
+    payload_of,
+    send,
+)
 from fhir_server.store.view import View, printable
 
 
@@ -26,6 +40,7 @@ class Attempt:
     error_class: str
     error: str
     ack: bytes | None
+    token: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +58,40 @@ class Lane:
     paused: bool
     paused_note: str
     failures: int
+    on_silence: str
+    gap: int
+    pull: bool
     open: int
     stuck: int
+    oldest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a destination wants; None leaves a value as it is. `on_stuck`: a held delivery blocks its lane or lets
+    others pass. `on_silence`: what was sent and not answered is sent again or held, '' = as its transport does.
+    `per_second`: how many deliveries may begin in a second, 0 = no limit."""
+
+    on_stuck: OnStuck | None = None
+    on_silence: OnSilence | None = None
+    per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """The latest attempts of a lane: how many ended, and how many of them not with "sent"."""
+
+    lane: str
+    ended: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingLeg:
+    """Deliveries handed over and not confirmed: zam or dsn, how many, and when the oldest was made."""
+
+    kind: str
+    count: int
     oldest: int
 
 
@@ -97,7 +144,8 @@ def listed(view: View, wanted: OutboxFilter) -> list[Delivery]:
 
 def attempts(view: View, delivery_id: str) -> list[Attempt]:
     rows = view.db.rows(
-        "SELECT delivery_id, n, worker, started_at, ended_at, outcome, error_class, error, ack FROM attempt "
+        "SELECT delivery_id, n, worker, started_at, ended_at, outcome, error_class, error, ack, token "
+        "FROM attempt "
         "WHERE delivery_id = ? ORDER BY n",
         (delivery_id,),
     )
@@ -109,14 +157,14 @@ def lanes(view: View, name: str = "") -> list[Lane]:
     where, params = (" WHERE l.name = ?", (name,)) if name else ("", ())
     rows = view.db.rows(
         "SELECT l.id, l.name, l.endpoint, l.protocol, l.on_stuck, l.ready_at, l.lease_until, l.lease_by, l.paused, "
-        "l.paused_note, l.failures, "
+        "l.paused_note, l.failures, l.on_silence, l.gap, l.pull, "
         f"(SELECT count(*) FROM delivery d WHERE d.lane_id = l.id AND d.{OPEN}), "
         f"(SELECT count(*) FROM delivery d WHERE d.lane_id = l.id AND d.{STUCK}), "
         f"(SELECT coalesce(min(d.created_at), 0) FROM delivery d WHERE d.lane_id = l.id AND d.{OPEN}) "
         f"FROM lane l{where} ORDER BY l.name",
         params,
     )
-    return [Lane(*(*row[:8], bool(row[8]), *row[9:])) for row in rows]
+    return [Lane(*(*row[:8], bool(row[8]), *row[9:13], bool(row[13]), *row[14:])) for row in rows]
 
 
 def waiting(view: View, delivery_id: str) -> Waiting:
@@ -192,6 +240,67 @@ def _move(view: View, delivery_id: str, state: str, reason: str) -> int:
     return int(row[0])
 
 
+def release(view: View, delivery_id: str) -> str:
+    """Lets a delivery go that was overtaken by events, as it is: the reason for which it was held counts no more for
+    it (another one does). The reason."""
+    found = get(view, delivery_id)
+    if found is None:
+        raise errors.NotFound(f"The outbox has no delivery {delivery_id}.")
+    if found.state != "held":
+        raise errors.RuleBroken(f"Delivery {delivery_id} is {found.state}: only a held delivery is released.")
+    view.db.run("UPDATE delivery SET cleared = error WHERE id = ? AND error_class = 'overtaken'", (delivery_id,))
+    retry(view, delivery_id)
+    return found.error
+
+
+def replay(view: View, delivery_id: str) -> str:
+    """Sends the same bytes to the same destination once more, behind what waits there: a new delivery that names the
+    first as its parent, and awaits no second leg (what the partner says names the first). The new id."""
+    first = get(view, delivery_id)
+    if first is None:
+        raise errors.NotFound(f"The outbox has no delivery {delivery_id}.")
+    if first.state in ("queued", "sending"):
+        raise errors.RuleBroken(f"Delivery {delivery_id} is {first.state}: it leaves anyway.")
+    keys = tuple(key for key in keys_of(view, "out", delivery_id) if key[0] != "msh-10")
+    again = NewDelivery(
+        lane=first.lane,
+        endpoint=first.endpoint,
+        protocol=first.protocol,
+        payload=payload_of(view, delivery_id),
+        media_type=first.media_type,
+        title=first.title,
+        keys=keys,
+        patient=first.patient,
+        case=first.case_key,
+        document=first.document,
+        parent=delivery_id,
+    )
+    return send(view, again)
+
+
+def replays(view: View, delivery_id: str) -> list[str]:
+    """The deliveries that replay or replace this one, oldest first."""
+    rows = view.db.rows(
+        "SELECT id FROM delivery WHERE parent <> '' AND parent = ? ORDER BY created_at, id", (delivery_id,)
+    )
+    return [row[0] for row in rows]
+
+
+def set_policy(view: View, lane: str, policy: Policy) -> None:
+    """Changes what a destination wants; it holds from the next delivery on."""
+    if policy.per_second is not None and not 0 <= policy.per_second <= 1_000:
+        raise errors.Invalid("between 0 (no limit) and 1000 deliveries a second", expression="per_second")
+    gap = None if policy.per_second is None else int(1_000_000 / policy.per_second) if policy.per_second else 0
+    _set_lane(
+        view,
+        "UPDATE lane SET on_stuck = coalesce(?, on_stuck), on_silence = coalesce(?, on_silence), "
+        "gap = coalesce(?, gap) WHERE name = ?",
+        (policy.on_stuck, policy.on_silence, gap, lane),
+        lane,
+    )
+    view.woken = True
+
+
 def pause(view: View, lane: str, note: str) -> None:
     """Stops a lane before its next delivery."""
     _set_lane(view, "UPDATE lane SET paused = 1, paused_note = ? WHERE name = ?", (printable(note), lane), lane)
@@ -208,7 +317,31 @@ def _set_lane(view: View, sql: str, params: tuple[object, ...], lane: str) -> No
         raise errors.NotFound(f"There is no lane {lane}.")
 
 
-def counts(view: View) -> dict[tuple[str, str], int]:
-    """Deliveries by (lane, state)."""
-    rows = view.db.rows(f"SELECT l.name, d.state, count(*) {FROM} GROUP BY l.name, d.state")
-    return {(row[0], row[1]): int(row[2]) for row in rows}
+def rates(view: View, last: int = 2_000) -> list[Rate]:
+    """How the latest attempts of the whole outbox ended, lane by lane."""
+    rows = view.db.rows(
+        "SELECT l.name, count(*), sum(CASE WHEN a.outcome IN ('sent', 'late: sent') THEN 0 ELSE 1 END) "
+        "FROM attempt a JOIN delivery d ON d.id = a.delivery_id JOIN lane l ON l.id = d.lane_id "
+        "WHERE a.seq > (SELECT coalesce(max(seq), 0) FROM attempt) - ? AND a.outcome <> '' "
+        "GROUP BY l.name ORDER BY l.name",
+        (last,),
+    )
+    return [Rate(row[0], int(row[1]), int(row[2])) for row in rows]
+
+
+def waiting_legs(view: View) -> list[WaitingLeg]:
+    """The second legs nobody has settled."""
+    rows = view.db.rows(
+        "SELECT second_leg, count(*), min(created_at) FROM delivery WHERE leg_state = 'waiting' AND state = 'sent' "
+        "GROUP BY second_leg ORDER BY second_leg"
+    )
+    return [WaitingLeg(row[0], int(row[1]), int(row[2])) for row in rows]
+
+
+def totals(view: View) -> tuple[int, int, int]:
+    """How many messages were received, deliveries made and attempts begun, ever: no row is counted."""
+    row = view.db.one(
+        "SELECT (SELECT coalesce(max(seq), 0) FROM inbox), (SELECT coalesce(sum(next_seq), 0) FROM lane), "
+        "(SELECT coalesce(max(seq), 0) FROM attempt)"
+    )
+    return (0, 0, 0) if row is None else (int(row[0]), int(row[1]), int(row[2]))

@@ -14,16 +14,28 @@ import random
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import LiteralString, TypeVar, cast
 
 import psycopg
 from psycopg.types.numeric import Int8Dumper
 
 from fhir_server import errors
-from fhir_server.store.dialect import Dialect, Row, Session, insert_postgresql, postgresql, pyformat
+from fhir_server.store.dialect import (
+    Dialect,
+    Row,
+    Session,
+    as_json,
+    delete_postgresql,
+    insert_postgresql,
+    postgresql,
+    pyformat,
+)
+from fhir_server.store.soon import SoonReads
 from fhir_server.store.tables import Bulk
+from fhir_server.store.view import Stale
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Row]
@@ -32,6 +44,8 @@ _OPEN = psycopg.pq.TransactionStatus.INTRANS
 _RETRIED = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 
 
+_RID_BLOCK = 64
+_DRAW = "SELECT nextval(pg_get_serial_sequence('resource', 'rid')) FROM generate_series(1, ?)"
 # A single key is taken alone; of several the first is shared.
 _LOCK = (
     "SELECT CASE WHEN n = 1 AND %s::bigint > 1 THEN pg_advisory_xact_lock_shared(k) ELSE pg_advisory_xact_lock(k) END "
@@ -47,8 +61,10 @@ def _query(sql: str) -> LiteralString:
 def connect(url: str, *, statement_seconds: float = 30.0) -> Connection:
     """A connection with our settings. Raises `Unavailable` when the server does not answer."""
     limit = int(statement_seconds * 1000)
+    # A process that is frozen within a transaction holds its locks, a lane's or a turn's, until the server ends it. No
+    # transaction of ours waits for anything but the database: ten seconds are long for one that lives.
     options = (
-        f"-c statement_timeout={limit} -c lock_timeout={limit} -c idle_in_transaction_session_timeout=60000"
+        f"-c statement_timeout={limit} -c lock_timeout={limit} -c idle_in_transaction_session_timeout=10000"
         " -c plan_cache_mode=force_custom_plan -c timezone=UTC -c client_min_messages=warning"
     )
     try:
@@ -93,35 +109,76 @@ def numbering(connection: Connection) -> int:
 class PostgresSession:
     """A `Session` over psycopg."""
 
-    def __init__(self, connection: Connection, dialect: Dialect, pipeline: psycopg.Pipeline | None = None) -> None:
+    def __init__(
+        self,
+        opened: Callable[[], tuple[Connection, psycopg.Pipeline | None]],
+        dialect: Dialect,
+        rids: deque[int] | None = None,
+    ) -> None:
+        """`opened` gives the connection; it is called when the first statement comes, so that none costs nothing."""
         self.dialect = dialect
-        self._connection = connection
-        self._pipeline = pipeline
+        self._opened = opened
+        self._connection: Connection | None = None
+        self._pipeline: psycopg.Pipeline | None = None
+        self._rids = rids
+        self._filling: dict[Bulk, list[Row]] = {}
+
+    def _execute(self, sql: str, params: Sequence[object]) -> psycopg.Cursor[Row]:
+        if self._connection is None:
+            self._connection, self._pipeline = self._opened()
+        return self._connection.execute(_query(sql), params)
 
     def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
-        return self._connection.execute(_query(pyformat(sql)), params).fetchall()
+        self.flush()
+        return self._execute(pyformat(sql), params).fetchall()
 
     def one(self, sql: str, params: Sequence[object] = ()) -> Row | None:
-        return self._connection.execute(_query(pyformat(sql)), params).fetchone()
+        self.flush()
+        return self._execute(pyformat(sql), params).fetchone()
 
     def run(self, sql: str, params: Sequence[object] = ()) -> None:
-        self._connection.execute(_query(pyformat(sql)), params)
+        if not sql.startswith("INSERT"):
+            self.flush()
+        self._execute(pyformat(sql), params)
 
     def count(self, sql: str, params: Sequence[object] = ()) -> int:
-        cursor = self._connection.execute(_query(pyformat(sql)), params)
+        self.flush()
+        cursor = self._execute(pyformat(sql), params)
         if self._pipeline is not None:
             self._pipeline.sync()
         return cursor.rowcount
 
     def fill(self, bulk: Bulk, rows: Sequence[Row]) -> None:
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        self._connection.execute(_query(insert_postgresql(bulk)), columns)
+        """Gathered: the rows of a whole transaction travel in one statement, at the latest before its commit."""
+        self._filling.setdefault(bulk, []).extend(rows)
+
+    def flush(self) -> None:
+        """Sends what was gathered. Call before anything that may look at it."""
+        if self._filling:
+            bulks, self._filling = tuple(self._filling.items()), {}
+            sql = insert_postgresql(tuple(bulk for bulk, _ in bulks), self.dialect.txid)
+            self._execute(sql, [as_json(bulk, rows) for bulk, rows in bulks])
+
+    def clear(self, bulks: Sequence[Bulk], rid: int) -> None:
+        if bulks:
+            self.flush()
+            self._execute(delete_postgresql(tuple(bulks)), [rid] * len(bulks))
+
+    def next_rid(self) -> int | None:
+        """From a block that this process drew, so that a row need not be written before its number is known."""
+        if self._rids is None:
+            return None
+        while True:
+            try:
+                return self._rids.popleft()
+            except IndexError:
+                self._rids.extend(int(row[0]) for row in self.rows(_DRAW, (_RID_BLOCK,)))
 
     def stamp(self) -> None:
         """Nothing to do: the database numbers its transactions."""
 
     def lock(self, keys: Sequence[int]) -> None:
-        self._connection.execute(_LOCK, [len(keys), list(keys)])
+        self._execute(_LOCK, [len(keys), list(keys)])
 
 
 class PostgresDatabase:
@@ -136,6 +193,18 @@ class PostgresDatabase:
         first = connect(url, statement_seconds=statement_seconds)
         self.dialect = postgresql(numbering(first))
         self._idle.put(first)
+        self._rids: deque[int] = deque()
+        self._soon = SoonReads(self._line)
+
+    def _line(self) -> Connection:
+        """A connection for reads by key: one plan for all of them, which costs the server less."""
+        connection = connect(self._url, statement_seconds=self._statement_seconds)
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        return connection
+
+    async def soon(self, sql: str, params: Sequence[object]) -> Row | None:
+        """The first row of one statement by key, on the running event loop. Raises NotSoon."""
+        return await self._soon.one(sql, params)
 
     def transaction(self, work: Callable[[Session], T]) -> T:
         """Runs `work` in a transaction, again after a deadlock or serialisation failure, up to three times."""
@@ -143,6 +212,10 @@ class PostgresDatabase:
             try:
                 with self._connection() as connection:
                     return self._once(connection, work)
+            except psycopg.errors.UniqueViolation as fault:
+                if fault.diag.constraint_name != "resource_type_id":
+                    raise
+                raise Stale("a resource of that id has come into being") from fault
             except _RETRIED as fault:
                 if attempt == TRIES:
                     raise errors.Unavailable("Too many changes at once on the same data; repeat.") from fault
@@ -155,7 +228,9 @@ class PostgresDatabase:
         try:
             with connection.pipeline() as pipeline:
                 connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-                result = work(PostgresSession(connection, self.dialect, pipeline))
+                session = PostgresSession(lambda: (connection, pipeline), self.dialect, self._rids)
+                result = work(session)
+                session.flush()
                 committing = True
                 connection.execute("COMMIT")
         except BaseException as fault:
@@ -168,12 +243,19 @@ class PostgresDatabase:
 
     @contextmanager
     def snapshot(self) -> Iterator[Session]:
-        """A read-only transaction with one snapshot."""
+        """A read-only transaction with one snapshot, that of its first statement; none when there is no statement."""
+        if self._closed:
+            raise _stopping()
+        with ExitStack() as stack:
+            yield PostgresSession(lambda: stack.enter_context(self._reading()), self.dialect)
+
+    @contextmanager
+    def _reading(self) -> Iterator[tuple[Connection, psycopg.Pipeline]]:
         with self._connection() as connection:
             try:
                 with connection.pipeline() as pipeline:
                     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    yield PostgresSession(connection, self.dialect, pipeline)
+                    yield connection, pipeline
                     connection.execute("COMMIT")  # the driver forgets its prepared statements at a ROLLBACK
             except BaseException as fault:
                 _undo(connection, fault)
@@ -183,7 +265,7 @@ class PostgresDatabase:
     def once(self) -> Iterator[Session]:
         """For a single statement: its own snapshot, no transaction to open and close."""
         with self._connection() as connection:
-            yield PostgresSession(connection, self.dialect)
+            yield PostgresSession(lambda: (connection, None), self.dialect)
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -207,7 +289,7 @@ class PostgresDatabase:
 
     def _take(self) -> Connection:
         if self._closed:
-            raise errors.Unavailable("The server is stopping; repeat the request in a moment.")
+            raise _stopping()
         while True:
             try:
                 connection = self._idle.get_nowait()
@@ -229,11 +311,16 @@ class PostgresDatabase:
     def close(self) -> None:
         """Closes idle connections; those in use close when given back."""
         self._closed = True
+        self._soon.close()
         while True:
             try:
                 self._idle.get_nowait().close()
             except queue.Empty:
                 return
+
+
+def _stopping() -> errors.Unavailable:
+    return errors.Unavailable("The server is stopping; repeat the request in a moment.")
 
 
 def _undo(connection: Connection, fault: BaseException | None) -> None:

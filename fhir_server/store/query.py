@@ -9,12 +9,15 @@ Source: https://hl7.org/fhir/R4/search.html#return
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fhir_server import errors
+from fhir_server.search.described import described
 from fhir_server.search.plan import Clause, Include, Plan, Sort
-from fhir_server.store.conditions import ALL, TABLES, Ground, conditions, is_hop, is_set, probe
+from fhir_server.store import contained, ordered
+from fhir_server.store.conditions import ALL, TABLES, Ground, conditions, is_hop, is_id, is_seekable, probe
 from fhir_server.store.dialect import Row, marks
 from fhir_server.store.resources import COLUMNS, Stored, stored
 from fhir_server.store.view import Fragment, View, visible
@@ -42,11 +45,15 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """The statement of a search, its parameters, and the database's plan, line by line."""
+    """A search in words, its statement with its parameters, and the database's own plan, line by line. `rows`: how
+    many resources the statement gave, one more than a page at most, and the `seconds` that took."""
 
+    words: tuple[str, ...]
     sql: str
     params: tuple[object, ...]
     plan: tuple[str, ...]
+    rows: int
+    seconds: float
 
 
 def search(view: View, plan: Plan) -> Page:
@@ -55,27 +62,46 @@ def search(view: View, plan: Plan) -> Page:
     if plan.count == 0:
         return Page(total=total)
     count = min(plan.count, MAX_COUNT)
-    statement = _statement(view, plan, count + 1)
-    rows = view.db.rows(statement.sql, statement.params)
-    matches = tuple(stored(row[:_WIDTH]) for row in rows[:count])
-    following = _after(view, plan, rows[count - 1]) if len(rows) > count else None
+    rows, positions = _rows(view, plan, count + 1)
+    matches = tuple(contained.shown(stored(row[:_WIDTH])) for row in rows[:count])
+    following = _after(view, plan, positions[count - 1]) if len(rows) > count else None
     included, cut = _included(view, plan, matches) if plan.includes and matches else ((), False)
     return Page(matches, included, total, following, cut)
 
 
+def _rows(view: View, plan: Plan, limit: int) -> tuple[Sequence[Row], Sequence[tuple[object, ...]]]:
+    """The rows of a page, `COLUMNS` first, and the position each is at."""
+    ground = _ground(view)
+    if ordered.applies(view, plan, ground):
+        found = ordered.page(view, plan, ground, limit, _same_snapshot(view, plan))
+        return found.rows, found.positions
+    statement = _statement(view, plan, limit)
+    rows = view.db.rows(statement.sql, statement.params)
+    return rows, [row[_WIDTH:] for row in rows]
+
+
 def explain(view: View, plan: Plan) -> Explained:
-    """What `search` would run."""
-    statement = _statement(view, plan, min(plan.count or 1, MAX_COUNT) + 1)
+    """What `search` runs, and what it meets."""
+    ground, limit = _ground(view), min(plan.count or 1, MAX_COUNT) + 1
+    walked = ordered.applies(view, plan, ground)
+    statement = ordered.there(view, plan, ground, limit, Fragment("")) if walked else _statement(view, plan, limit)
     word = "EXPLAIN QUERY PLAN " if view.db.dialect.name == "sqlite" else "EXPLAIN "
     lines = view.db.rows(word + statement.sql, statement.params)
-    return Explained(statement.sql, statement.params, tuple(str(line[-1]) for line in lines))
+    started = time.perf_counter()
+    found = len(view.db.rows(statement.sql, statement.params))
+    seconds = time.perf_counter() - started
+    told = tuple(str(line[-1]) for line in lines)
+    return Explained(tuple(described(plan)), statement.sql, statement.params, told, found, seconds)
 
 
-def _where(view: View, plan: Plan, *, whole: bool) -> Fragment:
-    """The conditions on `r`; `whole` when every match is needed anyway (a count, an order by index values)."""
+def _sources(view: View, plan: Plan, *, whole: bool) -> tuple[Fragment, ...]:
+    """What is searched, each `table r WHERE ...`; `whole` when every match is needed anyway (a count, an order by
+    index values). Together they give every match once."""
+    if plan.contained:
+        return contained.sources(plan, _ground(view))
     start = _start(view, plan.clauses, whole)
-    seeking = start not in (None, ALL) and plan.clauses[start].pid != 0
-    ground = Ground(view.caller, view.db.dialect.unindexed)
+    seeking = start not in (None, ALL) and not is_id(plan.clauses[start])
+    ground = _ground(view)
     column = ground.plain("r.type") if seeking else "r.type"
     if len(plan.types) == 1:
         of_type = f"{column} = ? AND "
@@ -83,7 +109,8 @@ def _where(view: View, plan: Plan, *, whole: bool) -> Fragment:
         of_type = f"{column} IN ({marks(plan.types)}) AND " if plan.types else ""
     met = conditions(plan.clauses, "r", ground, start=start)
     seen = visible(view.caller, "r")
-    return Fragment(f"{of_type}r.deleted = 0{met.sql}{seen.sql}", (*plan.types, *met.params, *seen.params))
+    sql = f"resource r WHERE {of_type}r.deleted = 0{met.sql}{seen.sql}"
+    return (Fragment(sql, (*plan.types, *met.params, *seen.params)),)
 
 
 def _start(view: View, clauses: Sequence[Clause], whole: bool) -> int | None:
@@ -96,29 +123,49 @@ def _start(view: View, clauses: Sequence[Clause], whole: bool) -> int | None:
         return ALL
     found: list[tuple[int, int]] = []
     for position, clause in enumerate(clauses):
-        if clause.name == "_id" and clause.pid == 0 and not clause.modifier:
-            return position
-        if is_hop(clause):
-            found.append((FEW, position))
-        elif is_set(clause) and clause.type in TABLES:
-            test = probe(clause, FEW + 1)
-            row = view.db.one(test.sql, test.params)
-            found.append((int(row[0]) if row else 0, position))
-    few = [one for one in found if one[0] <= FEW or whole]
-    return min(few)[1] if few else None
+        size = _size(view, clause)
+        if size is not None and (size <= FEW or whole):
+            found.append((size, position))
+    return min(found)[1] if found else None
+
+
+def _size(view: View, clause: Clause) -> int | None:
+    """About how many index rows a clause gives, counted up to `FEW` + 1; None when no index gives them."""
+    if not is_seekable(clause):
+        return None
+    sizes = [size for part in clause.parts if (size := _size(view, part)) is not None]
+    if clause.logic:
+        return sum(sizes) if clause.logic == "or" else min(sizes)
+    if clause.pid == 0 and not is_hop(clause):
+        return 0
+    if is_hop(clause):
+        return FEW
+    if clause.type not in TABLES:
+        return None
+    test = probe(clause, FEW + 1, _ground(view))
+    row = view.db.one(test.sql, test.params)
+    return int(row[0]) if row else 0
+
+
+def _ground(view: View) -> Ground:
+    dialect = view.db.dialect
+    return Ground(view.caller, dialect.unindexed, dialect.words, dialect.alone)
 
 
 def _total(view: View, plan: Plan) -> int:
     """Every match; for an estimate, beyond `ESTIMATED` what PostgreSQL's planner expects."""
-    where = _where(view, plan, whole=True)
+    return sum(_count(view, plan, source) for source in _sources(view, plan, whole=True))
+
+
+def _count(view: View, plan: Plan, source: Fragment) -> int:
     if plan.total == "estimate" and view.db.dialect.name == "postgresql":
-        few = f"SELECT count(*) FROM (SELECT 1 FROM resource r WHERE {where.sql} LIMIT {ESTIMATED + 1}) q"
-        row = view.db.one(few, where.params)
+        few = f"SELECT count(*) FROM (SELECT 1 FROM {source.sql} LIMIT {ESTIMATED + 1}) q"
+        row = view.db.one(few, source.params)
         if row and row[0] <= ESTIMATED:
             return int(row[0])
-        told = view.db.one(f"EXPLAIN (FORMAT JSON) SELECT 1 FROM resource r WHERE {where.sql}", where.params)
+        told = view.db.one(f"EXPLAIN (FORMAT JSON) SELECT 1 FROM {source.sql}", source.params)
         return max(ESTIMATED + 1, int(told[0][0]["Plan"]["Plan Rows"]) if told else 0)
-    row = view.db.one(f"SELECT count(*) FROM resource r WHERE {where.sql}", where.params)
+    row = view.db.one(f"SELECT count(*) FROM {source.sql}", source.params)
     return int(row[0]) if row else 0
 
 
@@ -165,7 +212,8 @@ def _key(sort: Sort, ground: Ground) -> _Key:
     tables = [f"idx_reference f{i} CROSS JOIN resource t{i}" for i in range(len(sort.chain))]
     if sort.pid:
         tables.append(f"{TABLES[sort.type]} x")
-        way = _and(way, Fragment(f"x.rid = {last}.rid AND {ground.plain('x.pid')} = ?", (sort.pid,)))
+        pids = sort.pids or (sort.pid,)
+        way = _and(way, Fragment(f"x.rid = {last}.rid AND {ground.plain('x.pid')} IN ({marks(pids)})", pids))
     function = "max" if sort.descending else "min"
     sql = f"(SELECT {function}({value}) FROM {' CROSS JOIN '.join(tables)} WHERE {way.sql})"
     return _Key(Fragment(sql, way.params), sort.descending, True)
@@ -191,11 +239,12 @@ def _and(left: Fragment, right: Fragment) -> Fragment:
 
 
 def _statement(view: View, plan: Plan, limit: int) -> Fragment:
-    keys = _keys(plan, Ground(view.caller, view.db.dialect.unindexed))
-    where = _where(view, plan, whole=any(key.nullable for key in keys))
-    since = _same_snapshot(view, plan)
-    if not any(key.nullable for key in keys):
-        return _by_columns(plan, where, since, keys, limit)
+    keys = _keys(plan, _ground(view))
+    by_values = any(key.nullable for key in keys)
+    sources, since = _sources(view, plan, whole=by_values), _same_snapshot(view, plan)
+    if not by_values:
+        return _merged([_by_columns(plan, source, since, keys, limit) for source in sources], keys, limit)
+    (where,) = sources
     named = ", ".join(f"{key.expression.sql} AS k{i}" for i, key in enumerate(keys))
     key_params = tuple(param for key in keys for param in key.expression.params)
     behind = _behind(plan.after[1:], keys) if plan.after else Fragment("1 = 1")
@@ -204,13 +253,23 @@ def _statement(view: View, plan: Plan, limit: int) -> Fragment:
         for i, key in enumerate(keys)
     )
     return Fragment(
-        f"SELECT * FROM (SELECT {COLUMNS}, {named} FROM resource r WHERE {where.sql}{since.sql}) q "
+        f"SELECT * FROM (SELECT {COLUMNS}, {named} FROM {where.sql}{since.sql}) q "
         f"WHERE {behind.sql} ORDER BY {order} LIMIT ?",
         (*key_params, *where.params, *since.params, *behind.params, limit),
     )
 
 
-def _by_columns(plan: Plan, where: Fragment, since: Fragment, keys: Sequence[_Key], limit: int) -> Fragment:
+def _merged(statements: Sequence[Fragment], keys: Sequence[_Key], limit: int) -> Fragment:
+    """The rows of several statements in one order."""
+    if len(statements) == 1:
+        return statements[0]
+    ways = " UNION ALL ".join(f"SELECT * FROM ({one.sql}) s{n}" for n, one in enumerate(statements))
+    order = ", ".join(f"{_WIDTH + i}{' DESC' if key.descending else ''}" for i, key in enumerate(keys, 1))
+    params = tuple(param for one in statements for param in one.params)
+    return Fragment(f"{ways} ORDER BY {order} LIMIT ?", (*params, limit))
+
+
+def _by_columns(plan: Plan, source: Fragment, since: Fragment, keys: Sequence[_Key], limit: int) -> Fragment:
     """Order by columns of the resource itself: the index of recent resources can give it without sorting."""
     columns = [key.expression.sql for key in keys]
     directions = {key.descending for key in keys}
@@ -224,9 +283,8 @@ def _by_columns(plan: Plan, where: Fragment, since: Fragment, keys: Sequence[_Ke
         behind = Fragment(f" AND {step.sql}", step.params)
     order = ", ".join(f"{key.expression.sql}{' DESC' if key.descending else ''}" for key in keys)
     return Fragment(
-        f"SELECT {COLUMNS}, {', '.join(columns)} FROM resource r "
-        f"WHERE {where.sql}{since.sql}{behind.sql} ORDER BY {order} LIMIT ?",
-        (*where.params, *since.params, *behind.params, limit),
+        f"SELECT {COLUMNS}, {', '.join(columns)} FROM {source.sql}{since.sql}{behind.sql} ORDER BY {order} LIMIT ?",
+        (*source.params, *since.params, *behind.params, limit),
     )
 
 
@@ -259,13 +317,13 @@ def _same_snapshot(view: View, plan: Plan) -> Fragment:
     return Fragment(" AND " + view.db.dialect.visible.format(column="r.txid"), (plan.after[0],))
 
 
-def _after(view: View, plan: Plan, last: Row) -> tuple[object, ...]:
+def _after(view: View, plan: Plan, position: tuple[object, ...]) -> tuple[object, ...]:
     if plan.after:
         snapshot = plan.after[0]
     else:
         row = view.db.one(view.db.dialect.snapshot)
         snapshot = row[0] if row else 0
-    return (snapshot, *last[_WIDTH:])
+    return (snapshot, *position)
 
 
 def _included(view: View, plan: Plan, matches: Sequence[Stored]) -> tuple[tuple[Stored, ...], bool]:
@@ -303,13 +361,15 @@ def _follow(view: View, include: Include, sources: Sequence[Stored]) -> Iterable
         part = usable[start : start + 200]
         if include.reverse:
             pairs = ", ".join("(?, ?)" for _ in part)
+            of_type = "r.type = ? AND " if include.source else ""
             sql = (
-                f"SELECT {COLUMNS} FROM resource r WHERE r.deleted = 0 AND r.type = ? AND r.rid IN (SELECT x.rid "
+                f"SELECT {COLUMNS} FROM resource r WHERE r.deleted = 0 AND {of_type}r.rid IN (SELECT x.rid "
                 f"FROM idx_reference x WHERE {by_pid}x.id <> '' AND (x.type, x.id) IN (VALUES {pairs})){seen.sql} "
                 "ORDER BY r.rid LIMIT ?"
             )
             named = [text for one in part for text in (one.type, one.id)]
-            params: tuple[object, ...] = (include.source, *pid, *named, *seen.params, MAX_INCLUDED + 1)
+            source = (include.source,) if include.source else ()
+            params: tuple[object, ...] = (*source, *pid, *named, *seen.params, MAX_INCLUDED + 1)
         else:
             sql = (
                 f"SELECT DISTINCT {COLUMNS} FROM idx_reference x JOIN resource r ON r.type = x.type AND r.id = x.id "

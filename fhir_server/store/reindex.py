@@ -72,14 +72,27 @@ def reindex(
         if stop():
             return Reindexed(seen, changed, orphans, tuple(failed), False)
         batch = _compared(store, extract, after)
+        if batch.orphans:
+            store.write(SYSTEM, partial(_clear, orphans=batch.orphans))
         for part in _parts(batch.stale):
             changed += store.write(SYSTEM, partial(_make_anew, part=part))
-        store.write(SYSTEM, partial(_finish_batch, orphans=batch.orphans, last=batch.last))
+        store.write(SYSTEM, partial(_note, name=POSITION, value=batch.last))
         seen, orphans, after = seen + batch.seen, orphans + len(batch.orphans), batch.last
         failed.extend(batch.failed)
         tell(f"{seen} resources seen, {changed} indexed anew")
     store.write(SYSTEM, partial(_through, meaning=meaning))
     return Reindexed(seen, changed, orphans, tuple(failed), True)
+
+
+def index_batch(store: Store, extract: Extract, after: int, types: frozenset[str]) -> tuple[int, dict[str, int]]:
+    """Makes the rows of the next batch behind `after` agree with `extract`, as far as it is of `types`.
+
+    Returns the position behind it (`END` after the last) and how many resources of each type it had.
+    """
+    batch = _compared(store, extract, after, types)
+    for part in _parts(batch.stale):
+        store.write(SYSTEM, partial(_make_anew, part=part))
+    return batch.last, batch.types
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +102,14 @@ class _Batch:
     stale: list[tuple[Current, IndexRows]]
     orphans: list[int]
     failed: list[str]
+    types: dict[str, int]
 
 
-def _compared(store: Store, extract: Extract, after: int) -> _Batch:
+def _compared(store: Store, extract: Extract, after: int, types: frozenset[str] | None = None) -> _Batch:
     found: list[tuple[Current, IndexRows]] = []
     orphans: set[int] = set()
     failed: list[str] = []
+    counts: dict[str, int] = {}
     with store.read(SYSTEM) as snapshot:
         view = snapshot.view
         last = checking.batch_end(view, after)
@@ -102,7 +117,10 @@ def _compared(store: Store, extract: Extract, after: int) -> _Batch:
         batch = checking.currents(view, after, last)
         for one in batch:
             orphans.update(row[0] for cursor in cursors for row in cursor.before(one.rid))
-            there = [list(cursor.of(one.rid)) for cursor in cursors]
+            there = checking.rows_of(view, one, cursors)
+            if types is not None and one.type not in types:
+                continue
+            counts[one.type] = counts.get(one.type, 0) + (not one.deleted)
             try:
                 rows = checking.wanted(view, one, extract)
             except (errors.PasserelleError, ValueError) as fault:
@@ -111,7 +129,7 @@ def _compared(store: Store, extract: Extract, after: int) -> _Batch:
             if checking.disagreements(one, rows, there):
                 found.append((one, rows))
         orphans.update(row[0] for cursor in cursors for row in cursor.before(last + 1))
-    return _Batch(last, len(batch), found, sorted(orphans), failed)
+    return _Batch(last, len(batch), found, sorted(orphans), failed, counts)
 
 
 def _parts(found: Sequence[tuple[Current, IndexRows]]) -> list[list[tuple[Current, IndexRows]]]:
@@ -119,7 +137,7 @@ def _parts(found: Sequence[tuple[Current, IndexRows]]) -> list[list[tuple[Curren
     parts: list[list[tuple[Current, IndexRows]]] = [[]]
     size = 0
     for one, rows in found:
-        count = sum(len(values) for values in resources.index_values(rows))
+        count = sum(len(values) for values in resources.index_values(one.rid, rows))
         if parts[-1] and size + count > ROWS_A_TRANSACTION:
             parts.append([])
             size = 0
@@ -144,10 +162,11 @@ def _make_anew(tx: Tx, part: Sequence[tuple[Current, IndexRows]]) -> int:
     return len(chosen)
 
 
-def _finish_batch(tx: Tx, orphans: Sequence[int], last: int) -> None:
+def _clear(tx: Tx, orphans: Sequence[int]) -> None:
+    """Removes rows that belong to nothing, before others may get the same number of a contained resource."""
     for rid in orphans:
-        resources.unindex(tx.view, rid)
-    _note(tx, POSITION, last)
+        if rid > 0 or tx.view.db.one("SELECT 1 FROM contained WHERE number = ?", (rid,)) is None:
+            resources.unindex(tx.view, rid)
 
 
 def _through(tx: Tx, meaning: int | None) -> None:

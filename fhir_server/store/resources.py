@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhir_server import errors
+from fhir_server.context import Caller
 from fhir_server.search.rows import IndexRows
 from fhir_server.search.values import bounded
 from fhir_server.store import journal
 from fhir_server.store.dialect import Row
-from fhir_server.store.tables import INDEX_TABLES, SCOPE
+from fhir_server.store.tables import CONTAINED, INDEX_TABLES, SCOPE, Bulk
 from fhir_server.store.view import Fragment, Stale, View, instant_of, visible
 from profiles import json_text
 
@@ -30,7 +31,8 @@ OLD = "h.rid, r.type, r.id, h.version, h.last_updated, h.deleted, h.method, h.te
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One version. `last_updated` in microseconds UTC; `text` is the JSON served, '' for a deletion."""
+    """One version. `last_updated` in microseconds UTC; `text` is the JSON served, '' for a deletion. `container`: the
+    resource (`Type/id`) that holds this one, '' for a resource of its own."""
 
     rid: int
     type: str
@@ -40,6 +42,7 @@ class Stored:
     deleted: bool
     method: str
     text: str
+    container: str = ""
 
     @property
     def reference(self) -> str:
@@ -94,13 +97,16 @@ def stored(row: Sequence[Any]) -> Stored:
     return Stored(row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6], row[7] or "")
 
 
+def get_query(caller: Caller, resource_type: str, resource_id: str) -> tuple[str, tuple[object, ...]]:
+    """The statement of `get`, with its parameters."""
+    seen = visible(caller, "r")
+    sql = f"SELECT {COLUMNS} FROM resource r WHERE r.type = ? AND r.id = ?{seen.sql}"
+    return sql, (resource_type, resource_id, *seen.params)
+
+
 def get(view: View, resource_type: str, resource_id: str) -> Stored | None:
     """The current version (a deletion too); None when it never existed or is not for this caller."""
-    seen = visible(view.caller, "r")
-    row = view.db.one(
-        f"SELECT {COLUMNS} FROM resource r WHERE r.type = ? AND r.id = ?{seen.sql}",
-        (resource_type, resource_id, *seen.params),
-    )
+    row = view.db.one(*get_query(view.caller, resource_type, resource_id))
     return None if row is None else stored(row)
 
 
@@ -120,16 +126,31 @@ def many(view: View, references: Sequence[tuple[str, str]]) -> dict[tuple[str, s
     return found
 
 
+# A version that is not superseded has no row in history.
+_ANY_VERSION = "r.rid, r.type, r.id, " + ", ".join(
+    f"CASE WHEN h.rid IS NULL THEN r.{name} ELSE h.{name} END"
+    for name in ("version", "last_updated", "deleted", "method", "text")
+)
+
+
+def version_query(caller: Caller, resource_type: str, resource_id: str, number: int) -> tuple[str, tuple[object, ...]]:
+    """The statement of `version`, with its parameters; it gives the current version when the number is none."""
+    seen = visible(caller, "r")
+    sql = (
+        f"SELECT {_ANY_VERSION} FROM resource r LEFT JOIN history h ON h.rid = r.rid AND h.version = ? "
+        f"WHERE r.type = ? AND r.id = ?{seen.sql}"
+    )
+    return sql, (number, resource_type, resource_id, *seen.params)
+
+
+def at_version(row: Row | None, number: int) -> Stored | None:
+    """The version that `version_query` found, None when it is another than asked."""
+    return stored(row) if row is not None and row[3] == number else None
+
+
 def version(view: View, resource_type: str, resource_id: str, number: int) -> Stored | None:
     """One version, current or superseded; None when there is none."""
-    current = get(view, resource_type, resource_id)
-    if current is None or current.version == number:
-        return current
-    row = view.db.one(
-        f"SELECT {OLD} FROM history h JOIN resource r ON r.rid = h.rid WHERE h.rid = ? AND h.version = ?",
-        (current.rid, number),
-    )
-    return None if row is None else stored(row)
+    return at_version(view.db.one(*version_query(view.caller, resource_type, resource_id, number)), number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +255,26 @@ def _history_of_many(
     )
 
 
-def create(view: View, resource: Resource | Prepared, rows: IndexRows, *, method: str = "POST") -> Stored:
-    """A new resource under the id it carries; `Conflict` when that id is in use."""
+def create(
+    view: View, resource: Resource | Prepared, rows: IndexRows, *, method: str = "POST", absent: bool = False
+) -> Stored:
+    """A new resource under the id it carries; `Conflict` when that id is in use.
+
+    `absent`: the caller knows that nothing has this id, by holding it (`expect_many`) or because it is a new random
+    one. Then nothing is waited for; should it be there after all, the transaction ends with `Stale`.
+    """
     ready = resource if isinstance(resource, Prepared) else prepare(resource)
     view.db.stamp()
     at, mask = view.now(), mask_of(rows)
     text = ready.text(1, at)
+    number = view.db.next_rid() if absent else None
+    if number is not None:
+        view.db.run(
+            "INSERT INTO resource (rid, type, id, version, last_updated, deleted, method, mask, txid, text) "
+            f"VALUES (?, ?, ?, 1, ?, 0, ?, ?, {view.db.dialect.txid}, ?)",
+            (number, ready.type, ready.id, at, method, mask, text),
+        )
+        return _created(view, number, ready, rows, at, method, text)
     inserted = view.db.one(
         "INSERT INTO resource (type, id, version, last_updated, deleted, method, mask, txid, text) "
         f"VALUES (?, ?, 1, ?, 0, ?, ?, {view.db.dialect.txid}, ?) ON CONFLICT (type, id) DO NOTHING RETURNING rid",
@@ -250,7 +285,10 @@ def create(view: View, resource: Resource | Prepared, rows: IndexRows, *, method
         if not current.deleted:
             raise errors.Conflict(f"{ready.type}/{ready.id} exists already; update it, or choose another id.")
         return _replace(view, current, ready, rows, method)
-    rid = int(inserted[0])
+    return _created(view, int(inserted[0]), ready, rows, at, method, text)
+
+
+def _created(view: View, rid: int, ready: Prepared, rows: IndexRows, at: int, method: str, text: str) -> Stored:
     _index(view, rid, rows)
     journal.append(view, rid, 1, ready.type, at, method)
     return Stored(rid, ready.type, ready.id, 1, at, False, method, text)
@@ -375,8 +413,7 @@ def _replace(view: View, current: _Current, ready: Prepared, rows: IndexRows, me
         f"txid = {view.db.dialect.txid}, text = ? WHERE rid = ?",
         (following, at, method, mask, text, current.rid),
     )
-    _unindex(view, current)
-    view.db.run("DELETE FROM scope WHERE rid = ?", (current.rid,))
+    _unindex(view, current, SCOPE)
     _index(view, current.rid, rows)
     journal.append(view, current.rid, following, ready.type, at, method)
     return Stored(current.rid, ready.type, ready.id, following, at, False, method, text)
@@ -394,31 +431,63 @@ def _supersede(view: View, rid: int) -> None:
 def _tables(rows: IndexRows) -> tuple[list[Any], ...]:
     return (
         rows.string, rows.token, rows.date, rows.number, rows.quantity, rows.reference, rows.uri, rows.coords,
+        rows.words,
     )  # fmt: skip
 
 
+_HOLDS = 1 << INDEX_TABLES.index(CONTAINED)
+
+
 def mask_of(rows: IndexRows) -> int:
-    """Which index tables get rows, one bit each."""
-    return sum(1 << bit for bit, values in enumerate(_tables(rows)) if values)
+    """Which index tables get rows of the resource itself, one bit each; the last one when it contains others."""
+    own = sum(1 << bit for bit, values in enumerate(_tables(rows)) if values)
+    return own | _HOLDS if rows.contained else own
 
 
-def index_values(rows: IndexRows) -> tuple[list[Row], ...]:
-    """The rows of each index table, without the rid, as they are stored."""
-    return tuple([_fitting(row) for row in dict.fromkeys(values)] for values in _tables(rows))
+_PLACES = 1024
+
+
+def contained_numbers(rid: int) -> tuple[int, int]:
+    """The first and the last of the numbers that the contained resources of a resource may have."""
+    return -(rid * _PLACES + _PLACES - 1), -rid * _PLACES
+
+
+def index_values(rid: int, rows: IndexRows) -> tuple[list[Row], ...]:
+    """The rows of each index table, as they are stored for the resource `rid` and what it contains."""
+    made = _values(rid, rows)
+    held: list[Row] = []
+    for place, (kind, key, inner) in enumerate(rows.contained[:_PLACES]):
+        number = -(rid * _PLACES + place)
+        held.append((rid, number, kind, key))
+        for values, more in zip(made, _values(number, inner), strict=True):
+            values.extend(more)
+    return (*made, held)
+
+
+def _values(number: int, rows: IndexRows) -> list[list[Row]]:
+    *cut, words = _tables(rows)
+    made: list[list[Row]] = [[(number, *_fitting(row)) for row in dict.fromkeys(values)] for values in cut]
+    return [*made, [(number, *row) for row in dict.fromkeys(words)]]
 
 
 def _index(view: View, rid: int, rows: IndexRows) -> None:
-    for bulk, values in zip(INDEX_TABLES, index_values(rows), strict=True):
+    for bulk, values in zip(INDEX_TABLES, index_values(rid, rows), strict=True):
         if values:
-            view.db.fill(bulk, [(rid, *row) for row in values])
+            view.db.fill(bulk, values)
     if rows.scopes:
         view.db.fill(SCOPE, [(rid, *row) for row in dict.fromkeys(rows.scopes)])
 
 
 def unindex(view: View, rid: int) -> None:
     """Removes every index and scope row of a number, whatever its mask says."""
-    for bulk in (*INDEX_TABLES, SCOPE):
-        view.db.run(f"DELETE FROM {bulk.table} WHERE rid = ?", (rid,))
+    _empty(view, rid)
+    view.db.clear((*INDEX_TABLES, SCOPE), rid)
+
+
+def _empty(view: View, rid: int) -> None:
+    """Removes the index rows of what a resource contains; `contained` itself still says what that was."""
+    for (number,) in view.db.rows("SELECT number FROM contained WHERE rid = ?", (rid,)):
+        view.db.clear(INDEX_TABLES[:-1], number)
 
 
 def index_anew(view: View, rid: int, rows: IndexRows) -> None:
@@ -432,7 +501,8 @@ def _fitting(row: Row) -> Row:
     return tuple(bounded(part) if isinstance(part, str) else part for part in row)
 
 
-def _unindex(view: View, current: _Current) -> None:
-    for bit, bulk in enumerate(INDEX_TABLES):
-        if current.mask & (1 << bit):
-            view.db.run(f"DELETE FROM {bulk.table} WHERE rid = ?", (current.rid,))
+def _unindex(view: View, current: _Current, *more: Bulk) -> None:
+    if current.mask & _HOLDS:
+        _empty(view, current.rid)
+    held = (bulk for bit, bulk in enumerate(INDEX_TABLES) if current.mask & (1 << bit))
+    view.db.clear((*held, *more), current.rid)

@@ -7,13 +7,26 @@ from typing import Any
 
 from fhir_server.search.plan import Plan
 from fhir_server.search.rows import IndexRows
-from fhir_server.store import audit, inbox, instances, journal, lanes, outbox_desk, query, resources, trace, view
+from fhir_server.store import (
+    audit,
+    inbox,
+    instances,
+    journal,
+    lanes,
+    outbox_desk,
+    partners,
+    query,
+    resources,
+    trace,
+    view,
+)
 from fhir_server.store.audit import AuditFilter, AuditRow
 from fhir_server.store.inbox import InboxFilter, InboxRow, InboxState, Keys
 from fhir_server.store.instances import Arrived, Conflicting, Instance, NewInstance, Study, StudyFilter
 from fhir_server.store.journal import JournalRow
 from fhir_server.store.lanes import Delivery, NewDelivery
-from fhir_server.store.outbox_desk import Attempt, Lane, OutboxFilter, Waiting
+from fhir_server.store.outbox_desk import Attempt, Lane, OutboxFilter, Policy, Rate, Waiting, WaitingLeg
+from fhir_server.store.partners import Partner
 from fhir_server.store.query import Explained, Page
 from fhir_server.store.resources import HistoryPage, Prepared, Stored
 from fhir_server.store.trace import TraceEvent
@@ -77,11 +90,16 @@ class Snapshot:
     def message_keys(self, inbox_id: str) -> tuple[tuple[str, str], ...]:
         return inbox.keys_of(self.view, "in", inbox_id)
 
+    def keys_of_many(self, box: str, messages: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+        """The business keys of inbox rows (`in`) or deliveries (`out`)."""
+        return inbox.keys_of_many(self.view, box, messages)
+
+    def unsettled(self) -> dict[tuple[str, str], int]:
+        """Messages that are not taken in, by (channel, state)."""
+        return inbox.counts(self.view)
+
     def messages(self, wanted: InboxFilter | None = None) -> list[InboxRow]:
         return inbox.listed(self.view, wanted or InboxFilter())
-
-    def message_counts(self) -> dict[tuple[str, str], int]:
-        return inbox.counts(self.view)
 
     # outbox
     def delivery(self, delivery_id: str) -> Delivery | None:
@@ -107,8 +125,21 @@ class Snapshot:
     def lanes(self, name: str = "") -> list[Lane]:
         return outbox_desk.lanes(self.view, name)
 
-    def delivery_counts(self) -> dict[tuple[str, str], int]:
-        return outbox_desk.counts(self.view)
+    def replays(self, delivery_id: str) -> list[str]:
+        """The deliveries that replay or replace this one."""
+        return outbox_desk.replays(self.view, delivery_id)
+
+    def attempt_rates(self) -> list[Rate]:
+        """How the latest attempts ended, lane by lane."""
+        return outbox_desk.rates(self.view)
+
+    def waiting_legs(self) -> list[WaitingLeg]:
+        """Second legs nobody has settled."""
+        return outbox_desk.waiting_legs(self.view)
+
+    def totals(self) -> tuple[int, int, int]:
+        """Messages received, deliveries made, attempts begun, ever."""
+        return outbox_desk.totals(self.view)
 
     # images
     def instance(self, sop_uid: str) -> Instance | None:
@@ -134,6 +165,10 @@ class Snapshot:
         """Everything that carries the case, in order of time."""
         return trace.case(self.view, case_key)
 
+    def partners(self) -> list[Partner]:
+        """Callers no establishment declares, the last first."""
+        return partners.listed(self.view)
+
     def epoch(self) -> int:
         """The number that changes when definitions, settings or grants do."""
         row = self.view.db.one("SELECT value FROM counter WHERE name = 'epoch'")
@@ -144,9 +179,12 @@ class Tx(Snapshot):
     """One write transaction. It may run up to three times: nothing outside the database may happen in it."""
 
     # resources
-    def create(self, resource: Resource | Prepared, rows: IndexRows, *, method: str = "POST") -> Stored:
-        """A new resource under the id it carries; `Conflict` when the id is in use."""
-        return resources.create(self.view, resource, rows, method=method)
+    def create(
+        self, resource: Resource | Prepared, rows: IndexRows, *, method: str = "POST", absent: bool = False
+    ) -> Stored:
+        """A new resource under the id it carries; `Conflict` when the id is in use. `absent`: it is known not to be,
+        which saves waiting; should it be, `Stale`."""
+        return resources.create(self.view, resource, rows, method=method, absent=absent)
 
     def update(
         self, resource: Resource | Prepared, rows: IndexRows, *, if_version: int | None = None, method: str = "PUT"
@@ -199,7 +237,7 @@ class Tx(Snapshot):
         inbox.reject(self.view, inbox_id, error_text, location, ack, state=state, keys=keys)
 
     def reopen(self, inbox_id: str) -> None:
-        """Puts a message back to `received`."""
+        """Puts a message that was not taken in back to `received`, to be taken in again from its original bytes."""
         inbox.reopen(self.view, inbox_id)
 
     # outbox
@@ -213,6 +251,17 @@ class Tx(Snapshot):
 
     def retry(self, delivery_id: str) -> None:
         outbox_desk.retry(self.view, delivery_id)
+
+    def release(self, delivery_id: str) -> str:
+        """Lets a held delivery go in spite of the reason it was held for; the reason."""
+        return outbox_desk.release(self.view, delivery_id)
+
+    def replay(self, delivery_id: str) -> str:
+        """The same bytes to the same destination once more; the new delivery's id."""
+        return outbox_desk.replay(self.view, delivery_id)
+
+    def set_policy(self, lane: str, policy: Policy) -> None:
+        outbox_desk.set_policy(self.view, lane, policy)
 
     def hold(self, delivery_id: str, reason: str) -> None:
         outbox_desk.hold(self.view, delivery_id, reason)
@@ -244,6 +293,13 @@ class Tx(Snapshot):
     # audit, epoch
     def audit(self, row: AuditRow) -> None:
         audit.append(self.view, row)
+
+    def note_partner(self, seen: Partner) -> None:
+        """Counts a call of somebody no establishment declares."""
+        partners.note(self.view, seen)
+
+    def forget_partner(self, name: str) -> int:
+        return partners.forget(self.view, name)
 
     def next_epoch(self) -> int:
         """Tells every process that definitions, settings or grants changed."""

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from fhir_server import errors
 from fhir_server.store.dialect import SQLITE, Dialect, Row, Session, insert_sqlite
+from fhir_server.store.soon import NotSoon
 from fhir_server.store.tables import Bulk
 
 T = TypeVar("T")
@@ -79,6 +80,13 @@ class SqliteSession:
 
     def fill(self, bulk: Bulk, rows: Sequence[Row]) -> None:
         self._connection.executemany(insert_sqlite(bulk), rows)
+
+    def clear(self, bulks: Sequence[Bulk], rid: int) -> None:
+        for bulk in bulks:
+            self._connection.execute(f"DELETE FROM {bulk.table} WHERE rid = ?", (rid,))
+
+    def next_rid(self) -> None:
+        """The database gives it with the row."""
 
     def stamp(self) -> None:
         if not self._stamped:
@@ -142,6 +150,21 @@ class SqliteDatabase:
     def once(self) -> AbstractContextManager[Session]:
         """For a single statement; a read transaction costs nothing here."""
         return self.snapshot()
+
+    async def soon(self, sql: str, params: Sequence[object]) -> Row | None:
+        """The first row of one statement by key. Raises NotSoon when all readers are busy.
+
+        It runs where it is asked: a lookup costs less than a change of thread, and waits for no writer.
+        """
+        if not self._slots.acquire(blocking=False):
+            raise NotSoon("all readers are busy")
+        try:
+            with self._reader() as connection:
+                return SqliteSession(connection, self._statement_seconds).one(sql, params)
+        except (sqlite3.OperationalError, errors.Unavailable) as fault:
+            raise NotSoon(str(fault)) from fault
+        finally:
+            self._slots.release()
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:

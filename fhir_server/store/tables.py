@@ -11,71 +11,30 @@ by `passerelle check` instead of on every row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Double,
-    ForeignKey,
-    Identity,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    SmallInteger,
-    Table,
-    Text,
-    UniqueConstraint,
-    text,
-)
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import Column, ForeignKey, Index, Integer, Table, UniqueConstraint, text
 from sqlalchemy.types import TypeEngine
 
-METADATA = MetaData()
+from fhir_server.store.columns import BIG, BYTES, DOUBLE, REAL, TXT, big, flag, key, only, small, txt
+from fhir_server.store.columns import METADATA as METADATA
+from fhir_server.store.columns import Bulk as Bulk
 
-BIG: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
-TXT: TypeEngine[str] = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
-REAL: TypeEngine[float] = Double()
-BYTES: TypeEngine[bytes] = LargeBinary()
-
-
-def _key(name: str) -> Column[int]:
-    return Column(name, BIG, Identity(always=False), primary_key=True)
-
-
-def _big(name: str, default: str | None = None) -> Column[int]:
-    return Column(name, BIG, nullable=False, server_default=None if default is None else text(default))
-
-
-def _text(name: str, default: str | None = None) -> Column[str]:
-    return Column(name, TXT, nullable=False, server_default=None if default is None else text(f"'{default}'"))
-
-
-def _flag(name: str) -> Column[int]:
-    return Column(name, SmallInteger, nullable=False, server_default=text("0"))
-
-
-def _small(name: str) -> Column[int]:
-    return Column(name, Integer, nullable=False, server_default=text("0"))
-
-
-counter = Table("counter", METADATA, Column("name", TXT, primary_key=True), _big("value"))
+counter = Table("counter", METADATA, Column("name", TXT, primary_key=True), big("value"))
 
 _LIVE = text("deleted = 0")
 resource = Table(
     "resource",
     METADATA,
-    _key("rid"),
-    _text("type"),
-    _text("id"),
+    key("rid"),
+    txt("type"),
+    txt("id"),
     Column("version", Integer, nullable=False),
-    _big("last_updated"),
-    _flag("deleted"),
-    _text("method"),
-    _small("mask"),
-    _big("txid"),
+    big("last_updated"),
+    flag("deleted"),
+    txt("method"),
+    small("mask"),
+    big("txid"),
     Column("text", TXT),
     UniqueConstraint("type", "id", name="resource_type_id"),
     Index("resource_recent", "type", "last_updated", "rid", postgresql_where=_LIVE, sqlite_where=_LIVE),
@@ -87,10 +46,10 @@ history = Table(
     METADATA,
     Column("rid", BIG, primary_key=True, autoincrement=False),
     Column("version", Integer, primary_key=True, autoincrement=False),
-    _big("last_updated"),
-    _flag("deleted"),
-    _text("method"),
-    _big("txid"),
+    big("last_updated"),
+    flag("deleted"),
+    txt("method"),
+    big("txid"),
     Column("text", TXT),
 )
 """Superseded versions, append-only; the current one is in `resource`."""
@@ -98,37 +57,29 @@ history = Table(
 journal = Table(
     "journal",
     METADATA,
-    _key("seq"),
-    _big("txid"),
-    _big("rid"),
+    key("seq"),
+    big("txid"),
+    big("rid"),
     Column("version", Integer, nullable=False),
-    _text("type"),
-    _big("at"),
-    _text("method"),
+    txt("type"),
+    big("at"),
+    txt("method"),
     Index("journal_order", "txid", "seq"),
     Index("journal_type_at", "type", "at", "seq"),
     Index("journal_at", "at", "seq"),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Bulk:
-    """A table filled many rows at a time; `columns` are (name, PostgreSQL type) in the order of the row tuples."""
-
-    table: str
-    columns: tuple[tuple[str, str], ...]
-
-    @property
-    def names(self) -> str:
-        return ", ".join(name for name, _ in self.columns)
-
-
-_DOUBLE = "double precision"
+JOURNAL = Bulk(
+    "journal",
+    (("rid", "bigint"), ("version", "integer"), ("type", "text"), ("at", "bigint"), ("method", "text")),
+    numbered=True,
+)
 
 
 def _index_table(name: str, *columns: tuple[str, str]) -> Bulk:
-    types: dict[str, TypeEngine[Any]] = {"bigint": BIG, "text": TXT, _DOUBLE: REAL}
-    made: list[Column[Any]] = [_big("pid"), _big("rid")]
+    types: dict[str, TypeEngine[Any]] = {"bigint": BIG, "text": TXT, DOUBLE: REAL}
+    made: list[Column[Any]] = [big("pid"), big("rid")]
     made.extend(Column(column, types[kind], nullable=False) for column, kind in columns)
     Table(name, METADATA, *made, Index(f"{name}_rid", "rid", "pid"))
     return Bulk(name, (("rid", "bigint"), ("pid", "bigint"), *columns))
@@ -137,24 +88,55 @@ def _index_table(name: str, *columns: tuple[str, str]) -> Bulk:
 IDX_STRING = _index_table("idx_string", ("folded", "text"), ("exact", "text"))
 IDX_TOKEN = _index_table("idx_token", ("system", "text"), ("code", "text"), ("folded", "text"))
 IDX_DATE = _index_table("idx_date", ("low", "bigint"), ("high", "bigint"))
-IDX_NUMBER = _index_table("idx_number", ("low", _DOUBLE), ("high", _DOUBLE))
+IDX_NUMBER = _index_table("idx_number", ("low", DOUBLE), ("high", DOUBLE))
 IDX_QUANTITY = _index_table(
     "idx_quantity",
     ("system", "text"),
     ("code", "text"),
-    ("low", _DOUBLE),
-    ("high", _DOUBLE),
+    ("low", DOUBLE),
+    ("high", DOUBLE),
     ("unit", "text"),
-    ("canonical_low", _DOUBLE),
-    ("canonical_high", _DOUBLE),
+    ("canonical_low", DOUBLE),
+    ("canonical_high", DOUBLE),
 )
 IDX_REFERENCE = _index_table(
     "idx_reference", ("type", "text"), ("id", "text"), ("url", "text"), ("system", "text"), ("value", "text")
 )
 IDX_URI = _index_table("idx_uri", ("uri", "text"))
-IDX_COORDS = _index_table("idx_coords", ("latitude", _DOUBLE), ("longitude", _DOUBLE))
+IDX_COORDS = _index_table("idx_coords", ("latitude", DOUBLE), ("longitude", DOUBLE))
 
-INDEX_TABLES = (IDX_STRING, IDX_TOKEN, IDX_DATE, IDX_NUMBER, IDX_QUANTITY, IDX_REFERENCE, IDX_URI, IDX_COORDS)
+Table(
+    "idx_text",
+    METADATA,
+    key("n"),
+    big("pid"),
+    big("rid"),
+    txt("words"),
+    Index("idx_text_rid", "rid", "pid"),
+)
+IDX_TEXT = Bulk("idx_text", (("rid", "bigint"), ("pid", "bigint"), ("words", "text")))
+"""Folded words for full text. `idx_text_words` indexes them: an FTS5 table kept by triggers on SQLite, a GIN index of
+their tsvector on PostgreSQL; both are made by the migration, being of one database each."""
+
+Table(
+    "contained",
+    METADATA,
+    big("rid"),
+    big("number"),
+    txt("type"),
+    txt("id"),
+    Index("contained_rid", "rid"),
+    Index("contained_number", "number", unique=True),
+    Index("contained_type", "type", "id"),
+)
+CONTAINED = Bulk("contained", (("rid", "bigint"), ("number", "bigint"), ("type", "text"), ("id", "text")))
+"""The contained resources of `rid`. Their index rows stand under `number`, which is negative: no resource has it, so
+that a search finds them only when it asks for contained resources. See `resources.contained_numbers`."""
+
+INDEX_TABLES = (
+    IDX_STRING, IDX_TOKEN, IDX_DATE, IDX_NUMBER, IDX_QUANTITY, IDX_REFERENCE, IDX_URI, IDX_COORDS, IDX_TEXT,
+    CONTAINED,
+)  # fmt: skip
 """In the order of `IndexRows`' fields; the position is the bit in `resource.mask`."""
 
 _SOUGHT: tuple[tuple[Bulk, str, tuple[str, ...], str | None], ...] = (
@@ -176,12 +158,27 @@ for _bulk, _name, _columns, _where in _SOUGHT:
     _partial = None if _where is None else text(_where)
     Index(_name, *(_table.c[column] for column in _columns), postgresql_where=_partial, sqlite_where=_partial)
 
+search_parameter = Table(
+    "search_parameter",
+    METADATA,
+    Column("url", TXT, primary_key=True),
+    txt("id"),
+    txt("definition"),
+    txt("state"),
+    txt("note", ""),
+    big("position"),
+    big("since"),
+    big("seen", "0"),
+    big("total", "0"),
+)
+"""Search parameters of users, by their canonical URL: see `parameters`."""
+
 scope = Table(
     "scope",
     METADATA,
-    _big("rid"),
-    _text("kind"),
-    _text("key"),
+    big("rid"),
+    txt("kind"),
+    txt("key"),
     Index("scope_rid", "rid"),
     Index("scope_key", "kind", "key", "rid"),
 )
@@ -192,62 +189,59 @@ blob = Table(
     "blob",
     METADATA,
     Column("sha256", TXT, primary_key=True),
-    _big("size"),
-    _text("media_type", ""),
-    _text("form", "plain"),
-    _big("created_at"),
-    _flag("kept"),
-    _big("idle_since", "0"),
+    big("size"),
+    txt("media_type", ""),
+    txt("form", "plain"),
+    big("created_at"),
+    flag("kept"),
+    big("idle_since", "0"),
 )
 """Which content belongs to the record. `kept`: for good, whether a row refers to it or not. `idle_since`: when a
 clean-up first found that nothing refers to it, 0 = it is used."""
 
 
-def _only(condition: str) -> dict[str, Any]:
-    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
-
-
 message_key = Table(
     "message_key",
     METADATA,
-    _text("box"),
-    _text("message"),
-    _text("kind"),
-    _text("value"),
+    txt("box"),
+    txt("message"),
+    txt("kind"),
+    txt("value"),
     Index("message_key_message", "message", "box"),
     Index("message_key_value", "value", "kind", "message"),
 )
-"""Business keys of inbox rows (`box` in) and deliveries (`box` out): INS, IPP, accession, RPPS, case..."""
+"""Business keys of inbox rows (`box` in) and deliveries (`box` out): INS, IPP, accession, RPPS, case...; and further
+patient identifiers of studies (`box` study)."""
 MESSAGE_KEY = Bulk("message_key", (("box", "text"), ("message", "text"), ("kind", "text"), ("value", "text")))
 
 inbox = Table(
     "inbox",
     METADATA,
-    _key("seq"),
-    _text("id"),
-    _text("channel"),
-    _text("endpoint"),
-    _text("peer", ""),
-    _text("media_type", ""),
-    _text("sha256"),
-    _big("size"),
+    key("seq"),
+    txt("id"),
+    txt("channel"),
+    txt("endpoint"),
+    txt("peer", ""),
+    txt("media_type", ""),
+    txt("sha256"),
+    big("size"),
     Column("raw", BYTES),
-    _text("sender", ""),
-    _text("control_id", ""),
-    _text("message_type", ""),
-    _big("received_at"),
-    _text("request_id", ""),
-    _text("state"),
-    _flag("original"),
-    _text("rival", ""),
-    _small("repeats"),
-    _big("repeated_at", "0"),
-    _big("settled_at", "0"),
+    txt("sender", ""),
+    txt("control_id", ""),
+    txt("message_type", ""),
+    big("received_at"),
+    txt("request_id", ""),
+    txt("state"),
+    flag("original"),
+    txt("rival", ""),
+    small("repeats"),
+    big("repeated_at", "0"),
+    big("settled_at", "0"),
     Column("ack", BYTES),
-    _text("note", ""),
-    _text("error", ""),
-    _text("location", ""),
-    _text("case_key", ""),
+    txt("note", ""),
+    txt("error", ""),
+    txt("location", ""),
+    txt("case_key", ""),
     UniqueConstraint("id", name="inbox_id"),
     Index("inbox_control", "sender", "control_id"),
     Index(
@@ -260,29 +254,34 @@ inbox = Table(
     ),
     Index("inbox_state", "state", "seq"),
     Index("inbox_case", "case_key", postgresql_where=text("case_key <> ''"), sqlite_where=text("case_key <> ''")),
-    Index("inbox_rival", "rival", **_only("rival <> ''")),
-    Index("inbox_blob", "sha256", **_only("raw IS NULL")),
+    Index("inbox_rival", "rival", **only("rival <> ''")),
+    Index("inbox_blob", "sha256", **only("raw IS NULL")),
 )
 """Everything received, original bytes first (`raw` up to 64 KiB, else the blob `sha256`)."""
 
 lane = Table(
     "lane",
     METADATA,
-    _key("id"),
-    _text("name"),
-    _text("endpoint"),
-    _text("protocol"),
-    _text("on_stuck", "block"),
-    _big("next_seq", "0"),
-    _big("ready_at", "0"),
-    _big("lease_until", "0"),
-    _text("lease_by", ""),
-    _big("token", "0"),
-    _flag("paused"),
-    _text("paused_note", ""),
-    _small("failures"),
+    key("id"),
+    txt("name"),
+    txt("endpoint"),
+    txt("protocol"),
+    txt("on_stuck", "block"),
+    big("next_seq", "0"),
+    big("ready_at", "0"),
+    big("lease_until", "0"),
+    txt("lease_by", ""),
+    big("token", "0"),
+    flag("paused"),
+    txt("paused_note", ""),
+    small("failures"),
+    txt("on_silence", ""),
+    big("gap", "0"),
+    flag("pull"),
     UniqueConstraint("name", name="lane_name"),
 )
+"""One destination. `gap`: microseconds between the starts of two deliveries at least. `on_silence`: what to do when the
+partner may have the bytes or not, '' = as the transport does. `pull`: the partner fetches; no worker sends."""
 
 _OPEN = text("state IN ('queued', 'sending')")
 _STUCK = text("state IN ('held', 'error')")
@@ -291,55 +290,61 @@ delivery = Table(
     METADATA,
     Column("id", TXT, primary_key=True),
     Column("lane_id", BIG, ForeignKey("lane.id"), nullable=False),
-    _big("lane_seq"),
-    _text("state"),
-    _text("endpoint"),
-    _text("protocol"),
-    _text("media_type", ""),
-    _text("title", ""),
+    big("lane_seq"),
+    txt("state"),
+    txt("endpoint"),
+    txt("protocol"),
+    txt("media_type", ""),
+    txt("title", ""),
     Column("payload", BYTES),
-    _text("sha256"),
-    _big("size"),
-    _text("patient", ""),
-    _text("case_key", ""),
-    _text("document", ""),
-    _text("parent", ""),
-    _text("second_leg", "none"),
-    _text("leg_state", ""),
-    _text("leg_text", ""),
-    _big("leg_at", "0"),
-    _text("leg_inbox", ""),
-    _big("created_at"),
-    _small("attempts"),
-    _big("first_sent_at", "0"),
-    _big("settled_at", "0"),
-    _text("error_class", ""),
-    _text("error", ""),
+    txt("sha256"),
+    big("size"),
+    txt("patient", ""),
+    txt("case_key", ""),
+    txt("document", ""),
+    txt("parent", ""),
+    txt("second_leg", "none"),
+    txt("leg_state", ""),
+    txt("leg_text", ""),
+    big("leg_at", "0"),
+    txt("leg_inbox", ""),
+    big("created_at"),
+    small("attempts"),
+    big("first_sent_at", "0"),
+    big("settled_at", "0"),
+    txt("error_class", ""),
+    txt("error", ""),
     Column("ack", BYTES),
+    txt("ins", ""),
+    small("document_version"),
+    txt("cleared", ""),
     UniqueConstraint("lane_id", "lane_seq", name="delivery_order"),
     Index("delivery_open", "lane_id", "lane_seq", postgresql_where=_OPEN, sqlite_where=_OPEN),
     Index("delivery_stuck", "lane_id", "lane_seq", postgresql_where=_STUCK, sqlite_where=_STUCK),
     Index("delivery_state", "state", "created_at"),
     Index("delivery_recent", "created_at", "id"),
     Index("delivery_case", "case_key", postgresql_where=text("case_key <> ''"), sqlite_where=text("case_key <> ''")),
-    Index("delivery_parent", "parent", **_only("parent <> ''")),
-    Index("delivery_leg_inbox", "leg_inbox", **_only("leg_inbox <> ''")),
-    Index("delivery_blob", "sha256", **_only("payload IS NULL")),
+    Index("delivery_parent", "parent", **only("parent <> ''")),
+    Index("delivery_leg_inbox", "leg_inbox", **only("leg_inbox <> ''")),
+    Index("delivery_leg_waiting", "second_leg", "created_at", **only("leg_state = 'waiting'")),
+    Index("delivery_blob", "sha256", **only("payload IS NULL")),
 )
+"""`ins` and `document_version`: what the frozen bytes say of the patient, and which version of `document` they tell.
+`cleared`: the reason for holding it that a person has set aside."""
 
 attempt = Table(
     "attempt",
     METADATA,
-    _key("seq"),
+    key("seq"),
     Column("delivery_id", TXT, ForeignKey("delivery.id"), nullable=False),
     Column("n", Integer, nullable=False),
-    _text("worker"),
-    _big("token"),
-    _big("started_at"),
-    _big("ended_at", "0"),
-    _text("outcome", ""),
-    _text("error_class", ""),
-    _text("error", ""),
+    txt("worker"),
+    big("token"),
+    big("started_at"),
+    big("ended_at", "0"),
+    txt("outcome", ""),
+    txt("error_class", ""),
+    txt("error", ""),
     Column("ack", BYTES),
     UniqueConstraint("delivery_id", "n", name="attempt_n"),
 )
@@ -348,22 +353,22 @@ dicom_study = Table(
     "dicom_study",
     METADATA,
     Column("study_uid", TXT, primary_key=True),
-    _text("accession", ""),
-    _text("patient_id", ""),
-    _text("issuer", ""),
-    _text("calling_ae", ""),
-    _small("instances"),
-    _small("series"),
-    _flag("dirty"),
-    _big("dirty_at", "0"),
-    _big("claimed_until", "0"),
-    _text("match_state", "new"),
-    _text("subject", ""),
-    _text("request", ""),
-    _text("imaging_study", ""),
-    _text("note", ""),
-    _big("first_at"),
-    _big("last_at"),
+    txt("accession", ""),
+    txt("patient_id", ""),
+    txt("issuer", ""),
+    txt("calling_ae", ""),
+    small("instances"),
+    small("series"),
+    flag("dirty"),
+    big("dirty_at", "0"),
+    big("claimed_until", "0"),
+    txt("match_state", "new"),
+    txt("subject", ""),
+    txt("request", ""),
+    txt("imaging_study", ""),
+    txt("note", ""),
+    big("first_at"),
+    big("last_at"),
     Index("dicom_study_accession", "accession"),
     Index("dicom_study_patient", "patient_id", "issuer"),
     Index("dicom_study_request", "request"),
@@ -374,21 +379,21 @@ dicom_instance = Table(
     "dicom_instance",
     METADATA,
     Column("sop_uid", TXT, primary_key=True),
-    _text("study_uid"),
-    _text("series_uid"),
-    _text("sop_class"),
-    _text("transfer_syntax"),
-    _text("blob"),
-    _big("size"),
-    _text("data_sha256"),
-    _text("header"),
-    _text("frames", "[]"),
-    _text("patient_id", ""),
-    _text("issuer", ""),
-    _text("accession", ""),
-    _text("calling_ae", ""),
-    _text("peer", ""),
-    _big("received_at"),
+    txt("study_uid"),
+    txt("series_uid"),
+    txt("sop_class"),
+    txt("transfer_syntax"),
+    txt("blob"),
+    big("size"),
+    txt("data_sha256"),
+    txt("header"),
+    txt("frames", "[]"),
+    txt("patient_id", ""),
+    txt("issuer", ""),
+    txt("accession", ""),
+    txt("calling_ae", ""),
+    txt("peer", ""),
+    big("received_at"),
     Index("dicom_instance_study", "study_uid", "series_uid"),
     Index("dicom_instance_blob", "blob"),
 )
@@ -396,15 +401,15 @@ dicom_instance = Table(
 dicom_conflict = Table(
     "dicom_conflict",
     METADATA,
-    _key("seq"),
-    _text("sop_uid"),
-    _text("study_uid"),
-    _text("blob"),
-    _big("size"),
-    _text("data_sha256"),
-    _text("calling_ae", ""),
-    _text("peer", ""),
-    _big("received_at"),
+    key("seq"),
+    txt("sop_uid"),
+    txt("study_uid"),
+    txt("blob"),
+    big("size"),
+    txt("data_sha256"),
+    txt("calling_ae", ""),
+    txt("peer", ""),
+    big("received_at"),
     Index("dicom_conflict_once", "sop_uid", "data_sha256", unique=True),
     Index("dicom_conflict_blob", "blob"),
 )
@@ -412,36 +417,61 @@ dicom_conflict = Table(
 audit = Table(
     "audit",
     METADATA,
-    _key("seq"),
-    _big("txid"),
-    _big("recorded"),
-    _text("action"),
-    _text("event", ""),
-    _text("who", ""),
-    _text("display", ""),
-    _text("role", ""),
-    _text("channel", ""),
-    _text("peer", ""),
-    _text("request_id", ""),
-    _text("entity_type", ""),
-    _text("entity_id", ""),
-    _small("entity_version"),
-    _text("case_key", ""),
-    _text("outcome", "0"),
-    _text("text", ""),
+    key("seq"),
+    big("txid"),
+    big("recorded"),
+    txt("action"),
+    txt("event", ""),
+    txt("who", ""),
+    txt("display", ""),
+    txt("role", ""),
+    txt("channel", ""),
+    txt("peer", ""),
+    txt("request_id", ""),
+    txt("entity_type", ""),
+    txt("entity_id", ""),
+    small("entity_version"),
+    txt("case_key", ""),
+    txt("outcome", "0"),
+    txt("text", ""),
     Index("audit_order", "txid", "seq"),
     Index("audit_recorded", "recorded", "seq"),
     Index("audit_entity", "entity_type", "entity_id"),
     Index("audit_case", "case_key", postgresql_where=text("case_key <> ''"), sqlite_where=text("case_key <> ''")),
 )
 
+AUDIT = Bulk(
+    "audit",
+    tuple(
+        (column.name, {"recorded": "bigint", "entity_version": "integer"}.get(column.name, "text"))
+        for column in audit.columns
+        if column.name not in ("seq", "txid")
+    ),
+    numbered=True,
+)
+
 audit_seal = Table(
     "audit_seal",
     METADATA,
     Column("n", Integer, primary_key=True, autoincrement=False),
-    _big("last_txid"),
-    _big("covered"),
-    _text("previous"),
-    _text("hash"),
-    _big("sealed_at"),
+    big("last_txid"),
+    big("covered"),
+    txt("previous"),
+    txt("hash"),
+    big("sealed_at"),
 )
+
+partner = Table(
+    "partner",
+    METADATA,
+    Column("channel", TXT, primary_key=True),
+    Column("name", TXT, primary_key=True),
+    Column("address", TXT, primary_key=True),
+    txt("outcome"),
+    txt("reason"),
+    big("first_at"),
+    big("last_at"),
+    big("times"),
+    Index("partner_last", "last_at"),
+)
+"""Callers no establishment declares, at most some hundred: see `partners`."""

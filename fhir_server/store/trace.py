@@ -6,10 +6,11 @@ A case key is what the scope rows of kind `case`, the inbox, the deliveries and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fhir_server.store import audit, inbox, instances, lanes, outbox_desk
+from fhir_server.store import audit, inbox, instances, lanes, outbox_desk, resources
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.inbox import InboxRow
 from fhir_server.store.instances import Study
@@ -28,11 +29,12 @@ _RANK: dict[Kind, int] = {
 @dataclass(frozen=True, slots=True)
 class TraceEvent:
     """One thing that happened. `record` is the inbox row, the resource version, the study, the delivery (also of a
-    confirmation: its second leg), the attempt or the audit row."""
+    confirmation: its second leg), the attempt or the audit row. `source` says who or what made it happen."""
 
     at: int
     kind: Kind
     record: InboxRow | Stored | Study | Delivery | Attempt | AuditRow
+    source: str = ""
 
 
 def case(view: View, case_key: str) -> list[TraceEvent]:
@@ -43,15 +45,21 @@ def case(view: View, case_key: str) -> list[TraceEvent]:
     versions = _versions(view, case_key) if case_key else []
     if not case_key or (not versions and not view.caller.everything):
         return []
-    events = [TraceEvent(one.last_updated, "resource", one) for one in versions]
+    audited = audit.listed(view, audit.AuditFilter(case_key=case_key, limit=LIMIT))
+    consents = _consents(view, versions)
+    told = [*audited, *(row for one in consents for row in _audit_of(view, one))]
+    authors = {(row.entity_type, row.entity_id, row.entity_version): by(row) for row in told}
+    events = [
+        TraceEvent(one.last_updated, "resource", one, authors.get((one.type, one.id, one.version), ""))
+        for one in dict.fromkeys([*versions, *consents])
+    ]
     for message in inbox.listed(view, inbox.InboxFilter(case_key=case_key, limit=LIMIT)):
-        events.append(TraceEvent(message.received_at, "message", message))
+        events.append(TraceEvent(message.received_at, "message", message, f"{message.channel} {message.peer}".strip()))
     for study in instances.studies(view, instances.StudyFilter(request=case_key, limit=LIMIT)):
-        events.append(TraceEvent(study.first_at, "study", study))
+        events.append(TraceEvent(study.first_at, "study", study, f"dicom {study.calling_ae}".strip()))
     for delivery in outbox_desk.listed(view, outbox_desk.OutboxFilter(case_key=case_key, limit=LIMIT)):
         events.extend(_of_delivery(view, delivery))
-    for row in audit.listed(view, audit.AuditFilter(case_key=case_key, limit=LIMIT)):
-        events.append(TraceEvent(row.recorded, "audit", row))
+    events.extend(TraceEvent(row.recorded, "audit", row, by(row)) for row in audited)
     return sorted(events, key=_order)
 
 
@@ -63,10 +71,32 @@ def _order(event: TraceEvent) -> tuple[int, int, int]:
 def _of_delivery(view: View, delivery: lanes.Delivery) -> list[TraceEvent]:
     events = [TraceEvent(delivery.created_at, "delivery", delivery)]
     for attempt in outbox_desk.attempts(view, delivery.id):
-        events.append(TraceEvent(attempt.started_at, "attempt", attempt))
+        events.append(TraceEvent(attempt.started_at, "attempt", attempt, f"work {attempt.worker}"))
     if delivery.leg_at:
-        events.append(TraceEvent(delivery.leg_at, "confirmation", delivery))
+        told = f"message {delivery.leg_inbox}" if delivery.leg_inbox else ""
+        events.append(TraceEvent(delivery.leg_at, "confirmation", delivery, told))
     return events
+
+
+def by(row: AuditRow) -> str:
+    """Who did what an audit row tells: name, by which way, from where."""
+    return " ".join(part for part in (row.display or row.who, row.channel, row.peer) if part)
+
+
+def _consents(view: View, versions: Sequence[Stored]) -> list[Stored]:
+    """Every version of the consents the request ever named: they belong to the patient and to many cases."""
+    named: dict[str, None] = {}
+    for one in versions:
+        if one.type == "ServiceRequest" and not one.deleted:
+            for item in one.resource().get("supportingInfo", ()):
+                reference = str(item.get("reference", "")) if isinstance(item, dict) else ""
+                if reference.startswith("Consent/"):
+                    named[reference.split("/")[1]] = None
+    return [one for key in named for one in resources.history(view, "Consent", key, count=LIMIT).entries]
+
+
+def _audit_of(view: View, version: Stored) -> list[AuditRow]:
+    return audit.listed(view, audit.AuditFilter(entity_type=version.type, entity_id=version.id, limit=LIMIT))
 
 
 def _versions(view: View, case_key: str) -> list[Stored]:

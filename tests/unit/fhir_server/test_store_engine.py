@@ -147,8 +147,10 @@ def test_an_attachment_is_kept_with_the_record(store: Store) -> None:
 
 def test_readers_that_exceed_the_pool_are_told_to_wait(open_at: Callable[..., Store]) -> None:
     store = open_at(connections=1, statement_seconds=0.2)
-    with store.read(SYSTEM), pytest.raises(errors.Throttled), store.read(SYSTEM):
-        pass
+    with store.read(SYSTEM) as first:
+        first.epoch()
+        with pytest.raises(errors.Throttled), store.read(SYSTEM) as second:
+            second.epoch()
 
 
 def test_a_write_inside_a_write_is_refused_on_sqlite(open_url: Callable[..., Store], sqlite_url: str) -> None:

@@ -20,7 +20,7 @@ def test_a_folder_is_held_once_and_free_again(tmp_path: Path) -> None:
     assert holder(tmp_path) is None
     with DataFolderLock(tmp_path / "data") as lock:
         lock.describe("http://127.0.0.1:9")
-        assert holder(tmp_path / "data") == {"pid": os.getpid(), "http": "http://127.0.0.1:9"}
+        assert holder(tmp_path / "data") == {"pid": os.getpid(), "http": "http://127.0.0.1:9", "token": ""}
         with pytest.raises(errors.Unavailable, match=f"Process {os.getpid()} already serves .* at http://127.0.0.1:9"):
             DataFolderLock(tmp_path / "data")
     assert holder(tmp_path / "data") is None
@@ -36,7 +36,7 @@ def test_a_killed_process_leaves_the_folder_free(tmp_path: Path) -> None:
     )
     assert process.stdout is not None and process.stdin is not None
     assert process.stdout.readline() == b"held\n"
-    assert holder(tmp_path) == {"pid": process.pid, "http": "http://127.0.0.1:8080"}
+    assert holder(tmp_path) == {"pid": process.pid, "http": "http://127.0.0.1:8080", "token": ""}
     with pytest.raises(errors.Unavailable, match=str(process.pid)):
         DataFolderLock(tmp_path)
     process.send_signal(signal.SIGKILL)

@@ -9,7 +9,10 @@ import pytest
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM
+from fhir_server.search.rows import IndexRows
+from fhir_server.store.check import check
 from fhir_server.store.engine import Store
+from fhir_server.store.inbox import InboxFilter
 from fhir_server.store.instances import NewInstance, Study, StudyFilter
 
 SECOND = 1_000_000
@@ -164,3 +167,19 @@ def test_instances_of_one_study_arriving_together_are_counted(store: Store) -> N
     for thread in threads:
         thread.join(60)
     assert (study(store).instances, study(store).series) == (40, 2)
+
+
+def test_the_patient_of_another_identifier_of_the_images_wakes_their_study(store: Store) -> None:
+    add(store, image(1, patient_id="LOCAL", other_ids=("IPP9", "INS9", "IPP9")))
+    add(store, image(2, patient_id="LOCAL", other_ids=("IPP9", "OLD9")))
+    for wanted, woken in (("IPP9", 1), ("OLD9", 1), ("LOCAL", 1), ("IPP", 0), ("", 0), ("x\0y", 0), ("x" * 9000, 0)):
+        claimed = study(store)
+        store.write(SYSTEM, lambda tx, one=claimed: tx.settle_study(one, match_state="unmatched"))  # type: ignore[misc]
+        marked = store.write(SYSTEM, lambda tx, value=wanted: tx.mark_dirty(patient_ids=[(value, "")]))  # type: ignore[misc]
+        assert (marked, study(store).dirty) == (woken, bool(woken)), wanted
+    with store.read(SYSTEM) as snapshot:
+        assert snapshot.messages(InboxFilter(key=("", "IPP9"))) == []
+    assert check(store, lambda resource: IndexRows()).counts.get("study", 0) == 0
+    store.write(SYSTEM, lambda tx: tx.view.db.run("DELETE FROM dicom_study"))
+    told = check(store, lambda resource: IndexRows())
+    assert [one.subject for one in told.problems if one.text == "keys of what is not there"] == ["1.2"]

@@ -10,9 +10,10 @@ import pytest
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM, micros, new_delivery_id, now
+from fhir_server.search.rows import IndexRows
 from fhir_server.store.engine import Store
 from fhir_server.store.lanes import Claim, Delivery, NewDelivery, Outcome
-from fhir_server.store.outbox_desk import OutboxFilter
+from fhir_server.store.outbox_desk import OutboxFilter, Policy
 from fhir_server.store.session import Tx
 from fhir_server.store.view import LeaseLost
 
@@ -39,15 +40,27 @@ def claimed(store: Store, worker: str = "w1", at: int = NOON, lease: float = 30)
     return held
 
 
+def may(_: Tx, __: Claim) -> None:
+    """Nothing speaks against sending."""
+
+
+def all_sent(store: Store, at: int = NOON) -> list[str]:
+    """Sends whatever may be sent now; the ids in order."""
+    sent: list[str] = []
+    while (held := store.take("w1", 30, may, at)) is not None:
+        sent.append(held.delivery.id)
+        store.finish(held, SENT, at)
+    return sent
+
+
 def test_a_delivery_is_sent_once_and_its_attempt_recorded(store: Store) -> None:
     key = queued(store, media_type="application/hl7-v2", case="ServiceRequest/1", keys=[("MSH-10", "x")])
     assert len(key) == 20
     held = claimed(store)
-    assert (held.delivery.id, held.payload, held.interrupted) == (key, b"MSH|", False)
+    assert (held.delivery.id, store.payload(held), held.interrupted) == (key, b"MSH|", False)
     assert store.start_attempt(held, NOON) == 1
     assert shown(store, key).state == "sending"
     assert store.finish(held, SENT, NOON + SECOND)
-    assert store.advance(held, 30, NOON + SECOND) is None
     done = shown(store, key)
     assert (done.state, done.attempts, done.first_sent_at, done.ack, done.error) == ("sent", 1, NOON, b"AA", "")
     with store.read(SYSTEM) as snapshot:
@@ -66,8 +79,7 @@ def test_payload_bytes_are_frozen_inline_and_in_the_blobs(store: Store) -> None:
     assert found is not None and found.sha256 == hashlib.sha256(b"L" * 300_000).hexdigest() and found.size == 300_000
     held = claimed(store)
     store.finish(held, SENT, NOON)
-    following = store.advance(held, 30, NOON)
-    assert following is not None and following.payload == b"L" * 300_000
+    assert store.payload(claimed(store)) == b"L" * 300_000
 
 
 def test_a_delivery_of_a_failed_transaction_does_not_exist(store: Store) -> None:
@@ -96,15 +108,7 @@ def test_a_lane_is_sent_in_order_and_a_dead_one_costs_the_others_nothing(store: 
     assert held.lane == "dead"
     store.start_attempt(held, NOON)
     store.finish(held, Outcome("retry", "transient", "connection refused", retry_at=NOON + 60 * SECOND), NOON)
-    assert store.advance(held, 30, NOON) is None
-    sent: list[str] = []
-    current: Claim | None = claimed(store)
-    while current is not None:
-        sent.append(current.delivery.id)
-        store.start_attempt(current, NOON)
-        store.finish(current, SENT, NOON, keep=True)
-        current = store.advance(current, 30, NOON)
-    assert sent == live
+    assert all_sent(store) == live
     assert store.claim("w1", 30, NOON + 59 * SECOND) is None
     retried = claimed(store, at=NOON + 60 * SECOND)
     assert retried.delivery.id == dead[0] and retried.failures == 1 and not retried.interrupted
@@ -112,15 +116,12 @@ def test_a_lane_is_sent_in_order_and_a_dead_one_costs_the_others_nothing(store: 
     assert (waiting.state, waiting.error_class, waiting.error) == ("queued", "transient", "connection refused")
 
 
-def test_finishing_gives_the_lane_back_unless_it_is_kept(store: Store) -> None:
-    keys = [queued(store) for _ in range(3)]
-    store.finish(claimed(store, "w1"), SENT, NOON)
-    held = claimed(store, "w2")
-    assert held.delivery.id == keys[1]
-    store.finish(held, SENT, NOON, keep=True)
-    assert store.claim("w1", 30, NOON) is None
-    following = store.advance(held, 30, NOON)
-    assert following is not None and following.delivery.id == keys[2]
+def test_finishing_gives_the_lane_back(store: Store) -> None:
+    keys = [queued(store) for _ in range(2)]
+    held = claimed(store, "w1")
+    assert store.claim("w2", 30, NOON) is None
+    store.finish(held, SENT, NOON)
+    assert claimed(store, "w2").delivery.id == keys[1]
 
 
 def test_no_two_workers_hold_one_lane(store: Store) -> None:
@@ -139,17 +140,16 @@ def test_a_worker_that_outlived_its_lease_is_fenced_off(store: Store) -> None:
     assert quick.token > slow.token and quick.interrupted
     with pytest.raises(LeaseLost):
         store.start_attempt(slow, later)
-    with pytest.raises(LeaseLost):
-        store.advance(slow, 10, later)
+    assert store.renew([slow, quick], 10, later) == {quick.lane_id}
     assert store.start_attempt(quick, later) == 2
-    assert store.finish(slow, Outcome("error", "permanent", "AE"), later) is False
+    assert store.finish(slow, Outcome("retry", "ambiguous", "no answer", retry_at=NOON), later) is False
     store.release(slow)
     assert shown(store, key).state == "sending"
     assert store.claim("third", 10, later) is None
     assert store.finish(quick, SENT, later)
     assert shown(store, key).state == "sent"
     with store.read(SYSTEM) as snapshot:
-        assert [attempt.outcome for attempt in snapshot.attempts(key)] == ["late: error", "sent"]
+        assert [attempt.outcome for attempt in snapshot.attempts(key)] == ["late: retry", "sent"]
 
 
 def test_an_attempt_cut_off_by_a_crash_is_told_as_interrupted(store: Store) -> None:
@@ -167,7 +167,6 @@ def test_a_failed_delivery_blocks_its_lane_until_a_person_acts(store: Store) -> 
     held = claimed(store)
     store.start_attempt(held, NOON)
     store.finish(held, Outcome("error", "permanent", "AE|unknown patient"), NOON)
-    assert store.advance(held, 30, NOON) is None
     assert store.claim("w1", 30, NOON) is None
     with store.read(SYSTEM) as snapshot:
         why = snapshot.waiting(second)
@@ -187,21 +186,9 @@ def test_under_skip_only_the_same_document_or_patient_waits(store: Store) -> Non
     held = claimed(store)
     store.start_attempt(held, NOON)
     store.finish(held, Outcome("held", "ambiguous", "no answer"), NOON)
-    sent: list[str] = []
-    current = store.advance(held, 30, NOON)
-    while current is not None:
-        sent.append(current.delivery.id)
-        store.finish(current, SENT, NOON, keep=True)
-        current = store.advance(current, 30, NOON)
-    assert sent == [other, nothing_in_common]
+    assert all_sent(store) == [other, nothing_in_common]
     store.write(SYSTEM, lambda tx: tx.retry(stuck))
-    order = []
-    current = store.claim("w1", 30, NOON)
-    while current is not None:
-        order.append(current.delivery.id)
-        store.finish(current, SENT, NOON, keep=True)
-        current = store.advance(current, 30, NOON)
-    assert order == [stuck, same_patient, same_document]
+    assert all_sent(store) == [stuck, same_patient, same_document]
 
 
 def test_holding_pausing_and_resuming(store: Store) -> None:
@@ -272,7 +259,8 @@ def test_the_list_filters_and_pages(store: Store) -> None:
         assert {one.id for one in snapshot.deliveries(OutboxFilter(case_key="c0"))} == {ids[0], ids[3]}
         assert [one.id for one in snapshot.deliveries(OutboxFilter(key=("IPP", "4")))] == [ids[4]]
         assert snapshot.deliveries(OutboxFilter(state="error")) == []
-        assert snapshot.delivery_counts() == {("lane0", "queued"): 3, ("lane1", "queued"): 3}
+        assert [(lane.name, lane.open, lane.stuck) for lane in snapshot.lanes()] == [("lane0", 3, 0), ("lane1", 3, 0)]
+        assert snapshot.totals() == (0, 6, 0)
         assert snapshot.delivery("nobody") is None
 
 
@@ -304,16 +292,12 @@ def test_two_workers_empty_all_lanes_in_order_without_sending_twice(store: Store
 
     def work(name: str) -> None:
         while True:
-            held = store.claim(name, 30, micros(now()))
+            held = store.take(name, 30, may, micros(now()))
             if held is None:
                 return
-            current: Claim | None = held
-            while current is not None:
-                store.start_attempt(current)
-                with guard:
-                    wire[current.lane].append(current.delivery.id)
-                store.finish(current, SENT, keep=True)
-                current = store.advance(current, 30)
+            with guard:
+                wire[held.lane].append(held.delivery.id)
+            store.finish(held, SENT)
 
     workers = [threading.Thread(target=work, args=(f"w{n}",)) for n in range(2)]
     for worker in workers:
@@ -352,3 +336,200 @@ def test_a_claim_stays_quick_beside_a_blocked_lane_with_many_waiting(store: Stor
     store.finish(held, SENT, NOON)
     store.release(held)
     assert store.claim("w1", 30, NOON) is None
+
+
+# --- late outcomes: what the partner said is a fact, whoever holds the lane ----------------------------------------
+
+LATE = NOON + 11 * SECOND
+REFUSED = Outcome("error", "permanent", "AE 207 unknown patient", b"AE")
+UNKNOWN = Outcome("held", "ambiguous", "no answer")
+AGAIN = Outcome("retry", "transient", "refused", retry_at=LATE)
+
+
+def overtaken_worker(store: Store) -> tuple[str, Claim, Claim]:
+    """A delivery, the claim of a worker that slept while sending it, and the claim of the one that took over."""
+    key = queued(store)
+    slow = store.take("slow", 10, may, NOON)
+    quick = store.claim("quick", 10, LATE)
+    assert slow is not None and quick is not None and quick.interrupted
+    return key, slow, quick
+
+
+@pytest.mark.parametrize(("late", "state"), [(SENT, "sent"), (REFUSED, "error")], ids=["sent", "refused"])
+def test_a_late_definite_answer_settles_the_delivery_and_nothing_is_sent_again(
+    store: Store, late: Outcome, state: str
+) -> None:
+    key, slow, quick = overtaken_worker(store)
+    assert store.finish(slow, late, LATE) is True
+    assert (shown(store, key).state, shown(store, key).ack) == (state, late.ack)
+    with pytest.raises(LeaseLost, match="settled by a late answer"):
+        store.start_attempt(quick, LATE)
+    store.release(quick)
+    assert store.claim("third", 10, LATE) is None
+    with store.read(SYSTEM) as snapshot:
+        assert [one.outcome for one in snapshot.attempts(key)] == [f"late: {late.state}"]
+
+
+@pytest.mark.parametrize(
+    ("first", "late", "state", "settles"),
+    [
+        (SENT, REFUSED, "sent", False),
+        (SENT, UNKNOWN, "sent", False),
+        (REFUSED, SENT, "sent", True),
+        (REFUSED, AGAIN, "error", False),
+        (UNKNOWN, SENT, "sent", True),
+        (UNKNOWN, REFUSED, "error", True),
+        (AGAIN, SENT, "sent", True),
+        (AGAIN, UNKNOWN, "queued", False),
+    ],
+)
+def test_of_two_attempts_the_partners_own_word_counts(
+    store: Store, first: Outcome, late: Outcome, state: str, settles: bool
+) -> None:
+    key, slow, quick = overtaken_worker(store)
+    store.start_attempt(quick, LATE)
+    assert store.finish(quick, first, LATE) is True
+    assert store.finish(slow, late, LATE) is settles
+    assert shown(store, key).state == state
+
+
+def test_what_a_person_settled_stays_whatever_comes_late(store: Store) -> None:
+    key, slow, quick = overtaken_worker(store)
+    store.start_attempt(quick, LATE)
+    store.finish(quick, UNKNOWN, LATE)
+    store.write(SYSTEM, lambda tx: tx.cancel(key, "given up"))
+    assert store.finish(slow, SENT, LATE) is False
+    assert shown(store, key).state == "cancelled"
+
+
+def test_a_renewed_lease_keeps_others_away_and_a_lost_one_is_not_renewed(store: Store) -> None:
+    queued(store)
+    held = claimed(store, lease=10)
+    for moment in range(9, 90, 9):
+        assert store.renew([held], 10, NOON + moment * SECOND) == {held.lane_id}
+        assert store.claim("w2", 10, NOON + moment * SECOND) is None
+    store.finish(held, SENT, NOON)
+    assert store.renew([held], 10, NOON) == set()
+
+
+# --- held before sending ---------------------------------------------------------------------------------------------
+
+
+def test_a_delivery_that_may_not_leave_is_settled_in_the_claiming_transaction(store: Store) -> None:
+    first, second = queued(store, on_stuck="skip", patient="Patient/1"), queued(store, patient="Patient/2")
+
+    def check(tx: Tx, held: Claim) -> Outcome | None:
+        return Outcome("held", "overtaken", "merged") if held.delivery.patient == "Patient/1" else None
+
+    held = store.take("w", 30, check, NOON)
+    assert held is not None and held.delivery.id == second
+    stopped = shown(store, first)
+    assert (stopped.state, stopped.error_class, stopped.error, stopped.attempts) == ("held", "overtaken", "merged", 0)
+    with store.read(SYSTEM) as snapshot:
+        assert snapshot.attempts(first) == []
+
+
+def test_a_released_delivery_remembers_the_reason_that_was_set_aside(store: Store) -> None:
+    key = queued(store)
+    assert store.take("w", 30, lambda tx, held: Outcome("held", "overtaken", "merged"), NOON) is None
+    assert store.write(SYSTEM, lambda tx: tx.release(key)) == "merged"
+    assert (shown(store, key).state, shown(store, key).cleared) == ("queued", "merged")
+    with pytest.raises(errors.RuleBroken, match="is queued"):
+        store.write(SYSTEM, lambda tx: tx.release(key))
+    with pytest.raises(errors.NotFound):
+        store.write(SYSTEM, lambda tx: tx.release("nobody"))
+
+
+def test_the_ins_and_the_version_of_the_report_are_frozen_with_the_bytes(store: Store) -> None:
+    def work(tx: Tx) -> str:
+        report = {"resourceType": "DiagnosticReport", "id": "d", "status": "final"}
+        tx.create(report, IndexRows())
+        delivery = NewDelivery("x", "mllp://x:1", "hl7", b"1", document="DiagnosticReport/d", keys=[("ins", "279")])
+        return tx.send(delivery)
+
+    key = store.write(SYSTEM, work)
+    assert (shown(store, key).ins, shown(store, key).document_version) == ("279", 1)
+    with store.read(SYSTEM) as snapshot:
+        assert snapshot.delivery_keys(key) == (("ins", "279"), ("msh-10", key))
+    assert shown(store, queued(store, document="DiagnosticReport/none")).document_version == 0
+
+
+# --- destinations ----------------------------------------------------------------------------------------------------
+
+
+def test_a_throttled_lane_begins_so_many_a_second_and_no_more(store: Store) -> None:
+    keys = [queued(store) for _ in range(3)]
+    store.write(SYSTEM, lambda tx: tx.set_policy("dpi", Policy(per_second=4)))
+    sent = []
+    for quarter in range(6):
+        sent += all_sent(store, NOON + quarter * SECOND // 8)
+    assert sent == keys
+    assert [shown(store, key).first_sent_at - NOON for key in keys] == [0, SECOND // 4, SECOND // 2]
+    with pytest.raises(errors.Invalid):
+        store.write(SYSTEM, lambda tx: tx.set_policy("dpi", Policy(per_second=-1)))
+    with pytest.raises(errors.NotFound):
+        store.write(SYSTEM, lambda tx: tx.set_policy("nobody", Policy()))
+
+
+def test_a_policy_changes_what_it_names_and_leaves_the_rest(store: Store) -> None:
+    queued(store)
+    store.write(SYSTEM, lambda tx: tx.set_policy("dpi", Policy("skip", "hold", 2)))
+    store.write(SYSTEM, lambda tx: tx.set_policy("dpi", Policy(per_second=0)))
+    with store.read(SYSTEM) as snapshot:
+        (lane,) = snapshot.lanes()
+    assert (lane.on_stuck, lane.on_silence, lane.gap) == ("skip", "hold", 0)
+    assert claimed(store).on_silence == "hold"
+
+
+def test_the_next_due_time_is_that_of_the_first_lane_that_waits(store: Store) -> None:
+    assert store.next_due() == 0
+    queued(store, "a")
+    assert store.next_due() == 0, "now"
+    queued(store, "b")
+    for lane, seconds in (("a", 60), ("b", 20)):
+        held = claimed(store)
+        assert held.lane == lane
+        store.finish(held, Outcome("retry", "transient", "", retry_at=NOON + seconds * SECOND), NOON)
+    assert store.next_due() == NOON + 20 * SECOND
+    store.write(SYSTEM, lambda tx: tx.pause("b", ""))
+    assert store.next_due() == NOON + 60 * SECOND
+
+
+def test_a_replay_sends_the_same_bytes_under_a_new_id_and_is_counted(store: Store) -> None:
+    key = queued(store, payload=b"L" * 100_000, second_leg="zam", patient="Patient/1", keys=[("ins", "279")])
+    with pytest.raises(errors.RuleBroken, match="leaves anyway"):
+        store.write(SYSTEM, lambda tx: tx.replay(key))
+    all_sent(store)
+    again = store.write(SYSTEM, lambda tx: tx.replay(key))
+    one, other = shown(store, key), shown(store, again)
+    assert (other.parent, other.sha256, other.patient, other.ins, other.second_leg) == (
+        key, one.sha256, "Patient/1", "279", "none",
+    )  # fmt: skip
+    with store.read(SYSTEM) as snapshot:
+        assert snapshot.replays(key) == [again]
+    assert all_sent(store) == [again]
+
+
+def test_a_pull_lane_is_left_to_its_partner(store: Store) -> None:
+    delivery = NewDelivery("pull-1", "pull:CH-NORD", "hl7", b"MSH|")
+    key = store.write(SYSTEM, lambda tx: tx.send(delivery))
+    assert store.claim("w", 30, NOON) is None and store.next_due() == 0
+    held = store.take("partner", 30, may, NOON, lane="pull-1")
+    assert held is not None and held.delivery.id == key
+    assert store.take("partner", 30, may, NOON, lane="pull-1") is None, "taken, until its lease ends"
+    assert store.finish(held, SENT, NOON)
+    queued(store, "dpi")
+    assert store.take("partner", 30, may, NOON, lane="dpi") is None, "that one is sent"
+
+
+def test_the_rates_and_the_second_legs_are_counted(store: Store) -> None:
+    for lane in ("a", "b"):
+        queued(store, lane, second_leg="zam")
+    for outcome in (AGAIN, SENT):
+        held = store.take("w", 30, may, NOON)
+        assert held is not None
+        store.finish(held, outcome, NOON)
+    with store.read(SYSTEM) as snapshot:
+        assert [(rate.lane, rate.ended, rate.failed) for rate in snapshot.attempt_rates()] == [("a", 1, 1), ("b", 1, 0)]
+        (leg,) = snapshot.waiting_legs()
+        assert (leg.kind, leg.count, leg.oldest > 0) == ("zam", 1, True)

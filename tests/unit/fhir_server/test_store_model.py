@@ -178,7 +178,7 @@ class Machine(RuleBasedStateMachine):
             made = []
             for key in keys:
                 content = self._resource(key, event.op.code)
-                made.append(tx.update(*content) if event.asked[key] else tx.create(*content))
+                made.append(tx.update(*content) if event.asked[key] else tx.create(*content, absent=True))
             return made
 
         self._wrote(event, *self.store.write(SYSTEM, work))
@@ -234,7 +234,7 @@ class Machine(RuleBasedStateMachine):
 
     def _deletion_known(self, made: dict[str, dict[int, Event]], key: str, number: int, event: Event) -> bool:
         """Deleting what is deleted answers with that deletion and makes nothing; of two equal answers in one round the
-        one that began first is taken as its maker."""
+        one that may have made it, and began first, is taken as its maker."""
         versions = self.model[key]
         if number <= len(versions):
             assert versions[number - 1].deleted
@@ -242,7 +242,7 @@ class Machine(RuleBasedStateMachine):
         other = made[key].get(number)
         if other is None or other.op.kind != "delete":
             return False
-        made[key][number] = min(other, event, key=lambda one: one.began)
+        made[key][number] = min(other, event, key=lambda one: (one.asked.get(key, number - 1) != number - 1, one.began))
         return True
 
     def _append(self, key: str, numbers: dict[int, Event], events: list[Event]) -> None:

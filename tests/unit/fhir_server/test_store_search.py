@@ -12,9 +12,9 @@ from fhir_server.search import index, query
 from fhir_server.search.plan import Clause, Include, Plan, Prefix, Sort, Value
 from fhir_server.search.rows import IndexRows
 from fhir_server.search.values import bounded
-from fhir_server.store.conditions import prefix_end
 from fhir_server.store.engine import Store
 from fhir_server.store.query import Page
+from fhir_server.store.value_tests import prefix_end
 
 NAME, CODE, DATE, NUMBER, QUANTITY, SUBJECT, URI, OTHER = range(101, 109)
 

@@ -65,3 +65,26 @@ def test_a_case_shows_a_caller_only_the_resources_they_may_see(store: Store) -> 
     store.write(SYSTEM, lambda tx: tx.audit(AuditRow("U", case_key=CASE)))
     with store.read(stranger) as snapshot:
         assert snapshot.case(CASE) == []
+
+
+def test_a_case_tells_the_consents_its_request_names_and_who_did_what(store: Store) -> None:
+    consent = {"resourceType": "Consent", "id": "c", "status": "active"}
+    named = {"resourceType": "ServiceRequest", "id": "1", "supportingInfo": [{"reference": "Consent/c"}, {}]}
+    nurse = Caller("PractitionerRole/n", "Claire", frozenset({"requester"}), channel="http", peer="192.0.2.7")
+
+    def write(tx: Tx) -> None:
+        tx.create(consent, IndexRows())
+        tx.create(named, of_case())
+        tx.audit(AuditRow("C", entity_type="Consent", entity_id="c", entity_version=1))
+        tx.audit(AuditRow("C", entity_type="ServiceRequest", entity_id="1", entity_version=1, case_key=CASE))
+
+    store.write(nurse, write)
+    store.write(SYSTEM, lambda tx: tx.update(consent | {"status": "inactive"}, IndexRows()))
+    with store.read(SYSTEM) as snapshot:
+        story = snapshot.case(CASE)
+    told = [(e.record.reference, e.record.version, e.source) for e in story if isinstance(e.record, Stored)]
+    assert told == [
+        ("Consent/c", 1, "Claire http 192.0.2.7"),
+        ("ServiceRequest/1", 1, "Claire http 192.0.2.7"),
+        ("Consent/c", 2, ""),
+    ]

@@ -1,0 +1,146 @@
+"""A whole type in the order of one index: pages that cost the same whatever their number.
+
+Sorting means to look at every match. Where the matches are most of a type, the index of the values already has them in
+order: a page goes on in it from the last row of the page before. A resource with several values stands where its least
+(descending: its greatest) one stands; those without any come last, in the order of their last change.
+
+Source: https://hl7.org/fhir/R4/search.html#sort
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fhir_server import errors
+from fhir_server.search.plan import Plan
+from fhir_server.store.conditions import TABLES, Ground, conditions, is_set, probe
+from fhir_server.store.dialect import Row, marks
+from fhir_server.store.resources import COLUMNS
+from fhir_server.store.view import Fragment, View, visible
+
+# Fewer resources than this are sorted: the index may belong to several types, and would be walked for few of them.
+WALKED_FROM = 5_000
+
+_THERE, _ABSENT = "there", "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """The columns in the order of the index, what else tells the rows of a resource apart, and which of them count."""
+
+    columns: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    counts: str = ""
+
+
+_WAYS: dict[tuple[str, bool], _Way] = {
+    ("string", False): _Way(("folded",), ("exact",)),
+    ("string", True): _Way(("folded",), ("exact",)),
+    ("token", False): _Way(("code", "system"), ("folded",), " AND {}.code <> ''"),
+    ("token", True): _Way(("code", "system"), ("folded",), " AND {}.code <> ''"),
+    ("date", False): _Way(("low", "high")),
+    ("date", True): _Way(("high",), ("low",)),
+    ("reference", False): _Way(("id", "type"), ("url", "system", "value"), " AND {}.id <> ''"),
+    ("reference", True): _Way(("id", "type"), ("url", "system", "value"), " AND {}.id <> ''"),
+    ("uri", False): _Way(("uri",)),
+    ("uri", True): _Way(("uri",)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The rows of a page, `COLUMNS` first, and behind each its position: the rest of `Plan.after`."""
+
+    rows: list[Row]
+    positions: list[tuple[object, ...]]
+
+
+def applies(view: View, plan: Plan, ground: Ground) -> bool:
+    """Whether a page is taken from the index: decided on the first one, and kept by the links of the others."""
+    if plan.contained or len(plan.types) != 1 or len(plan.sort) != 1:
+        return False
+    sort = plan.sort[0]
+    if not sort.pid or sort.chain or sort.pids or (sort.type, sort.descending) not in _WAYS:
+        return False
+    if plan.after:  # where all matches are sorted by one key, a link has three values
+        return len(plan.after) > 3 and plan.after[1] in (_THERE, _ABSENT)
+    if len(plan.clauses) > 1 or not all(is_set(one) and one.type in TABLES for one in plan.clauses):
+        return False
+    of_type = "SELECT count(*) FROM (SELECT 1 FROM resource r WHERE r.type = ? AND r.deleted = 0 LIMIT ?) p"
+    tests = [Fragment(of_type, (plan.types[0], WALKED_FROM))]
+    tests += [probe(one, WALKED_FROM, ground) for one in plan.clauses]
+    return all((row := view.db.one(test.sql, test.params)) and row[0] >= WALKED_FROM for test in tests)
+
+
+def page(view: View, plan: Plan, ground: Ground, limit: int, since: Fragment) -> Found:
+    """Up to `limit` rows: those that have a value first, then those that have none. `since` keeps what was visible on
+    the first page."""
+    rows: list[Row] = []
+    positions: list[tuple[object, ...]] = []
+    for phase, statement in ((_THERE, there), (_ABSENT, absent)):
+        if len(rows) == limit or (phase == _THERE and plan.after and plan.after[1] == _ABSENT):
+            continue
+        after = plan.after[2:] if plan.after and plan.after[1] == phase else ()
+        asked = statement(view, plan, ground, limit - len(rows), since, after)
+        for row in view.db.rows(asked.sql, asked.params):
+            rows.append(row)
+            positions.append((phase, *row[_WIDTH:]))
+    return Found(rows, positions)
+
+
+_WIDTH = COLUMNS.count(",") + 1
+
+
+def there(
+    view: View, plan: Plan, ground: Ground, limit: int, since: Fragment, after: Sequence[object] = ()
+) -> Fragment:
+    """The resources with a value, in its order."""
+    sort = plan.sort[0]
+    way, table = _WAYS[sort.type, sort.descending], TABLES[sort.type]
+    behind, before, down = ("<", ">", " DESC") if sort.descending else (">", "<", "")
+    columns = [f"x.{name}" for name in (*way.columns, "rid")]
+    every = (*way.columns, *way.others)
+    others = (
+        f"SELECT 1 FROM {table} y WHERE y.rid = x.rid AND {ground.plain('y.pid')} = ?{way.counts.format('y')} "
+        f"AND {_tuple('y', every)} {before} {_tuple('x', every)}"
+    )
+    met, seen = conditions(plan.clauses, "r", ground, start=None), visible(view.caller, "r")
+    further = _further(columns, behind, after)
+    order = ", ".join(f"{column}{down}" for column in columns)
+    return Fragment(
+        f"SELECT {COLUMNS}, {', '.join(columns)} FROM {table} x CROSS JOIN resource r "
+        f"WHERE x.pid = ?{way.counts.format('x')} AND r.rid = x.rid AND {ground.plain('r.type')} = ? AND r.deleted = 0"
+        f"{met.sql}{seen.sql}{since.sql} AND NOT EXISTS ({others}){further.sql} ORDER BY {order} LIMIT ?",
+        (sort.pid, plan.types[0], *met.params, *seen.params, *since.params, sort.pid, *further.params, limit),
+    )
+
+
+def absent(
+    view: View, plan: Plan, ground: Ground, limit: int, since: Fragment, after: Sequence[object] = ()
+) -> Fragment:
+    """The resources without a value, what changed first before the others."""
+    sort = plan.sort[0]
+    way, table = _WAYS[sort.type, sort.descending], TABLES[sort.type]
+    met, seen = conditions(plan.clauses, "r", ground, start=None), visible(view.caller, "r")
+    columns = ("r.last_updated", "r.rid")
+    further = _further(columns, ">", after)
+    valued = f"SELECT 1 FROM {table} y WHERE y.rid = r.rid AND {ground.plain('y.pid')} = ?{way.counts.format('y')}"
+    return Fragment(
+        f"SELECT {COLUMNS}, {', '.join(columns)} FROM resource r WHERE r.type = ? AND r.deleted = 0"
+        f"{met.sql}{seen.sql}{since.sql} AND NOT EXISTS ({valued}){further.sql} "
+        f"ORDER BY {', '.join(columns)} LIMIT ?",
+        (plan.types[0], *met.params, *seen.params, *since.params, sort.pid, *further.params, limit),
+    )
+
+
+def _further(columns: Sequence[str], sign: str, after: Sequence[object]) -> Fragment:
+    if not after:
+        return Fragment("")
+    if len(after) != len(columns):
+        raise errors.Malformed("This page link does not belong to this search; start the search again.")
+    return Fragment(f" AND ({', '.join(columns)}) {sign} ({marks(columns)})", tuple(after))
+
+
+def _tuple(alias: str, names: Sequence[str]) -> str:
+    return f"({', '.join(f'{alias}.{name}' for name in names)})"
