@@ -19,7 +19,9 @@ class Caller:
 
     `who` is a FHIR reference (`PractitionerRole/x`, `Device/passerelle`) or '' ; `groups` are the
     references of the HealthcareServices (expert groups) the caller belongs to. `everything` is the access
-    predicate of the demo and of internal work: no row filter.
+    predicate of the demo and of internal work: no row filter. `rights` are what an access token grants: (resource type
+    or `*`, one of c r u d s); None = the caller came without a token and is limited by `roles` alone. `client` is the
+    software as the issuer of its token names it, '' = not told.
     """
 
     who: str
@@ -31,6 +33,8 @@ class Caller:
     peer: str = ""
     request_id: str = ""
     everything: bool = True
+    rights: frozenset[tuple[str, str]] | None = None
+    client: str = ""
 
 
 class View(Protocol):
@@ -42,6 +46,10 @@ class View(Protocol):
 
     def find(self, resource_type: str, query: str) -> list[dict[str, Any]]:
         """The resources a FHIR search of that type returns, e.g. `identifier=urn:oid:1.2|3`; at most 50."""
+        ...
+
+    def written(self, resource_type: str) -> list[dict[str, Any]]:
+        """The resources of that type which the request under way writes: a search does not find them yet."""
         ...
 
 

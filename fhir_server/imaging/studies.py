@@ -17,8 +17,9 @@ from typing import Any, Literal
 from dicom_node.header import Header, from_dict
 from fhir_server.context import SYSTEM, View
 from fhir_server.errors import Invalid, NotFound
-from fhir_server.patients import identity
+from fhir_server.patients import identity, merge
 from fhir_server.patients.sites import Sites
+from fhir_server.patients.traits import fold, strict_traits
 from fhir_server.store.engine import Store
 from fhir_server.store.instances import Instance, Study, StudyFilter
 from fhir_server.store.session import Tx
@@ -46,10 +47,13 @@ def match(study: Study, header: Header, view: View, sites: Sites) -> Found:
         return Found("manual", request.get("subject", {}).get("reference", ""), study.request, study.note)
     site = _site(study, sites)
     known = patient_ids(header, site, study.calling_ae)
-    patients = {patient["id"] for key in known for patient in identity.patient_at(view, key)}
+    patients = {f"Patient/{patient['id']}" for key in known for patient in identity.patient_at(view, key)}
+    # Images keep the number they were made with; a merge says whose it is now.
+    merged = (merge.given_up_for(view, key, renumbered=False) for key in known)
+    patients = patients or {reference for references in merged for reference in references}
     if len(patients) > 1:
         return Found("unmatched", note="the patient identifiers of the images point at several patients")
-    patient = f"Patient/{next(iter(patients))}" if patients else ""
+    patient = next(iter(patients), "")
     number = accession(header).value
     requests = _requests(number, view, sites) if number else []
     if len(requests) > 1:
@@ -94,8 +98,8 @@ def _with_request(request: Resource, patient: str, named: bool, header: Header, 
 
 def _same_person(patient: Resource, header: Header) -> bool:
     """Images without a usable identifier: family name and birth date must both agree with the request's patient."""
-    family, _, birth, _ = identity.strict_traits(patient)
-    shown = identity.fold(header.patient_name.split("=")[0].split("^")[0])
+    family, _, birth, _ = strict_traits(patient)
+    shown = fold(header.patient_name.split("=")[0].split("^")[0])
     return bool(family) and shown == family and header.patient_birth_date == birth.replace("-", "")
 
 

@@ -1,26 +1,31 @@
 """Which stored Patient an incoming one is: by qualified INS with agreeing strict traits, or by a local identifier.
 
-Never a guess: whatever is doubtful becomes a record of its own, tagged "à rapprocher", for a person to settle.
-Sources: RNIV (Référentiel national d'identitovigilance), strict traits; FR Core 2.2.0 `fr-core-patient-ins`.
+Never a guess: whatever is doubtful becomes a record of its own, tagged "à rapprocher", for a person to settle. A
+qualified identity is only changed by one that is qualified too, or by an event that is meant to change it.
+Sources: RNIV (Référentiel national d'identitovigilance); référentiel INS; IHE PAM France 2.11 (A31, A47); FR Core 2.2.0
+`fr-core-patient-ins`. How traits are compared stands in `traits`.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import Any, Literal
 from urllib.parse import quote
 
 from fhir_server.context import View
-from fhir_server.errors import Invalid
+from fhir_server.errors import Conflict, Invalid
 from fhir_server.patients.sites import INS_SYSTEMS, TEST_INS, Sites
-from mappers.identity import Site
+from fhir_server.patients.traits import BIRTH_PLACE, agree, birth_name, doubt, strict_traits
 
 Patient = dict[str, Any]
+Key = tuple[str, str]
 RELIABILITY = "https://hl7.fr/ig/fhir/core/StructureDefinition/fr-core-identity-reliability"
 RECONCILE_TAG = {"system": "urn:passerelle:identite", "code": "a-rapprocher", "display": "à rapprocher"}
 QUALIFIED = frozenset({"VALI", "QUAL"})
+_NIR, _NIA = "urn:oid:1.2.250.1.213.1.4.8", "urn:oid:1.2.250.1.213.1.4.9"
+_DOUBTFUL = f"{RECONCILE_TAG['system']}|{RECONCILE_TAG['code']}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +38,32 @@ class Match:
     reason: str = ""
 
 
-def qualified_ins(patient: Patient) -> tuple[str, str] | None:
-    """(system, value) of the official INS of a qualified identity (`VALI` in FR Core 2.2, `QUAL` in 2.3), else None."""
-    statuses = {
+# --- what a Patient says of itself -----------------------------------------------------------------------------------
+
+
+def status_of(patient: Patient) -> str:
+    """The identityStatus (FR Core): a qualified one when there is any, else the first, '' when nothing is said."""
+    statuses = [
         part.get("valueCoding", {}).get("code") or _first_code(part.get("valueCodeableConcept", {}))
         for extension in patient.get("extension", ())
         if extension.get("url") == RELIABILITY
         for part in extension.get("extension", ())
         if part.get("url") == "identityStatus"
-    }
-    if not statuses & QUALIFIED:
+    ]
+    return next((status for status in statuses if status in QUALIFIED), next(iter(statuses), ""))
+
+
+def qualified_ins(patient: Patient) -> Key | None:
+    """(system, value) of the official INS of a qualified identity (`VALI` in FR Core 2.2, `QUAL` in 2.3), else None."""
+    if status_of(patient) not in QUALIFIED:
         return None
     for identifier in patient.get("identifier", ()):
         if identifier.get("system") in INS_SYSTEMS and identifier.get("use", "official") == "official":
-            return identifier["system"], identifier.get("value", "")
+            return (identifier["system"], identifier["value"]) if identifier.get("value") else None
     return None
 
 
-def local_identifiers(patient: Patient, sites: Sites) -> list[tuple[str, str]]:
+def local_identifiers(patient: Patient, sites: Sites) -> list[Key]:
     """(system, value) of the identifiers in a namespace that some site declares as patient identifier (PI)."""
     out = []
     for identifier in patient.get("identifier", ()):
@@ -61,7 +74,7 @@ def local_identifiers(patient: Patient, sites: Sites) -> list[tuple[str, str]]:
     return out
 
 
-def keys(patient: Patient, sites: Sites) -> list[tuple[str, str]]:
+def keys(patient: Patient, sites: Sites) -> list[Key]:
     """The (system, value) pairs no other active Patient may have: qualified INS and local identifiers in force.
 
     None for a doubtful or inactive record: it claims nobody's identity.
@@ -77,71 +90,58 @@ def is_doubtful(patient: Patient) -> bool:
     return any(tag.get("code") == RECONCILE_TAG["code"] for tag in patient.get("meta", {}).get("tag", ()))
 
 
+# --- looking people up -----------------------------------------------------------------------------------------------
+
+_ESCAPES = str.maketrans({sign: f"\\{sign}" for sign in "\\|,$"})
+
+
 def identifier_query(system: str, value: str) -> str:
     """The search query for exactly this identifier, whatever signs a hostile value holds."""
     escaped = [part.translate(_ESCAPES) for part in (system, value)]
     return "identifier=" + quote("|".join(escaped), safe=":|/.")
 
 
-_ESCAPES = str.maketrans({sign: f"\\{sign}" for sign in "\\|,$"})
+def spelled(patient: Patient) -> set[Key]:
+    """The identifiers by which a search may have found a Patient: in any case, as an index may fold it."""
+    found = patient.get("identifier", ())
+    return {(str(i.get("system", "")), str(i.get("value", "")).casefold()) for i in found}
 
 
-def strict_traits(patient: Patient) -> tuple[str, str, str, str]:
-    """Birth family name and first birth given name (folded), birth date and gender: what must agree with an INS."""
-    names = patient.get("name", ())
-    official = next((name for name in names if name.get("use") == "official"), names[0] if names else {})
-    given = official.get("given") or [""]
-    first = fold(given[0]).split(" ")[0]
-    return fold(official.get("family", "")), first, patient.get("birthDate", ""), patient.get("gender", "")
+def claim_query(key: Key) -> str:
+    """The search query for those who may claim an identifier: however many doubtful or inactive records repeat it,
+    they do not hide the one who has it."""
+    return f"{identifier_query(*key)}&active:not=false&_tag:not={_DOUBTFUL}"
 
 
-def fold(text: str) -> str:
-    """Upper case without accents, hyphens and apostrophes as blanks: how RNIV compares names."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text.upper()) if not unicodedata.combining(c))
-    return " ".join(plain.replace("-", " ").replace("'", " ").replace("’", " ").split())
+def doubt_query(patient: Patient) -> str:
+    """The search query for the doubtful records that may be of the same person."""
+    query = f"_tag={_DOUBTFUL}"
+    traits = strict_traits(patient)
+    query += _around(traits.birth_date)
+    if traits.family:
+        query += "&family=" + quote(traits.family.split(" ")[0].translate(_ESCAPES))
+    return query
 
 
-def match(view: View, patient: Patient, sites: Sites) -> Match:
-    """Find the stored Patient; local identifiers and INS must not point at different people."""
-    by_local = _unique(patient_at(view, key) for key in local_identifiers(patient, sites))
-    ins = qualified_ins(patient)
-    by_ins = _unique([patient_at(view, ins)]) if ins else []
-    if len(by_local) > 1 or len(by_ins) > 1:
-        return _doubt(view, patient, "the identifiers point at several patients")
-    if by_local and by_ins and by_local[0]["id"] != by_ins[0]["id"]:
-        return _doubt(view, patient, "the local identifier and the INS point at two people")
-    if by_local:
-        mine, theirs = strict_traits(by_local[0]), strict_traits(patient)
-        if mine[0] != theirs[0] and mine[2] != theirs[2]:
-            return _doubt(view, patient, "the local identifier is known with another birth name and birth date")
-        return Match("same", f"Patient/{by_local[0]['id']}")
-    if by_ins:
-        if agree(by_ins[0], patient):
-            return Match("same", f"Patient/{by_ins[0]['id']}")
-        return _doubt(view, patient, "the INS is known with other strict traits (name, birth date or gender)")
-    return Match("new")
+def _around(birth_date: str) -> str:
+    """The day before to the day after: found on whatever clock the date was indexed and is searched for."""
+    try:
+        day = date.fromisoformat(birth_date)
+        first, last = day - timedelta(days=1), day + timedelta(days=1)
+    except (ValueError, OverflowError):  # to the month or the year only, or none
+        return ""
+    return f"&birthdate=ge{first}&birthdate=le{last}"
 
 
-def _doubt(view: View, patient: Patient, reason: str) -> Match:
-    query = f"_tag={RECONCILE_TAG['system']}|{RECONCILE_TAG['code']}"
-    if patient.get("birthDate"):
-        query += f"&birthdate={patient['birthDate']}"
-    for known in view.find("Patient", query):
-        if strict_traits(known) == strict_traits(patient):
-            return Match("reconcile", f"Patient/{known['id']}", reason)
-    return Match("reconcile", "", reason)
-
-
-def patient_at(view: View, key: tuple[str, str]) -> list[Patient]:
+def patient_at(view: View, key: Key) -> list[Patient]:
     """The active Patients that carry this identifier (system, value) in force.
 
     Doubtful records do not count, nor does an INS on an identity that is not qualified (RNIV).
     """
     system, value = key
-    found = view.find("Patient", identifier_query(system, value))
     return [
         patient
-        for patient in found
+        for patient in view.find("Patient", claim_query(key))
         if patient.get("active", True)
         and not is_doubtful(patient)
         and (system not in INS_SYSTEMS or qualified_ins(patient) == key)
@@ -152,21 +152,143 @@ def patient_at(view: View, key: tuple[str, str]) -> list[Patient]:
     ]
 
 
-def merged(stored: Patient, incoming: Patient) -> Patient:
-    """The stored Patient with what the message says now; identifiers of other namespaces and unknown parts are kept."""
+def match(view: View, patient: Patient, sites: Sites, *, identity_change: bool = False) -> Match:
+    """Find the stored Patient; local identifiers and INS must not point at different people.
+
+    `identity_change`: the event is meant to change who somebody is (A47, the correction of an identity), so that
+    another INS or other traits under a known local identifier are what it says and no doubt.
+    """
+    by_local = _unique(patient_at(view, key) for key in local_identifiers(patient, sites))
+    ins = qualified_ins(patient)
+    by_ins = _unique([patient_at(view, ins)]) if ins else []
+    if len(by_local) > 1 or len(by_ins) > 1:
+        return _doubt(view, patient, sites, "the identifiers point at several patients")
+    if by_local and by_ins and by_local[0]["id"] != by_ins[0]["id"]:
+        return _doubt(view, patient, sites, "the local identifier and the INS point at two people")
+    if by_local:
+        reason = "" if identity_change else _change_of(by_local[0], patient)
+        if reason:
+            return _doubt(view, patient, sites, f"the local identifier is known with {reason}")
+        return Match("same", f"Patient/{by_local[0]['id']}")
+    if by_ins:
+        if agree(by_ins[0], patient):
+            return Match("same", f"Patient/{by_ins[0]['id']}")
+        return _doubt(view, patient, sites, "the INS is known with other strict traits, or some are missing")
+    return Match("new")
+
+
+def same_doubt(known: Patient, patient: Patient, sites: Sites) -> bool:
+    """Whether two doubtful records are of one person: equal traits, and no local identifier against another."""
+    if strict_traits(known) != strict_traits(patient):
+        return False
+    mine, theirs = _by_system(local_identifiers(known, sites)), _by_system(local_identifiers(patient, sites))
+    return all(mine[system] & theirs[system] for system in mine.keys() & theirs.keys())
+
+
+def _doubt(view: View, patient: Patient, sites: Sites, reason: str) -> Match:
+    for known in view.find("Patient", doubt_query(patient)):
+        if is_doubtful(known) and same_doubt(known, patient, sites):
+            return Match("reconcile", f"Patient/{known['id']}", reason)
+    return Match("reconcile", "", reason)
+
+
+def _change_of(stored: Patient, incoming: Patient) -> str:
+    """What of a known identity an incoming one would turn into somebody else's; '' for nothing."""
+    mine, theirs = qualified_ins(stored), qualified_ins(incoming)
+    if mine and theirs and mine != theirs and not _succeeds(stored, incoming):
+        return "another INS"
+    return doubt(stored, incoming, qualified=mine is not None)
+
+
+def _succeeds(stored: Patient, incoming: Patient) -> bool:
+    """A provisional INS (NIA) becomes the definitive one (NIR) of the same person: IHE PAM France sends an A31."""
+    mine, theirs = qualified_ins(stored), qualified_ins(incoming)
+    return bool(mine and theirs and (mine[0], theirs[0]) == (_NIA, _NIR)) and agree(stored, incoming)
+
+
+# --- what a stored Patient becomes -----------------------------------------------------------------------------------
+
+
+def merged(stored: Patient, incoming: Patient, *, identity_change: bool = False) -> Patient:
+    """The stored Patient with what the message says now; identifiers of other namespaces and unknown parts are kept.
+
+    A qualified identity keeps its INS, status and strict traits against a message that does not qualify it: silence
+    takes nothing away. A message that says a lower status takes the INS away. `merge_notes` tells either.
+    """
+    if not identity_change and _keeps(stored, incoming):
+        incoming = _without_traits(stored, incoming)
     out = {key: value for key, value in stored.items() if key != "text"}
     said = {identifier.get("system") for identifier in incoming.get("identifier", ())}
     kept = [identifier for identifier in stored.get("identifier", ()) if identifier.get("system") not in said]
     extensions = {extension["url"]: extension for extension in stored.get("extension", ())}
     extensions |= {extension["url"]: extension for extension in incoming.get("extension", ())}
     out |= {key: value for key, value in incoming.items() if key not in ("id", "identifier", "extension", "meta")}
-    out["identifier"] = list(incoming.get("identifier", ())) + kept
-    if qualified_ins(out | {"extension": list(extensions.values())}) is None:
-        out["identifier"] = [i for i in out["identifier"] if i.get("system") not in INS_SYSTEMS]
     out["extension"] = list(extensions.values())
+    out["identifier"] = list(incoming.get("identifier", ())) + _retired(kept, qualified_ins(incoming))
+    if qualified_ins(out) is None:
+        out["identifier"] = [i for i in out["identifier"] if i.get("system") not in INS_SYSTEMS]
     for empty in [key for key in ("identifier", "extension") if not out[key]]:
         del out[empty]
     return out
+
+
+def merge_notes(stored: Patient, incoming: Patient, *, identity_change: bool = False) -> tuple[str, ...]:
+    """What `merged` does not take of a message, or takes away because of it, one sentence each, for its reader."""
+    ins = qualified_ins(stored)
+    if ins and qualified_ins(merged(stored, incoming, identity_change=identity_change)) is None:
+        return (f"Patient.identifier: the identity is {status_of(incoming)}, no longer qualified: its INS is removed",)
+    if identity_change or not _keeps(stored, incoming):
+        return ()
+    kept = _without_traits(stored, incoming)
+    out = []
+    for place, before, after in (
+        ("Patient.name", birth_name(incoming), birth_name(kept)),
+        ("Patient.birthDate", incoming.get("birthDate"), kept.get("birthDate")),
+        ("Patient.gender", incoming.get("gender"), kept.get("gender")),
+        ("Patient.extension(birthPlace)", _birth_place(incoming), _birth_place(kept)),
+    ):
+        if before and before != after:
+            out.append(f"{place}: the stored identity is qualified and this one is not: it is not taken")
+    return tuple(out)
+
+
+def _keeps(stored: Patient, incoming: Patient) -> bool:
+    silent = status_of(incoming) in (*QUALIFIED, "")
+    return qualified_ins(stored) is not None and qualified_ins(incoming) is None and silent
+
+
+def _without_traits(stored: Patient, incoming: Patient) -> Patient:
+    """The incoming Patient with the strict traits, status and INS of the stored one, as far as it knows them."""
+    out = dict(incoming)
+    official = birth_name(stored)
+    if official and incoming.get("name"):
+        others = [name for name in incoming["name"] if name != birth_name(incoming)]
+        out["name"] = [official, *others]
+    for trait in ("birthDate", "gender"):
+        if stored.get(trait):
+            out[trait] = stored[trait]
+    kept = {extension["url"]: extension for extension in stored.get("extension", ())}
+    fixed = {url: kept[url] for url in (RELIABILITY, BIRTH_PLACE) if url in kept}
+    out["extension"] = [*fixed.values(), *(e for e in incoming.get("extension", ()) if e["url"] not in fixed)]
+    out["identifier"] = [i for i in incoming.get("identifier", ()) if i.get("system") not in INS_SYSTEMS]
+    return out
+
+
+def _retired(kept: list[dict[str, Any]], ins: Key | None) -> list[dict[str, Any]]:
+    """Stored identifiers beside another INS: a NIA stays as `old` beside its NIR, any other INS was somebody else's."""
+    if ins is None:
+        return kept
+    out = []
+    for identifier in kept:
+        if identifier.get("system") not in INS_SYSTEMS or identifier.get("use") == "old":
+            out.append(identifier)
+        elif (identifier["system"], ins[0]) == (_NIA, _NIR):
+            out.append({**identifier, "use": "old"})
+    return out
+
+
+def _birth_place(patient: Patient) -> Any:
+    return next((e for e in patient.get("extension", ()) if e.get("url") == BIRTH_PLACE), None)
 
 
 def to_reconcile(patient: Patient, reason: str) -> Patient:
@@ -179,9 +301,20 @@ def to_reconcile(patient: Patient, reason: str) -> Patient:
     return out
 
 
-def check_mode(patient: Patient, site: Site) -> None:
-    """A production site refuses test and demonstration INS. Raises Invalid naming the identifier."""
-    if site.mode != "production":
+# --- what may not be written -----------------------------------------------------------------------------------------
+
+
+def check_mode(patient: Patient, sites: Sites, view: View | None = None) -> None:
+    """A production site refuses test and demonstration INS. Raises Invalid naming the identifier.
+
+    The site is the one whose namespace a local identifier is of, else the managing organization's. When that cannot be
+    told, one production site among all is enough to refuse.
+    """
+    reference = patient.get("managingOrganization", {}).get("reference", "")
+    organization = view.get(reference) if view and reference else None
+    owners = sites.owners(patient, organization) or sites.all
+    site = next((site for site in owners if site.mode == "production"), None)
+    if site is None:
         return
     for index, identifier in enumerate(patient.get("identifier", ())):
         if str(identifier.get("system", "")).removeprefix("urn:oid:") in TEST_INS:
@@ -193,9 +326,52 @@ def check_mode(patient: Patient, site: Site) -> None:
             )
 
 
-def agree(stored: Patient, incoming: Patient) -> bool:
-    """Whether no strict trait that both records hold differs."""
-    return all(a == b or not a or not b for a, b in zip(strict_traits(stored), strict_traits(incoming), strict=True))
+def check_ins(patient: Patient) -> None:
+    """An INS goes with a qualified identity and there is one in force (référentiel INS; FR Core fr-core-1, fr-core-2).
+
+    HL7 v2 messages lose such an INS and are taken; a FHIR client is told, since it can send the resource again. Raises
+    Invalid (422) naming the identifier.
+    """
+    ins = qualified_ins(patient)
+    for index, identifier in enumerate(patient.get("identifier", ())):
+        if identifier.get("system") not in INS_SYSTEMS:
+            continue
+        if ins is None:
+            text = (
+                "an INS is kept on a qualified identity only: say identityStatus VALI (or QUAL) in the extension "
+                "fr-core-identity-reliability with the INS as use `official`, or leave the INS out"
+            )
+        elif identifier.get("use") != "old" and (identifier["system"], identifier.get("value")) != ins:
+            text = "a Patient has one INS in force; give any other the use `old` or leave it out"
+        else:
+            continue
+        raise Invalid(text, expression=f"Patient.identifier[{index}]", code="business-rule")
+
+
+def check_update(stored: Patient, incoming: Patient) -> None:
+    """What a FHIR update may not do to a qualified identity: give it another INS, turn it into somebody else, or let
+    the qualification fall by leaving it out. Raises Conflict (409) or Invalid (422).
+
+    A qualification is taken away by saying so: a lower identityStatus and no INS; then the identity can be corrected
+    and qualified again. A record that is set inactive keeps what it had or not, as its sender says.
+    """
+    mine, theirs = qualified_ins(stored), qualified_ins(incoming)
+    if mine is None or not incoming.get("active", True) or is_doubtful(stored):
+        return
+    remedy = "take the qualification away first (identityStatus PROV, no INS), or send the change of identity (A47)"
+    if theirs is None and _keeps(stored, incoming):
+        text = f"Patient/{stored['id']} is a qualified identity: send its INS and identityStatus back; or {remedy}"
+        raise Invalid(text, expression="Patient.extension", code="business-rule")
+    if reason := _change_of(stored, incoming):
+        text = f"Patient/{stored['id']} is a qualified identity and this has {reason}; {remedy}"
+        raise Conflict(text, expression="Patient.identifier" if "INS" in reason else "Patient")
+
+
+def _by_system(pairs: Iterable[Key]) -> Mapping[str, set[str]]:
+    out: dict[str, set[str]] = {}
+    for system, value in pairs:
+        out.setdefault(system, set()).add(value)
+    return out
 
 
 def _unique(found: Iterable[list[Patient]]) -> list[Patient]:

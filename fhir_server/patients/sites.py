@@ -61,6 +61,7 @@ INS_NAMESPACES: tuple[Namespace, ...] = tuple(
     )
     for kind, oid in _INS
 )
+_FINESS, _IDNST = "https://finess.esante.gouv.fr", "urn:oid:1.2.250.1.71.4.2.2"
 INS_SYSTEMS = frozenset(ns.fhir_system for ns in INS_NAMESPACES)
 
 
@@ -108,6 +109,22 @@ class Sites:
                 if namespace.fhir_system == system:
                     return site, namespace
         return None
+
+    def owners(self, patient: Mapping[str, Any], organization: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
+        """The sites a Patient is of: those whose namespaces its identifiers in force are in, else the one of its
+        managingOrganization; empty when that cannot be told. `organization` is the stored resource that names."""
+        found = {}
+        for identifier in patient.get("identifier", ()):
+            owner = self.of_system(identifier.get("system", "")) if identifier.get("use") != "old" else None
+            if owner and owner[1] not in INS_NAMESPACES:
+                found[owner[0].key] = owner[0]
+        if found:
+            return tuple(found.values())
+        managing = patient.get("managingOrganization", {})
+        named = [site for site in self.all if managing.get("reference") == f"Organization/{site.key}"]
+        identifiers = [managing.get("identifier", {}), *(organization or {}).get("identifier", ())]
+        named += [site for one in identifiers if (site := self.of_finess(_finess(one)))]
+        return tuple(named[:1])
 
 
 def load_sites(tables: Iterable[Mapping[str, Any]], default_key: str = "") -> Sites:
@@ -182,9 +199,9 @@ def namespace_of(site: Site, kind: str) -> Namespace | None:
 def organization(site: Site) -> dict[str, Any]:
     """The site as FHIR Organization (FR Core organization: FINESS EG and EJ, IDNST)."""
     identifier = [
-        _typed("FINEG", "https://finess.esante.gouv.fr", site.finess_eg),
-        _typed("FINEJ", "https://finess.esante.gouv.fr", site.finess_ej),
-        _typed("IDNST", "urn:oid:1.2.250.1.71.4.2.2", "1" + site.finess_eg),
+        _typed("FINEG", _FINESS, site.finess_eg),
+        _typed("FINEJ", _FINESS, site.finess_ej),
+        _typed("IDNST", _IDNST, "1" + site.finess_eg),
     ]
     out: dict[str, Any] = {
         "resourceType": "Organization",
@@ -220,6 +237,14 @@ def naming_systems(site: Site) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def _finess(identifier: Mapping[str, Any]) -> str:
+    """The FINESS of an Organization identifier, '' when it is none."""
+    value = str(identifier.get("value", ""))
+    if identifier.get("system") == _IDNST:
+        return value[1:] if value.startswith("1") else ""
+    return value if identifier.get("system") == _FINESS else ""
 
 
 def _typed(code: str, system: str, value: str) -> dict[str, Any]:

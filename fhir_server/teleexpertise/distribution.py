@@ -1,117 +1,307 @@
-"""One distribution plan per report: who gets it, by which road, and never by two.
+"""One distribution plan per report: who gets it, by which road, never by two, and who does not get it and why.
 
-Destinations are data a partner can read: the FHIR Endpoints of the patient's hospital and of the expert group. An
-Endpoint of ours carries the profile in `payloadType` (system `urn:passerelle:profil`) and the receiver's names in the
-address: `mllp://host:2576?application=DPI&facility=CHU-X`.
+Destinations are data a partner can read: the FHIR Endpoints of those who take part (`parties`). An Endpoint of ours
+carries the flavour in `payloadType` (system `urn:passerelle:profil`) and the receiver's names in the address:
+`mllp://host:2576?application=DPI&facility=CHU-X`.
 
-Rules (CI-SIS "Transmission d'un document CDA-R2 en HL7v2" 2.1, mapping-mss): whoever mails the professional is one;
-we mail the requester ourselves, so the HL7 message to a platform says DESTMSSANTEPS `N`; DESTDMP is `Y` only with a
-qualified INS and an open, fed DMP.
+Rules (CI-SIS "Transmission d'un document CDA-R2 en HL7v2" 2.1, mapping-mss and regles-gestion-mssante): whoever mails
+the professional is one; we mail the requester ourselves, so a platform is told DESTMSSANTEPS and DESTMSSANTEPAT `N`.
+Its only task left is the DMP: DESTDMP is `Y` only with a qualified INS, a document type the DMP takes, ZFA-1 ACTIF and
+ZFA-9 not opposed. With three N no line of the matrix fits and nobody would get anything: nothing is sent. The DMP is
+fed by one platform.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit
 
 from fhir_server.config import Settings
-from fhir_server.context import View
 from fhir_server.patients.sites import Sites
-from mappers.fhir_to_report import Report
+from fhir_server.teleexpertise.parties import Candidate
+from mappers.fhir_to_report import PatientIdentity, Report
 
 PROFILE_SYSTEM = "urn:passerelle:profil"
-DMP_STATUS = "urn:passerelle:dmp"
-Profile = Literal["lps-1.1", "push-2.1"]
-PROFILES: Mapping[str, Profile] = {"lps-1.1": "lps-1.1", "push-2.1": "push-2.1"}
 MAIL_LANE = "mssante"
+DMP_TYPES = frozenset({"85208-7", "75496-0", "18748-4", "34794-8", "18776-5"})
+"""Report.type codes the DMP takes among those this product writes (JDV_J07)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """What a message to an Endpoint is. `ins_alone`: the receiver knows a patient by the INS of PID-3, without a number
+    of its own; `platform`: it serves the DMP, not a patient file."""
+
+    message: Literal["mdm", "oru", "plain-mdm", "plain-oru", "answer", "slot"]
+    profile: Literal["lps-1.1", "push-2.1", ""]
+    ins_alone: bool
+    platform: bool
+
+
+FLAVOURS: Mapping[str, Flavour] = {
+    "lps-1.1": Flavour("mdm", "lps-1.1", True, False),
+    "push-2.1": Flavour("mdm", "push-2.1", True, True),
+    "push-2.1-oru": Flavour("oru", "push-2.1", True, True),
+    "plain-mdm": Flavour("plain-mdm", "", False, False),
+    "plain-oru": Flavour("plain-oru", "", False, False),
+}
+WORKFLOW: Mapping[str, Flavour] = {
+    "tlr-1.0": Flavour("answer", "", True, False),
+    "siu-2.5": Flavour("slot", "", False, False),
+}
+"""What an Endpoint may ask for beside reports, with them or alone: answers to its orders, appointments (`orders`)."""
+WORKFLOW_NAMES: Mapping[str, str] = {"tlr-1.0": "Réponse à la demande non remise", "siu-2.5": "Rendez-vous non remis"}
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """One road of one report. `lane` orders deliveries; `second_leg` says what confirms the handing over."""
+    """One road of one report. `lane` orders deliveries; `second_leg` says what confirms the handing over; `addressee`
+    is who is at its end, in one spelling."""
 
     kind: Literal["hl7", "mail"]
     lane: str
     endpoint: str
     display: str
     second_leg: Literal["none", "zam", "dsn"]
-    profile: Profile = "lps-1.1"
+    addressee: str
+    flavour: str = ""
     application: str = ""
     facility: str = ""
     mailbox: str = ""
     dmp: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Shut:
+    """A road not taken: who does not get `what` by it and why, in French for who reads the case."""
+
+    whom: str
+    why: str
+    what: str = "Compte rendu non remis"
+
+    @property
+    def text(self) -> str:
+        """One sentence."""
+        return f"{self.what} à {self.whom} : {self.why}."
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The roads of a report, and those that are shut."""
+
+    destinations: tuple[Destination, ...]
+    shut: tuple[Shut, ...]
+
+
+class _Roads:
+    """A plan in the making: one destination per addressee."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, Destination] = {}
+        self.shut: list[Shut] = []
+        self.people: set[str] = set()
+
+    def close(self, whom: str, why: str) -> None:
+        shut = Shut(whom, why)
+        if shut not in self.shut:
+            self.shut.append(shut)
+
+    def open(self, destination: Destination) -> None:
+        self.taken[destination.addressee] = destination
+
+
 def plan(
-    report: Report, patient: Mapping[str, Any], view: View, sites: Sites, settings: Settings
-) -> tuple[Destination, ...]:
-    """The destinations of a final report, each addressee once."""
-    roads: dict[str, Destination] = {}
-    for endpoint in _endpoints(report, view, sites):
-        profile = _profile(endpoint)
-        if endpoint.get("status") != "active" or profile is None:
+    report: Report,
+    patient: Mapping[str, Any],
+    found: Iterable[Candidate],
+    requester: str,
+    sites: Sites,
+    settings: Settings,
+) -> Plan:
+    """The plan of a final report: `found` are the Endpoints of those who take part, `requester` the reference of who
+    asked. Each addressee once; whoever has an Endpoint or should be mailed and gets nothing is told in `shut`."""
+    roads = _Roads()
+    for candidate in found:
+        code = _flavour(candidate.endpoint)
+        if candidate.endpoint and code is None:
+            continue  # an Endpoint for something else: images, notifications
+        whom = _display(candidate)
+        flavour = FLAVOURS.get(code or "")
+        why = refusal(candidate, code or "", flavour, report.patient, sites)
+        if why or flavour is None:
+            roads.close(whom, why)
             continue
-        road, query = _road(endpoint["address"])
-        if road in roads:
-            continue
-        dmp = profile == "push-2.1" and report.patient.ins is not None and dmp_open(patient)
-        roads[road] = Destination(
-            kind="hl7",
-            lane=f"Endpoint/{endpoint['id']}",
-            endpoint=endpoint["address"],
-            display=endpoint.get("name", endpoint["id"]),
-            second_leg="zam" if dmp else "none",
-            profile=profile,
-            application=query.get("application", [""])[0],
-            facility=query.get("facility", [""])[0],
-            dmp=dmp,
-        )
-    if report.requester.mailbox and settings.smtp:
-        roads["mailto:" + report.requester.mailbox.lower()] = Destination(
-            kind="mail",
-            lane=f"{MAIL_LANE}:{report.requester.mailbox.lower()}",
-            endpoint=f"mssante:{report.requester.mailbox}",
-            display=report.requester.mailbox,
-            second_leg="dsn",
-            mailbox=report.requester.mailbox,
-        )
-    return tuple(roads.values())
+        _by_hl7(roads, candidate, code or "", flavour, whom, report, patient)
+    _by_mail(roads, report, requester, settings)
+    return Plan(tuple(roads.taken.values()), tuple(roads.shut))
 
 
-def _road(address: str) -> tuple[str, Mapping[str, list[str]]]:
-    """The address in one spelling, and its query; one that cannot be read stands for itself and fails in the outbox."""
+def refusal(candidate: Candidate, code: str, flavour: Flavour | None, patient: PatientIdentity, sites: Sites) -> str:
+    """Why nothing can go to an Endpoint, or ''."""
+    if not candidate.endpoint:
+        return f"{candidate.reference} n'est pas enregistré ici"
+    if candidate.endpoint.get("status") != "active":
+        return f"{candidate.reference} n'est pas en service (statut {candidate.endpoint.get('status')})"
+    if flavour is None:
+        return f"{candidate.reference} demande le profil {code}, qui n'existe pas ici ({', '.join(FLAVOURS)})"
+    if patient.ins and flavour.ins_alone:
+        return ""
+    for _, oid, _, _ in patient.local_ids:
+        owner = sites.of_oid(oid)
+        if owner and owner[0].key == candidate.site:
+            return ""
+    known = "ni INS qualifiée ni numéro de patient" if flavour.ins_alone else "pas de numéro de patient"
+    return f"le patient n'a {known} de cet établissement"
+
+
+def _by_hl7(
+    roads: _Roads,
+    candidate: Candidate,
+    code: str,
+    flavour: Flavour,
+    whom: str,
+    report: Report,
+    patient: Mapping[str, Any],
+) -> None:
+    address = str(candidate.endpoint.get("address", ""))
+    addressee = road_of(address)
+    same = roads.taken.get(addressee)
+    if candidate.person and not flavour.platform and (same is None or same.flavour == code):
+        roads.people.add(candidate.person)
+    if same is not None:
+        # Another spelling of an Endpoint that is served already.
+        if same.flavour != code:
+            roads.close(whom, f"son adresse est celle de {same.display}, qui le reçoit déjà sous une autre forme")
+        return
+    if flavour.platform:
+        why = dmp_refusal(report, patient)
+        fed = next((one for one in roads.taken.values() if one.dmp), None)
+        if not why and fed:
+            why = f"le DMP est déjà alimenté par {fed.display}"
+        if why:
+            roads.close(whom, f"{why}, et nous envoyons nous-mêmes les courriels : la plateforme n'aurait rien à faire")
+            return
+    roads.open(hl7_road(candidate, code, platform=flavour.platform))
+
+
+def hl7_road(candidate: Candidate, code: str, *, platform: bool = False) -> Destination:
+    """The way to an Endpoint in one of its flavours. `platform`: it feeds the DMP and says so later."""
+    address = str(candidate.endpoint.get("address", ""))
+    query = _query(address)
+    return Destination(
+        kind="hl7",
+        lane=candidate.reference,
+        endpoint=address,
+        display=_display(candidate),
+        second_leg="zam" if platform else "none",
+        addressee=road_of(address),
+        flavour=code,
+        application=query.get("application", [""])[0],
+        facility=query.get("facility", [""])[0],
+        dmp=platform,
+    )
+
+
+def _display(candidate: Candidate) -> str:
+    return str(candidate.endpoint.get("name") or candidate.reference)
+
+
+def _by_mail(roads: _Roads, report: Report, requester: str, settings: Settings) -> None:
+    """The requester's MSSanté mailbox, unless their own software has the report already."""
+    if requester in roads.people:
+        return
+    whom = f"{report.requester.given} {report.requester.family}".strip()
+    mailbox = report.requester.mailbox
+    if not mailbox:
+        roads.close(whom, "aucune boîte MSSanté n'est connue pour le professionnel requérant")
+    elif not settings.smtp:
+        roads.close(whom, "aucun opérateur MSSanté n'est configuré (réglage smtp)")
+    else:
+        roads.open(
+            Destination(
+                kind="mail",
+                lane=f"{MAIL_LANE}:{mailbox.lower()}",
+                endpoint=f"mssante:{mailbox}",
+                display=mailbox,
+                second_leg="dsn",
+                addressee=f"mailto:{mailbox.lower()}",
+                mailbox=mailbox,
+            )
+        )
+
+
+def road_of(address: str) -> str:
+    """An address in one spelling: scheme and host in lower case, port as a number, query sorted, no fragment.
+
+    One that cannot be read stands for itself (and fails in the outbox).
+    """
     try:
-        parts = urlsplit(address)
-        return parts._replace(netloc=parts.netloc.lower()).geturl(), parse_qs(parts.query)
+        parts = urlsplit(address.strip())
+        host, port = (parts.hostname or "").rstrip("."), parts.port
     except ValueError:
-        return address, {}
+        return address
+    try:
+        host = ipaddress.ip_address(host.partition("%")[0]).compressed
+    except ValueError:
+        host = _punycode(host)
+    query = urlencode(sorted(parse_qsl(parts.query)))
+    return f"{parts.scheme}://{host}:{port or ''}{unquote(parts.path).rstrip('/')}?{query}"
+
+
+def _punycode(host: str) -> str:
+    try:
+        return host.encode("idna").decode("ascii").lower()
+    except UnicodeError:
+        return host
+
+
+def _query(address: str) -> Mapping[str, list[str]]:
+    try:
+        return parse_qs(urlsplit(address).query)
+    except ValueError:
+        return {}
+
+
+def dmp_refusal(report: Report, patient: Mapping[str, Any]) -> str:
+    """Why the DMP may not be fed with a report, or ''."""
+    if report.patient.ins is None:
+        return "le DMP demande une INS qualifiée"
+    if report.type.code not in DMP_TYPES:
+        return f"le DMP ne reçoit pas les documents de type {report.type.code}"
+    status, feed = _dmp(patient)
+    if status != "ACTIF":
+        return "le DMP du patient n'est pas connu comme actif" if not status else f"le DMP du patient est {status}"
+    return "le patient s'oppose à l'alimentation de son DMP" if feed == "IO" else ""
 
 
 def dmp_open(patient: Mapping[str, Any]) -> bool:
     """Whether the hospital said that the DMP is open (ZFA-1 ACTIF) and its feeding not opposed (ZFA-9 not IO)."""
+    status, feed = _dmp(patient)
+    return status == "ACTIF" and feed != "IO"
+
+
+def _dmp(patient: Mapping[str, Any]) -> tuple[str, str]:
+    """(ZFA-1, ZFA-9) as the hospital last said them."""
     for extension in patient.get("extension", ()):
         if "dmp" in str(extension.get("url", "")).lower():
-            parts = {part.get("url"): part.get("valueCode") for part in extension.get("extension", ())}
-            return parts.get("status") == "ACTIF" and parts.get("feed") != "IO"
-    return False
+            parts = {part.get("url"): str(part.get("valueCode") or "") for part in extension.get("extension", ())}
+            return parts.get("status", ""), parts.get("feed", "")
+    return "", ""
 
 
-def _endpoints(report: Report, view: View, sites: Sites) -> Iterable[Mapping[str, Any]]:
-    """The Endpoints of each establishment that knows the patient by a local identifier."""
-    owners = [owner[0] for _, oid, _, _ in report.patient.local_ids if (owner := sites.of_oid(oid))]
-    for site in dict.fromkeys(owners):
-        organization = view.get(f"Organization/{site.key}") or {}
-        for item in organization.get("endpoint", ()):
-            endpoint = view.get(item.get("reference", ""))
-            if endpoint:
-                yield endpoint
+def _flavour(endpoint: Mapping[str, Any]) -> str | None:
+    """The flavour an Endpoint asks reports in, whether we know it or not; None when it is none for reports."""
+    return next((code for code in profiles(endpoint) if code not in WORKFLOW), None)
 
 
-def _profile(endpoint: Mapping[str, Any]) -> Profile | None:
-    for concept in endpoint.get("payloadType", ()):
-        for coding in concept.get("coding", ()):
-            if coding.get("system") == PROFILE_SYSTEM:
-                return PROFILES.get(coding.get("code", ""))
-    return None
+def profiles(endpoint: Mapping[str, Any]) -> list[str]:
+    """Every flavour an Endpoint asks for, in its order."""
+    return [
+        str(coding.get("code", ""))
+        for concept in endpoint.get("payloadType", ())
+        for coding in concept.get("coding", ())
+        if coding.get("system") == PROFILE_SYSTEM
+    ]

@@ -64,6 +64,7 @@ TRANSITIONS: tuple[Step, ...] = (
     _step("void", "in_progress", "entered-in-error", "requester partner admin", "set status entered-in-error"),
     _step("void", "on-hold", "entered-in-error", "requester partner admin", "set status entered-in-error"),
 )
+FINAL: frozenset[State] = frozenset({"completed", "revoked", "entered-in-error"})
 # Steps that only another resource can cause: a PUT of the ServiceRequest alone is refused.
 INDIRECT: Mapping[str, str] = {"question": "Communication", "answer": "Communication", "report": "DiagnosticReport"}
 TASK_STATUS: Mapping[State, str] = {
@@ -112,16 +113,29 @@ def roles_in_case(caller: Caller, request: Mapping[str, Any], view: View) -> fro
     """
     everywhere: tuple[Role, ...] = ("system", "admin", "partner")
     found: set[Role] = {role for role in everywhere if role in caller.roles}
-    requester = request.get("requester", {}).get("reference", "")
-    if "requester" in caller.roles and requester and caller.who:
-        role = view.get(requester) or {}
-        mine = {caller.who, caller.practitioner} - {""}
-        if {requester, role.get("practitioner", {}).get("reference", "")} & mine:
-            found.add("requester")
+    if "requester" in caller.roles and is_caller(request.get("requester", {}).get("reference", ""), caller, view):
+        found.add("requester")
     performers = {performer.get("reference", "") for performer in request.get("performer", ())}
     if "expert" in caller.roles and (performers & caller.groups or caller.who in performers):
         found.add("expert")
     return frozenset(found)
+
+
+def is_caller(reference: str, caller: Caller, view: View) -> bool:
+    """Whether a PractitionerRole or Practitioner is the person who calls, be it in another of their roles."""
+    if not reference or not caller.who:
+        return False
+    role = view.get(reference) or {}
+    person = role.get("practitioner", {}).get("reference", "")
+    return bool({reference, person} & ({caller.who, caller.practitioner} - {""}))
+
+
+def holder(request: Mapping[str, Any], state: State | None) -> Mapping[str, Any]:
+    """The performer who took the request, the last one; nothing before it is taken."""
+    performers = request.get("performer") or [{}]
+    taken = state in ("in_progress", "on-hold", "completed")
+    found: Mapping[str, Any] = performers[-1] if taken else {}
+    return found if found.get("reference", "").startswith(("PractitionerRole/", "Practitioner/")) else {}
 
 
 def step(

@@ -1,0 +1,301 @@
+"""What a request wants and what has been decided about it so far, over one snapshot.
+
+Hides how the pending writes lie over what is stored, and which versions, conditions and locks a decision stands on:
+all of them are looked at again in the transaction that writes.
+Source: https://hl7.org/fhir/R4/http.html (create, update, conditional interactions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urlencode
+
+from fhir_server.context import View
+from fhir_server.errors import Conflict, Invalid, PasserelleError, TooLarge
+from fhir_server.patients import identity
+from fhir_server.patients.sites import Sites
+from fhir_server.search import query
+from fhir_server.search.plan import Plan, Value
+from fhir_server.search.rows import IndexRows
+from fhir_server.store.query import MAX_COUNT, Page
+from fhir_server.store.resources import Prepared, Stored
+from fhir_server.store.session import Snapshot
+
+Resource = dict[str, Any]
+Verb = Literal["create", "update", "patch", "delete"]
+FOUND = 50
+"""What `View.find` finds at most."""
+AT_ONCE = 200
+"""Values looked up by one statement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One wanted write. `if_match` is the version the client read; `if_none_exist` and `criteria` are search queries
+    (conditional create; conditional update, patch and delete); `if_absent` writes only where nothing is; `many` lets a
+    conditional delete take every match; `patch` makes the next content from the current one and raises Invalid;
+    `full_url` is the Bundle entry's address others refer to; `expression` where it stands in the request
+    (`Bundle.entry[3].resource`); `base` the URL the client called us by; `about` the full URL of another change without
+    whose writing this one is left out; `identity_change`: the event is meant to change who a Patient is (A47)."""
+
+    verb: Verb
+    type: str
+    id: str = ""
+    resource: Resource | None = None
+    if_match: int | None = None
+    if_none_exist: str = ""
+    criteria: str = ""
+    full_url: str = ""
+    expression: str = ""
+    if_absent: bool = False
+    many: bool = False
+    patch: Callable[[Resource], Resource] | None = None
+    base: str = ""
+    about: tuple[str, ...] = ()
+    identity_change: bool = False
+
+
+@dataclass(slots=True)
+class Write:
+    """One resource as it will be written; `after` is None for a deletion."""
+
+    verb: Verb
+    type: str
+    id: str
+    before: Stored | None
+    after: Resource | None
+    expression: str
+    full_url: str = ""
+    rows: IndexRows | None = None
+    ready: Prepared | None = None
+
+    @property
+    def reference(self) -> str:
+        return f"{self.type}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A search whose answer a decision stands on: the ids it found. Those that found nothing and differ only by
+    the values of their first clause are looked at again `together`."""
+
+    type: str
+    text: str
+    plan: Plan
+    found: frozenset[str]
+
+
+def plan_of(resource_type: str, text: str, count: int = FOUND, zone: str = "Europe/Paris") -> Plan:
+    """The plan of a query string such as `identifier=urn:oid:1.2|3`; `zone` is the clock of its dates without one."""
+    if "\0" in text or "%00" in text:
+        raise Invalid("the condition holds the character NUL; leave it out", http=400, code="value")
+    pairs = parse_qsl(text.lstrip("?"), keep_blank_values=True)
+    return dataclasses.replace(query.parse(resource_type, pairs, lenient=False, zone=zone), count=count)
+
+
+def joinable(plan: Plan) -> bool:
+    """Whether the values of the first clause are alternatives to which those of other plans may be added."""
+    first = plan.clauses[0] if plan.clauses else None
+    plain = first is not None and first.type == "token" and first.pid != 0 and bool(first.values)
+    return plain and first is not None and not (first.modifier or first.logic or first.chain or first.reverse)
+
+
+def together(plans: Sequence[Plan]) -> list[Plan]:
+    """Fewer plans that find what all these find, which differ only in the values of their first clause."""
+    out: list[Plan] = []
+    groups: dict[Plan, list[Value]] = {}
+    for plan in plans:
+        first, *others = plan.clauses
+        bare = dataclasses.replace(plan, clauses=(dataclasses.replace(first, values=()), *others), self_link=())
+        groups.setdefault(bare, []).extend(first.values)
+    for bare, values in groups.items():
+        for start in range(0, len(values), AT_ONCE):
+            first = dataclasses.replace(bare.clauses[0], values=tuple(values[start : start + AT_ONCE]))
+            out.append(dataclasses.replace(bare, clauses=(first, *bare.clauses[1:]), count=MAX_COUNT))
+    return out
+
+
+class Overlay:
+    """The snapshot with the pending writes laid over it; remembers which versions were read. A `context.View`."""
+
+    def __init__(self, snapshot: Snapshot, zone: str = "Europe/Paris") -> None:
+        self.snapshot, self.zone = snapshot, zone
+        self.pending: dict[str, Resource | None] = {}
+        self.reads: dict[str, int] = {}
+        self._seen: dict[str, Stored | None] = {}
+        self._pages: dict[Plan, Page] = {}
+        self._plans: dict[tuple[str, str, int], Plan] = {}
+
+    def plan(self, resource_type: str, text: str, count: int = FOUND) -> Plan:
+        """`plan_of`, read once."""
+        plan = self._plans.get((resource_type, text, count))
+        if plan is None:
+            plan = self._plans[resource_type, text, count] = plan_of(resource_type, text, count, self.zone)
+        return plan
+
+    def _claim_plan(self, key: identity.Key) -> Plan:
+        """The plan of `identity.claim_query`, made from one that was read before: many are wanted."""
+        text = identity.claim_query(key)
+        like = self.plan("Patient", identity.claim_query(("system", "value")))
+        first, *others = like.clauses
+        value = dataclasses.replace(first.values[0], system=key[0], code=key[1])
+        plan = dataclasses.replace(like, clauses=(dataclasses.replace(first, values=(value,)), *others), self_link=())
+        return self._plans.setdefault(("Patient", text, FOUND), plan)
+
+    def foresee(self, identifiers: Sequence[identity.Key]) -> None:
+        """Look many identifiers of Patients up with a few statements; most of them nobody has."""
+        plans = {key: self._claim_plan(key) for key in dict.fromkeys(identifiers)}
+        found: list[Resource] = []
+        for plan in together(list(plans.values())):
+            page = self.snapshot.search(plan)
+            if page.next:
+                return  # as many as that: each is looked up by itself
+            found += [stored.resource() for stored in page.matches]
+        wanted = {(system, value.casefold()): plan for (system, value), plan in plans.items()}
+        names = [identity.spelled(patient) for patient in found]
+        if len(wanted) == len(plans) and all(not spelled.isdisjoint(wanted) for spelled in names):
+            held = set().union(*names)
+            self._pages |= {plan: Page() for key, plan in wanted.items() if key not in held}
+
+    def get(self, reference: str) -> Resource | None:
+        reference = reference.split("/_history/")[0]
+        if reference in self.pending:
+            return self.pending[reference]
+        stored = self.stored(reference)
+        return None if stored is None or stored.deleted else stored.resource()
+
+    def stored(self, reference: str) -> Stored | None:
+        kind, _, key = reference.partition("/")
+        if not key or "/" in key or ":" in kind:
+            return None
+        if reference not in self._seen:
+            stored = self._seen[reference] = self.snapshot.get(kind, key)
+            self.reads[reference] = stored.version if stored else 0
+        return self._seen[reference]
+
+    def written(self, resource_type: str) -> list[Resource]:
+        found = (self.pending[key] for key in self.pending if key.startswith(f"{resource_type}/"))
+        return [resource for resource in found if resource is not None]
+
+    def search(self, plan: Plan) -> Page:
+        """What is stored, asked once: a snapshot answers the same each time."""
+        if plan not in self._pages:
+            self._pages[plan] = self.snapshot.search(plan)
+        return self._pages[plan]
+
+    def find(self, resource_type: str, text: str) -> list[Resource]:
+        page = self.search(self.plan(resource_type, text))
+        found = (
+            self.pending[stored.reference] if stored.reference in self.pending else stored.resource()
+            for stored in page.matches
+        )
+        return [resource for resource in found if resource is not None]
+
+
+def view_of(snapshot: Snapshot) -> View:
+    """A snapshot as the View the domain rooms read."""
+    return Overlay(snapshot)
+
+
+class Pending:
+    """The writes of one request, and everything they depend on."""
+
+    def __init__(self, snapshot: Snapshot, sites: Sites) -> None:
+        self.view = Overlay(snapshot, sites.default.time_zone)
+        self.sites = sites
+        self.writes: dict[str, Write] = {}
+        self.locks: set[str] = set()
+        self.conditions: list[Condition] = []
+        self._owners: dict[tuple[str, str], list[Write]] = {}
+        self._found: dict[tuple[str, str, int, int], Sequence[Stored]] = {}
+
+    def write(self, verb: Verb, change: Change, key: str, before: Stored | None) -> None:
+        """Decide a write. Raises Invalid (400) for a resource that this request writes already, Conflict for the
+        creation of one that is there."""
+        reference = f"{change.type}/{key}"
+        if reference in self.writes:
+            text = f"{reference} appears twice in one request; send each resource once"
+            raise Invalid(text, http=400, code="invalid")
+        after = None if change.resource is None or verb == "delete" else {**change.resource, "id": key}
+        if after is not None:
+            after = {"resourceType": after["resourceType"], "id": key} | after
+        if verb == "create" and change.id:  # an id of ours is random and new: nothing to look up, nothing to hold
+            held = self.view.stored(reference)
+            if held is not None and not held.deleted:
+                raise Conflict(f"{reference} exists already; update it, or create it without an id of your own")
+        elif verb == "delete":
+            self.view.pending[reference] = None
+        write = Write(verb, change.type, key, before, after, change.expression, change.full_url)
+        self.writes[reference] = write
+        if change.type == "Patient" and after is not None:
+            for identifier in identity.keys(after, self.sites):
+                self._owners.setdefault(identifier, []).append(write)
+
+    def add(self, resource: Resource) -> None:
+        """Write a resource that follows from the others; the last content counts."""
+        reference = f"{resource['resourceType']}/{resource['id']}"
+        if reference in self.writes:
+            self.writes[reference].after = resource
+        else:
+            before = self.view.stored(reference)
+            verb: Verb = "update" if before else "create"
+            self.writes[reference] = Write(verb, resource["resourceType"], resource["id"], before, resource, "")
+        self.view.pending[reference] = resource
+
+    def deletes(self, reference: str) -> bool:
+        """Whether this request deletes it."""
+        write = self.writes.get(reference)
+        return write is not None and write.verb == "delete"
+
+    def version_of(self, reference: str) -> int:
+        """The version a resource has when this is written: the next one when it is, else the stored one."""
+        write = self.writes.get(reference)
+        stored = write.before if write else self.view.stored(reference)
+        return (stored.version if stored else 0) + (1 if write else 0)
+
+    def owners(self, identifier: tuple[str, str]) -> list[Write]:
+        """The Patients this request writes that claim an identifier (system, value)."""
+        return self._owners.get(identifier, [])
+
+    def matching(self, resource_type: str, text: str, *, most: int = 0, count: int = 3) -> list[str]:
+        """Ids that match a condition, `count` of them or all up to `most`; it is locked and checked again when writing.
+
+        Raises Invalid (400) for a condition that says nothing, TooLarge when more than `most` match.
+        """
+        plan = self.view.plan(resource_type, text, most or count)
+        if not plan.clauses:
+            raise Invalid(f"the condition `{text}` finds everything; name an identifier", http=400, code="value")
+        pairs = sorted(parse_qsl(text.lstrip("?"), keep_blank_values=True))
+        self.locks.add(f"{resource_type}?{urlencode(pairs)}")
+        return [stored.id for stored in self.looked_up(resource_type, text, plan, most)]
+
+    def looked_up(self, resource_type: str, text: str, plan: Plan, most: int = 0) -> list[Stored]:
+        """What a search finds, to be found again when writing. Raises TooLarge for more than `most`, unless 0."""
+        known = self._found.get((resource_type, text, plan.count, most))
+        if known is not None:
+            return list(known)
+        page = self.view.search(plan)
+        if most and page.next:
+            raise TooLarge(f"more than {most} resources match {text}; make the condition narrower and repeat")
+        found = frozenset(stored.id for stored in page.matches)
+        self.conditions.append(Condition(resource_type, text, plan, found))
+        self._found[resource_type, text, plan.count, most] = page.matches
+        return list(page.matches)
+
+
+def placed(error: PasserelleError, prefix: str) -> PasserelleError:
+    """The same error with its expressions placed inside the Bundle."""
+    if not prefix:
+        return error
+    issues = tuple(dataclasses.replace(i, expression=within(prefix, i.expression)) for i in error.issues)
+    return type(error)(error.diagnostics, issues=issues, http=error.status)
+
+
+def within(prefix: str, expression: str) -> str:
+    """`Patient.name` as it stands in `Bundle.entry[0].resource`."""
+    if not prefix:
+        return expression
+    return prefix + "." + expression.partition(".")[2] if "." in expression else prefix

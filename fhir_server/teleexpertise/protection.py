@@ -1,0 +1,122 @@
+"""What a téléexpertise rests on stays: the documents of a report, its Provenance, the consent it went out with.
+
+A téléexpertise is voided, never deleted (CSP R.6316-4 asks for a trace; HAS guide of May 2019). Repeating what is
+stored is no change; a patient may always withdraw a consent.
+"""
+
+from __future__ import annotations
+
+from fhir_server.errors import Conflict, RuleBroken
+from fhir_server.teleexpertise.case import STEP_SYSTEM, Consequences, Context, Resource, based_on, is_case, same
+from fhir_server.teleexpertise.opinion import SIGNED
+from fhir_server.teleexpertise.scopes import case_of
+from fhir_server.teleexpertise.states import refusal, state_of
+
+WITHDRAWN = ("inactive", "rejected", "entered-in-error")
+_PEOPLE = ("Practitioner/", "PractitionerRole/")
+
+
+def document_reference(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
+    """The record of a report's documents is written by this server alone."""
+    return _kept(before, after, _case_of_documents(before, ctx) if before else None, ctx)
+
+
+def binary(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
+    """The PDF and the CDA of a report stay as they were sent."""
+    return _kept(before, after, _case_of_binary(before, ctx) if before else None, ctx)
+
+
+def consent(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
+    """A consent that a request went out with stays, but can be withdrawn by its status alone."""
+    request = _case_of_consent(before, ctx) if before else None
+    withdrawn = after.get("status") in WITHDRAWN
+    if before and request and withdrawn and same(before | {"status": after["status"]}, after):
+        return Consequences(after)
+    return _kept(before, after, request, ctx, "; set its status to inactive to withdraw it, or record a new one")
+
+
+def provenance(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
+    """Provenance of a case is written once, and only about oneself."""
+    if before:
+        return _kept(before, after, _case_of_provenance(before, ctx), ctx)
+    if _case_of_provenance(after, ctx) is None:
+        return Consequences(after)
+    if any(coding.get("system") == STEP_SYSTEM for coding in after.get("activity", {}).get("coding", ())):
+        text = "the steps of a téléexpertise are told by this server; use another activity"
+        raise RuleBroken(text, expression="Provenance.activity")
+    for index, agent in enumerate(after.get("agent", ())):
+        who = agent.get("who", {}).get("reference", "")
+        if who.startswith(_PEOPLE) and who not in (ctx.caller.who, ctx.caller.practitioner):
+            text = f"{who} is not who sends this ({ctx.caller.who or ctx.caller.display}); name yourself"
+            raise RuleBroken(text, expression=f"Provenance.agent[{index}].who")
+    return Consequences(after)
+
+
+def guard_delete(before: Resource, ctx: Context) -> None:
+    """A téléexpertise is voided, never deleted, nor is anything that belongs to it. Raises RuleBroken or Conflict."""
+    kind = before["resourceType"]
+    if kind == "Patient":
+        for request in ctx.view.find("ServiceRequest", f"subject=Patient/{before['id']}"):
+            if is_case(request):
+                text = f"this patient has the téléexpertise ServiceRequest/{request['id']}; set active to false instead"
+                raise Conflict(text, expression="Patient")
+    finder = _CASES.get(kind)
+    found = finder(before, ctx) if finder else None
+    own = before if kind == "ServiceRequest" else ctx.view.get(case_of(before))
+    request = found or own or {}
+    if is_case(request):
+        source = state_of(request, ctx.settings)
+        raise refusal(ctx.caller, request, source, f"deleting a {kind}", "id", ctx.view)
+
+
+def _kept(
+    before: Resource | None, after: Resource, request: Resource | None, ctx: Context, remedy: str = ""
+) -> Consequences:
+    if before is None or request is None:
+        return Consequences(after)
+    if same(before, after):
+        return Consequences(before, unchanged=True)
+    kind = before["resourceType"]
+    text = f"changing {kind}/{before['id']}, which ServiceRequest/{request['id']} rests on{remedy}"
+    raise refusal(ctx.caller, request, state_of(request, ctx.settings), text, kind, ctx.view)
+
+
+def _case_of_documents(document: Resource, ctx: Context) -> Resource | None:
+    """The case whose signed report a DocumentReference records."""
+    for item in document.get("context", {}).get("related", ()):
+        reference = item.get("reference", "")
+        report = ctx.view.get(reference) if reference.startswith("DiagnosticReport/") else None
+        if report and report.get("status") in SIGNED:
+            for key in based_on(report):
+                if is_case(request := ctx.view.get(key) or {}):
+                    return request
+    return None
+
+
+def _case_of_binary(found: Resource, ctx: Context) -> Resource | None:
+    """The case of the report whose documents lie in a Binary."""
+    documents = ctx.view.find("DocumentReference", f"location=Binary/{found['id']}")
+    cases = (_case_of_documents(document, ctx) for document in documents)
+    return next((request for request in cases if request), None)
+
+
+def _case_of_consent(found: Resource, ctx: Context) -> Resource | None:
+    """A case that went out with a Consent: the Provenance of that step names it."""
+    for told in ctx.view.find("Provenance", f"entity=Consent/{found['id']}"):
+        if is_case(request := ctx.view.get(case_of(told)) or {}):
+            return request
+    return None
+
+
+def _case_of_provenance(found: Resource, ctx: Context) -> Resource | None:
+    """The case a Provenance tells of, by the request itself or by what is based on it."""
+    for item in found.get("target", ()):
+        reference = item.get("reference", "").split("/_history/")[0]
+        target = ctx.view.get(reference) or {}
+        for key in (reference, *based_on(target)):
+            if key.startswith("ServiceRequest/") and is_case(request := ctx.view.get(key) or {}):
+                return request
+    return None
+
+
+_CASES = {"Binary": _case_of_binary, "Consent": _case_of_consent, "Provenance": _case_of_provenance}
