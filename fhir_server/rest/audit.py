@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from typing import Any, cast
-from urllib.parse import urlencode
 
 from fhir_server.changes import Hub
-from fhir_server.errors import Invalid, Malformed, NotFound
+from fhir_server.errors import Invalid, NotFound
+from fhir_server.rest import pages
 from fhir_server.rest.http import Request, Response, instant_text, json_response
-from fhir_server.rest.search import MAX_COUNT, PAGE, bundle_text, page_position, page_token
+from fhir_server.rest.pages import PAGE
+from fhir_server.rest.search import MAX_COUNT, bundle_text
 from fhir_server.store.audit import AuditFilter, AuditRow
 from profiles import json_text
 
@@ -27,9 +28,8 @@ def search(hub: Hub, request: Request) -> Response:
     asked = _asked(request)
     count = min(int(asked.get("_count", "50")), MAX_COUNT)
     kind, key = (*asked.get("entity", "").rstrip("/").split("/")[-2:], "")[:2]
-    before = page_position(asked.get(PAGE, ""))
-    if before and not (len(before) == 2 and all(type(part) is int for part in before)):
-        raise Malformed("this page link is damaged; start again without it", expression="AuditEvent")
+    kept = [(name, value) for name, value in asked.items() if name != PAGE]
+    before = pages.position(hub, "AuditEvent", kept, asked.get(PAGE, ""))
     rows: list[AuditRow] = []
     if count and _exists(asked.get("_id")):
         wanted = AuditFilter(
@@ -41,12 +41,10 @@ def search(hub: Hub, request: Request) -> Response:
         )
         with hub.store.read(request.caller) as snapshot:
             rows = snapshot.audit_rows(wanted)
-    kept = [(name, value) for name, value in asked.items() if name != PAGE]
-    links = [("self", f"{request.base}/AuditEvent?{urlencode(kept)}" if kept else f"{request.base}/AuditEvent")]
+    links = [("self", f"{request.base}/{pages.address('AuditEvent', kept)}")]
     if len(rows) > count:
         last = rows[count - 1]
-        more = urlencode([*kept, (PAGE, page_token((last.recorded, last.seq)))])
-        links.append(("next", f"{request.base}/AuditEvent?{more}"))
+        links.append(("next", pages.link(hub, request.base, "AuditEvent", kept, (last.recorded, last.seq))))
     texts = [
         (
             f"{request.base}/AuditEvent/{row.seq}",

@@ -18,7 +18,7 @@ from fhir_server.changes import Applied, Change, Hub, apply
 from fhir_server.context import Caller
 from fhir_server.errors import Fault, Invalid, Malformed, PasserelleError, TooLarge
 from fhir_server.rest import patch, provenance
-from fhir_server.rest.conditional import absent_asked, version_asked
+from fhir_server.rest.conditional import absent_asked, none_exist_asked, version_asked
 from fhir_server.rest.http import (
     FHIR_JSON,
     Request,
@@ -33,6 +33,7 @@ from fhir_server.rest.resources import MIB
 from fhir_server.rest.search import FORM, bundle_text
 from fhir_server.search.references import own_bases
 from fhir_server.search.values import date_range
+from fhir_server.security.scopes import demand
 from fhir_server.store.engine import Store
 from fhir_server.store.resources import Stored
 from fhir_server.store.session import Snapshot, Tx
@@ -41,6 +42,8 @@ from profiles import definitions, json_text
 log = logging.getLogger("passerelle.rest")
 Handler = Callable[[Hub, Request], Response]
 _ORDER = ("DELETE", "POST", "PUT", "PATCH", "GET", "HEAD")
+# What a writing entry needs of an access token's rights.
+_LETTER = {"DELETE": "d", "POST": "c", "PUT": "u", "PATCH": "u"}
 
 
 def post(hub: Hub, request: Request, respond: Handler, answer: Handler) -> Response:
@@ -89,9 +92,11 @@ def _transaction(hub: Hub, request: Request, entries: list[dict[str, Any]], resp
     reading = [i for i in order if not _writes(entries[i])]
     answers: dict[int, tuple[str, str]] = {}
 
+    link_key = hub.store.link_key if reading else b""
+
     def read(tx: Tx, _: list[Applied]) -> None:
         # Inside the transaction, so that reads see its writes and one that fails undoes them.
-        inside = dataclasses.replace(hub, store=cast(Store, _Within(tx, hub.store.engine)))
+        inside = dataclasses.replace(hub, store=cast(Store, _Within(tx, hub.store.engine, link_key)))
         for i in reading:
             answers[i] = _read_within(inside, request, entries[i], i, respond)
 
@@ -114,9 +119,10 @@ def _writes(entry: Mapping[str, Any]) -> bool:
 class _Within:
     """The store as one transaction sees it, for the interactions that only read."""
 
-    def __init__(self, tx: Tx, engine: str) -> None:
+    def __init__(self, tx: Tx, engine: str, link_key: bytes) -> None:
         self._tx = tx
         self.engine = engine
+        self.link_key = link_key
 
     @contextmanager
     def read(self, caller: Caller) -> Iterator[Snapshot]:
@@ -124,6 +130,9 @@ class _Within:
 
     def get(self, caller: Caller, resource_type: str, resource_id: str) -> Stored | None:
         return self._tx.get(resource_type, resource_id)
+
+    def version(self, caller: Caller, resource_type: str, resource_id: str, number: int) -> Stored | None:
+        return self._tx.version(resource_type, resource_id, number)
 
 
 def _read_within(hub: Hub, request: Request, entry: Mapping[str, Any], index: int, respond: Handler) -> tuple[str, str]:
@@ -141,13 +150,14 @@ def _change(hub: Hub, request: Request, entry: Mapping[str, Any], index: int) ->
     told, where = entry["request"], f"Bundle.entry[{index}]"
     kind, key, text = _address(hub, request, told["url"], f"{where}.request.url")
     method, resource = told["method"], entry.get("resource")
+    demand(request.caller, kind, _LETTER[method])
     full_url = entry.get("fullUrl", "") if isinstance(entry.get("fullUrl", ""), str) else ""
     common: dict[str, Any] = {"full_url": full_url, "base": request.base}
     if method == "POST":
         if key or text:
             problem = f"POST creates a {kind} under an id of the server's; the url is {kind} alone"
             raise Invalid(problem, expression=f"{where}.request.url", http=400, code="value")
-        none_exist = str(told.get("ifNoneExist", "")).strip().lstrip("?")
+        none_exist = none_exist_asked(str(told.get("ifNoneExist", "")), kind, f"{where}.request.ifNoneExist")
         _check_type(resource, kind, where)
         return Change("create", kind, "", resource, if_none_exist=none_exist, expression=f"{where}.resource", **common)
     if method == "PUT" and not key and not text:

@@ -21,7 +21,7 @@ from profiles import definitions, json_text
 _TYPE_LEVEL = (
     "read", "vread", "update", "patch", "delete", "history-instance", "history-type", "create", "search-type",
 )  # fmt: skip
-_SYSTEM_LEVEL = ("transaction", "history-system")
+_SYSTEM_LEVEL = ("transaction", "search-system", "history-system")
 _AUDIT = [{"code": "read"}, {"code": "search-type"}]
 _AUDIT_PARAMETERS = [{"name": "_id", "type": "token"}, {"name": "entity", "type": "reference"}]
 _PARAM_TYPES = ("number", "date", "string", "token", "reference", "quantity", "uri", "special")

@@ -22,8 +22,9 @@ def not_modified(request: Request, stored: Stored) -> bool:
     """Whether the client has this version already; If-None-Match outweighs If-Modified-Since."""
     known = request.headers.get("if-none-match")
     if known is not None:
-        tags = [tag.strip().removeprefix("W/") for tag in known.split(",")[:_MOST_TAGS]]
-        return "*" in tags or f'"{stored.version}"' in tags
+        # fhirpy sends the bare version, without the quotes of an ETag.
+        tags = [tag.strip().removeprefix("W/").strip('"') for tag in known.split(",")[:_MOST_TAGS]]
+        return "*" in tags or str(stored.version) in tags
     since = request.headers.get("if-modified-since")
     if since is None:
         return False
@@ -54,6 +55,27 @@ def absent_asked(raw: str | None, expression: str = "") -> bool:
     if raw.strip() != "*":
         raise Malformed("If-None-Match of a write is `*`; send If-Match to name a version", expression=expression)
     return True
+
+
+def refuse_criteria(request: Request) -> None:
+    """Raise Malformed when a create carries a search: ignoring it would store what the client wants once twice."""
+    if name := next((name for name, _ in request.query if name not in RENDERING), ""):
+        raise Malformed(f"a create takes no {name[:80]} in its address; a condition goes in the header If-None-Exist")
+
+
+def none_exist_asked(raw: str, kind: str, expression: str = "") -> str:
+    """The search of an If-None-Exist. Raises Malformed when it is about another type.
+
+    It comes as the bare query FHIR describes, after a `?`, after the type, or after a whole address (HAPI's client).
+    """
+    before, mark, query = raw.strip().partition("?")
+    if not mark or "=" in before:  # a question mark within a value
+        return raw.strip()
+    if before and before.rpartition("/")[2] != kind:
+        raise Malformed(f"If-None-Exist is about {before[:80]}, the create about {kind}", expression=expression)
+    if not query:
+        raise Malformed("If-None-Exist names no search, e.g. identifier=system|value", expression=expression)
+    return query
 
 
 def criteria(request: Request, verb: str) -> str:

@@ -30,7 +30,7 @@ _ALLOWED_HEADERS = (
     "Accept, Authorization, Content-Type, Content-Encoding, If-Match, If-Modified-Since, If-None-Exist, If-None-Match, "
     "Prefer, X-Provenance, X-Request-Id, X-Security-Context"
 )
-_EXPOSED = "ETag, Last-Modified, Location, Content-Location, X-Request-Id, X-Security-Context"
+_EXPOSED = "ETag, Last-Modified, Location, Content-Location, Retry-After, X-Progress, X-Request-Id, X-Security-Context"
 
 
 def request_id(headers: Mapping[str, str]) -> str:

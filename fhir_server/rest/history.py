@@ -5,13 +5,16 @@ Sources: https://hl7.org/fhir/R4/http.html#history, https://hl7.org/fhir/R4/bund
 
 from __future__ import annotations
 
-from urllib.parse import quote, urlencode
+from typing import cast
+from urllib.parse import quote
 
 from fhir_server.changes import Hub
-from fhir_server.errors import Invalid, Malformed, NotFound
+from fhir_server.errors import Invalid, NotFound
+from fhir_server.rest import pages
 from fhir_server.rest.http import Request, Response, check_accept, instant_text, json_response
+from fhir_server.rest.pages import PAGE
 from fhir_server.rest.resources import known_id, known_type
-from fhir_server.rest.search import MAX_COUNT, PAGE, bundle_text, page_position, page_token
+from fhir_server.rest.search import MAX_COUNT, bundle_text
 from fhir_server.search.values import date_range
 from fhir_server.store.resources import Stored
 from profiles import json_text
@@ -44,25 +47,21 @@ def _answer(hub: Hub, request: Request, path: str, kind: str | None = None, key:
     asked = _asked(request)
     zone = hub.sites.default.time_zone
     since, at = _moment(asked, "_since", zone), _moment(asked, "_at", zone)
-    after = _after(asked, 2 if key is None else 1)
+    kept = [(name, value) for name, value in asked.items() if name != PAGE]
+    after = cast(tuple[int, ...], pages.position(hub, path, kept, asked.get(PAGE, "")))
     count = 0 if asked.get("_summary") == "count" else _count(asked)
     with hub.store.read(request.caller) as snapshot:
         current = snapshot.get(kind, key) if kind is not None and key is not None else None
         if key is not None and current is None:
             raise NotFound(f"{kind}/{key} is not known here; search for it or check the id")
         page = snapshot.history(kind, key, count, after, since=since[0] if since else 0, at=at)
-    kept = [(name, value) for name, value in asked.items() if name != PAGE]
-    links = [("self", _link(request, path, kept))]
+    links = [("self", f"{request.base}/{pages.address(path, kept)}")]
     if page.next:
-        links.append(("next", _link(request, path, [*kept, (PAGE, page_token(page.next))])))
+        links.append(("next", pages.link(hub, request.base, path, kept, page.next)))
     # Versions count from one, so a whole history of one resource has as many entries as the current one says.
     total = current.version if current is not None and not since and not at else None
     entries = [_entry(request, stored) for stored in page.entries]
     return json_response(request, 200, bundle_text(hub, "history", links, entries, total))
-
-
-def _link(request: Request, path: str, pairs: list[tuple[str, str]]) -> str:
-    return f"{request.base}/{path}" + (f"?{urlencode(pairs)}" if pairs else "")
 
 
 def _asked(request: Request) -> dict[str, str]:
@@ -96,14 +95,6 @@ def _moment(asked: dict[str, str], name: str, zone: str) -> tuple[int, int] | No
     if span is None:
         raise Invalid(f"{name}={text[:64]} is no date; send for example {name}=2026-11-21T08:00:00Z", http=400)
     return span
-
-
-def _after(asked: dict[str, str], length: int) -> tuple[int, ...]:
-    position = page_position(asked.get(PAGE, ""))
-    numbers = tuple(item for item in position if isinstance(item, int))
-    if position and (len(numbers) != length or len(position) != length or max(numbers) >= 1 << 63):
-        raise Malformed("this page link is damaged; start the history again")
-    return numbers
 
 
 def _count(asked: dict[str, str]) -> int:

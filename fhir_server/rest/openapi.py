@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fhir_server.changes import Hub
@@ -26,6 +27,9 @@ _ID = {"type": "string", "pattern": r"^[A-Za-z0-9\-.]{1,64}$"}
 _PATH_ARGS: dict[str, tuple[str, Schema]] = {
     "type": ("a resource type of R4", {"type": "string"}),
     "id": ("the logical id", _ID),
+    "compartment": ("the type of the compartment", {"type": "string"}),
+    "job": ("an asynchronous request", {"type": "string"}),
+    "part": ("an output of it", {"type": "string"}),
     "vid": ("a version, as the ETag says", {"type": "string", "pattern": "^[1-9][0-9]{0,8}$"}),
 }
 _QUERY: dict[str, tuple[str, Schema]] = {
@@ -34,6 +38,7 @@ _QUERY: dict[str, tuple[str, Schema]] = {
     "_summary": ("a part of each resource", {"type": "string", "enum": ["true", "text", "data", "count", "false"]}),
     "_elements": ("top-level elements, with commas", {"type": "string"}),
     "_count": ("entries of one page", {"type": "integer", "minimum": 0, "maximum": 999_999_999}),
+    "_type": ("the types to search, with commas", {"type": "string"}),
     "_since": ("versions stored since then", {"type": "string", "format": "date-time"}),
     "_at": ("versions that were current then", {"type": "string"}),
 }
@@ -42,7 +47,7 @@ _HEADERS: dict[str, str] = {
     "If-Modified-Since": "the Last-Modified the client holds",
     "If-Match": 'the version that is to be changed, W/"1"',
     "If-None-Exist": "a search: create only when it finds nothing",
-    "Prefer": "return=minimal, representation or OperationOutcome; handling=strict or lenient",
+    "Prefer": "return=minimal, representation or OperationOutcome; handling=strict or lenient; respond-async",
     "X-Provenance": "a Provenance without target, as JSON, stored in the same transaction",
 }
 _RENDERING = ("_format", "_pretty")
@@ -53,6 +58,7 @@ _TAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "read": (_PARTS, ("If-None-Match", "If-Modified-Since")),
     "vread": (_PARTS, ("If-None-Match", "If-Modified-Since")),
     "search-type": ((*_PARTS, "_count"), ("Prefer",)),
+    "search-system": ((*_PARTS, "_type", "_count"), ("Prefer",)),
     "history-instance": ((*_PARTS, "_count", "_since", "_at"), ("Prefer",)),
     "history-type": ((*_PARTS, "_count", "_since", "_at"), ("Prefer",)),
     "history-system": ((*_PARTS, "_count", "_since", "_at"), ("Prefer",)),
@@ -66,6 +72,7 @@ _SUCCESS: dict[str, tuple[str, ...]] = {
     "create": ("200", "201"),
     "update": ("200", "201"),
     "delete": ("204",),
+    "async": ("200", "202"),
     "read": ("200", "304"),
     "vread": ("200", "304"),
 }
@@ -125,7 +132,13 @@ def _operation(route: Route, method: str = "") -> Schema:
 
 def _path_arg(name: str) -> tuple[str, Schema]:
     text, schema = _PATH_ARGS[name]
-    return text, schema | ({"enum": sorted(definitions.resource_types())} if name == "type" else {})
+    return text, schema | ({"enum": _ENUMS[name]()} if name in _ENUMS else {})
+
+
+_ENUMS: dict[str, Callable[[], list[str]]] = {
+    "type": lambda: sorted(definitions.resource_types()),
+    "compartment": lambda: sorted(definitions.compartments()),
+}
 
 
 def _parameter(name: str, place: str, text: str, schema: Schema) -> Schema:

@@ -10,24 +10,32 @@ import re
 from typing import Any
 
 from fhir_server.changes import Applied, Change, Hub, apply, read_current
-from fhir_server.errors import Gone, Invalid, Malformed, NotFound
+from fhir_server.errors import Gone, Invalid, Issue, Malformed, NotFound
 from fhir_server.rest import binary, provenance
-from fhir_server.rest.conditional import absent_asked, criteria, not_modified, version_asked
+from fhir_server.rest.conditional import (
+    absent_asked,
+    criteria,
+    none_exist_asked,
+    not_modified,
+    refuse_criteria,
+    version_asked,
+)
 from fhir_server.rest.http import (
     Request,
     Response,
     check_accept,
     json_response,
     location,
+    outcome,
     resource_body,
     version_headers,
 )
 from fhir_server.store.resources import Stored
-from profiles import definitions
+from profiles import definitions, json_text
 
 MIB = 1024 * 1024
-_VERSION = re.compile("[1-9][0-9]{0,8}")
-_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+VERSION = re.compile("[1-9][0-9]{0,8}")
+ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 
 def known_type(name: str) -> str:
@@ -39,7 +47,7 @@ def known_type(name: str) -> str:
 
 def known_id(kind: str, key: str) -> str:
     """The id, or NotFound for what can be none."""
-    if not _ID.fullmatch(key):
+    if not ID.fullmatch(key):
         raise NotFound(f"{kind}/{key} is not known here; an id is 1 to 64 of the characters A-Z a-z 0-9 - and .")
     return key
 
@@ -56,8 +64,7 @@ def read(hub: Hub, request: Request) -> Response:
 def vread(hub: Hub, request: Request) -> Response:
     """GET [base]/[type]/[id]/_history/[vid]."""
     (kind, key), vid = _named(request), request.path_args["vid"]
-    with hub.store.read(request.caller) as snapshot:
-        stored = snapshot.version(kind, key, int(vid)) if _VERSION.fullmatch(vid) else None
+    stored = hub.store.version(request.caller, kind, key, int(vid)) if VERSION.fullmatch(vid) else None
     if stored is None:
         raise NotFound(f"{kind}/{key} has no version {vid[:64]}; its history lists them")
     if stored.deleted:
@@ -70,8 +77,9 @@ def vread(hub: Hub, request: Request) -> Response:
 def create(hub: Hub, request: Request) -> Response:
     """POST [base]/[type], with If-None-Exist."""
     kind = known_type(request.path_args["type"])
+    refuse_criteria(request)
     resource = body_of(hub, request, kind)
-    condition = request.headers.get("if-none-exist", "").strip().lstrip("?")
+    condition = none_exist_asked(request.headers.get("if-none-exist", ""), kind)
     return write(hub, request, Change("create", kind, resource=resource, if_none_exist=condition))
 
 
@@ -131,22 +139,24 @@ def body_of(hub: Hub, request: Request, kind: str) -> dict[str, Any]:
 
 
 def applied_response(request: Request, applied: Applied) -> Response:
-    """Status, Location, ETag and the body `Prefer: return` asks for (default representation)."""
+    """Status, address, ETag and the body `Prefer: return` asks for (default representation).
+
+    The address of the version is Location of what is new and Content-Location of what was there (RFC 9110 8.7); HAPI's
+    client knows the id and version of an update by it.
+    """
     stored = applied.stored
     if applied.status == 204 or stored is None:
         headers = version_headers(request, stored)[:1] if stored is not None else ()
         return Response(204, headers)
-    headers = version_headers(request, stored)
-    if applied.status == 201:
-        headers = (("location", location(request, stored)), *headers)
+    address = "location" if applied.status == 201 else "content-location"
+    headers = ((address, location(request, stored)), *version_headers(request, stored))
     wanted = request.prefers().get("return", "representation")
     if wanted == "minimal":
         return Response(applied.status, headers)
     if wanted == "OperationOutcome":
-        text = '{"resourceType":"OperationOutcome","issue":[{"severity":"information","code":"informational",' + (
-            f'"diagnostics":"stored as version {stored.version}"' + "}]}"
-        )
-        return json_response(request, applied.status, text, *headers)
+        issues = [Issue("information", "informational", f"stored as version {stored.version}")]
+        issues += [Issue("warning", "incomplete", note) for note in applied.notes]
+        return json_response(request, applied.status, json_text.write(outcome(issues)), *headers)
     return json_response(request, applied.status, stored.text, *headers)
 
 

@@ -9,14 +9,21 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 from fhir_server.changes import Hub
+from fhir_server.context import Caller
 from fhir_server.errors import Fault, Malformed, NotFound, PasserelleError, Unsupported
-from fhir_server.rest import audit, bundle, capabilities, history, openapi, patch, rendering, resources, search
-from fhir_server.rest.http import Request, Response, check_accept, error_response
+from fhir_server.rest import audit, bundle, capabilities, history, later, openapi, patch, rendering, resources, search
+from fhir_server.rest.http import FHIR_JSON, Request, Response, check_accept, error_response, negotiated
+from fhir_server.security import scopes
+from fhir_server.store.engine import Store
+from fhir_server.store.resources import Stored
+from profiles import definitions
 
 log = logging.getLogger("passerelle.rest")
 Handler = Callable[[Hub, Request], Response]
+_TYPES = definitions.resource_types()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ class Route:
         """The compiled path pattern. No id begins with `_` or `$`, so that operations never look like one; the audit
         trail has routes of its own."""
         text = self.pattern.replace(".", r"\.").replace("{type}", r"(?P<type>(?!AuditEvent\b)[A-Z][A-Za-z]{0,79})")
+        text = text.replace("{compartment}", r"(?P<compartment>[A-Z][A-Za-z]{0,79})")
         return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/_$][^/]{0,79})", text) + r"/?\Z")
 
 
@@ -54,6 +62,11 @@ ROUTES: tuple[Route, ...] = (
         lambda hub, request: bundle.post(hub, request, respond, answer),
         "batch, transaction",
     ),
+    Route("GET", "/", "search-system", search.of_system, "search several types", many=True),
+    Route("POST", "/_search", "search-system", search.of_system, "search several types by form", many=True, form=True),
+    Route("GET", "/_async/{job}", "async", later.status, "how far an asynchronous request is"),
+    Route("DELETE", "/_async/{job}", "async", later.cancel, "give up an asynchronous request"),
+    Route("GET", "/_async/{job}/{part}", "async", later.result, "what came out of an asynchronous request"),
     Route("GET", "/_history", "history-system", history.of_system, "every version of everything", many=True),
     Route("GET", "/{type}/_history", "history-type", history.of_type, "every version of a type", many=True),
     Route("GET", "/{type}", "search-type", search.search, "search one type", many=True),
@@ -67,6 +80,7 @@ ROUTES: tuple[Route, ...] = (
     Route("PATCH", "/{type}/{id}", "patch", patch.patch, "change parts"),
     Route("DELETE", "/{type}/{id}", "delete", resources.delete, "delete"),
     Route("GET", "/{type}/{id}/_history", "history-instance", history.of_instance, "every version", many=True),
+    Route("GET", "/{compartment}/{id}/{type}", "search-type", search.of_compartment, "search a compartment", many=True),
     Route("GET", "/{type}/{id}/_history/{vid}", "vread", resources.vread, "one version"),
 )
 _COMPILED = tuple((route, route.regex()) for route in ROUTES)
@@ -86,6 +100,48 @@ def answer(hub: Hub, request: Request) -> Response:
         return failed(request, Fault(text))
 
 
+def by_key(request: Request) -> tuple[str, str, int] | None:
+    """(type, id, version or 0) of a plain read of a current or past version: one row, given as it is stored.
+
+    None for everything else, which may need more of the store or more work on the content.
+    """
+    if request.method not in ("GET", "HEAD") or request.query:
+        return None
+    parts = request.path.split("/")
+    if len(parts) not in (3, 5) or parts[1] in ("AuditEvent", "Binary") or parts[1] not in _TYPES:
+        return None
+    if not resources.ID.fullmatch(parts[2]):
+        return None
+    if len(parts) == 3:
+        number = 0
+    elif parts[3] == "_history" and resources.VERSION.fullmatch(parts[4]):
+        number = int(parts[4])
+    else:
+        return None
+    return (parts[1], parts[2], number) if negotiated(request) == FHIR_JSON else None
+
+
+def knowing(hub: Hub, stored: Stored | None) -> Hub:
+    """The hub whose store knows what `by_key` asked for, so that the handlers need not ask it."""
+    return replace(hub, store=cast(Store, _Known(hub.store, stored)))
+
+
+class _Known:
+    """The store for one read, answered already."""
+
+    def __init__(self, store: Store, stored: Stored | None) -> None:
+        self._store, self._stored = store, stored
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def get(self, caller: Caller, resource_type: str, resource_id: str) -> Stored | None:
+        return self._stored
+
+    def version(self, caller: Caller, resource_type: str, resource_id: str, number: int) -> Stored | None:
+        return self._stored
+
+
 def failed(request: Request, error: PasserelleError) -> Response:
     """An error as OperationOutcome, in the client's format where that is possible."""
     response = error_response(request, error)
@@ -102,8 +158,11 @@ def respond(hub: Hub, request: Request) -> Response:
     route, request = _routed(request)
     if route.form:
         request = search.with_form(request)
+    scopes.check(request.caller, route.interaction, request.method, request.path_args.get("type", ""), request.query)
     if any("\0" in name or "\0" in value for name, value in request.query):
         raise Malformed("the address holds the character NUL; leave it out")
+    if later.wanted(request, route.interaction):
+        return later.start(hub, request, lambda again: answer(hub, again))
     reading = route.method == "GET" or route.form
     if not (reading and request.path_args.get("type") == "Binary"):
         check_accept(request)
@@ -123,8 +182,7 @@ def allowed(path: str) -> list[str]:
 def _routed(request: Request) -> tuple[Route, Request]:
     method = "GET" if request.method == "HEAD" else request.method
     for route, pattern in _COMPILED:
-        found = pattern.match(request.path or "/")
-        if found and route.method == method:
+        if route.method == method and (found := pattern.match(request.path or "/")):
             return route, replace(request, path_args=found.groupdict())
     offered = allowed(request.path)
     if offered:

@@ -5,51 +5,61 @@ Source: https://hl7.org/fhir/R4/search.html
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import json
-import re
 from collections.abc import Sequence
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote
 
 from fhir_server.changes import Hub
 from fhir_server.context import instant
 from fhir_server.errors import Malformed, Unsupported
+from fhir_server.rest import pages
 from fhir_server.rest.http import Request, Response, check_accept, entries, json_response
-from fhir_server.rest.resources import known_type
+from fhir_server.rest.pages import PAGE
+from fhir_server.rest.resources import known_id, known_type
 from fhir_server.search import query
-from fhir_server.search.plan import Plan, Sort
 from fhir_server.store.resources import Stored
 from profiles import json_text
 
 MAX_COUNT = 1000
-PAGE = "_page"
 FORM = "application/x-www-form-urlencoded"
-_LONGEST_TOKEN = 8_000
-_INT64 = 1 << 63
-_SNAPSHOT = re.compile(r"[0-9]{1,19}:[0-9]{1,19}:[0-9,]{0,4000}", re.ASCII)
-_KEY_TYPES: dict[str, type | tuple[type, ...]] = {"date": int, "number": (int, float), "quantity": (int, float)}
 
 
 def search(hub: Hub, request: Request) -> Response:
     """GET [base]/[type]?... and POST [base]/[type]/_search."""
-    check_accept(request)
     kind = known_type(request.path_args["type"])
-    pairs = list(request.query)
+    return _answer(hub, request, kind, kind)
+
+
+def of_system(hub: Hub, request: Request) -> Response:
+    """GET [base]?_type=... and POST [base]/_search: several types at once, or all."""
+    return _answer(hub, request, "", "_search" if request.path.strip("/") else "")
+
+
+def of_compartment(hub: Hub, request: Request) -> Response:
+    """GET [base]/[compartment]/[id]/[type]?..., and `*` for every type."""
+    of, key = known_type(request.path_args["compartment"]), request.path_args["id"]
+    named = request.path_args.get("type", "")
+    kind = known_type(named) if named else ""
+    return _answer(hub, request, kind, f"{of}/{quote(known_id(of, key))}/{kind or '*'}", (of, key))
+
+
+def _answer(hub: Hub, request: Request, kind: str, path: str, within: tuple[str, str] | None = None) -> Response:
+    check_accept(request)
+    # The pages of a search by form are fetched by GET.
+    path = path.removesuffix("_search")
     lenient = request.prefers().get("handling") == "lenient"
-    after = page_position(next((value for name, value in pairs if name == PAGE), ""))
-    asked = [(name, value) for name, value in pairs if name != PAGE]
-    plan = query.parse(kind, asked, lenient=lenient, zone=hub.sites.default.time_zone, base=request.base)
-    if after and not _fits(after, plan, hub.store.engine):
-        raise Malformed("this page link does not belong to this search; start again without it")
+    asked = [(name, value) for name, value in request.query if name != PAGE]
+    zone = hub.sites.default.time_zone
+    plan = query.parse(kind, asked, lenient=lenient, zone=zone, base=request.base, compartment=within)
+    used = plan.self_link
+    after = pages.position(hub, path, used, request.arg(PAGE) or "")
     counted = request.arg("_summary") == "count"
     plan = dataclasses.replace(plan, count=0 if counted else min(plan.count, MAX_COUNT), after=after)
     with hub.store.read(request.caller) as snapshot:
         page = snapshot.search(plan)
-    used = plan.self_link
-    links = [("self", f"{request.base}/{kind}?{urlencode(used)}")]
+    links = [("self", f"{request.base}/{pages.address(path, used)}")]
     if page.next:
-        links.append(("next", f"{request.base}/{kind}?{urlencode([*used, (PAGE, page_token(page.next))])}"))
+        links.append(("next", pages.link(hub, request.base, path, used, page.next)))
     texts = [_match(request, stored, "match") for stored in page.matches]
     texts += [_match(request, stored, "include") for stored in page.includes]
     return json_response(request, 200, bundle_text(hub, "searchset", links, texts, page.total))
@@ -73,6 +83,8 @@ def bundle_text(
 
 def _match(request: Request, stored: Stored, mode: str) -> tuple[str, str]:
     address = f"{request.base}/{stored.type}/{quote(stored.id)}"
+    if stored.container:
+        address = f"{request.base}/{quote(stored.container)}#{quote(stored.id)}"
     return address, f'"resource":{stored.text},"search":{{"mode":"{mode}"}}'
 
 
@@ -89,46 +101,3 @@ def with_form(request: Request) -> Request:
     except ValueError as error:
         raise Malformed(f"the search form cannot be read: {error}") from error
     return dataclasses.replace(request, query=(*request.query, *pairs), body=b"")
-
-
-def page_token(position: tuple[object, ...]) -> str:
-    """A position as the opaque value of a page link."""
-    return base64.urlsafe_b64encode(json.dumps(position, separators=(",", ":")).encode()).decode("ascii").rstrip("=")
-
-
-def page_position(token: str) -> tuple[object, ...]:
-    """The position a page link carries, () for the first page. Raises Malformed for what no link of ours holds."""
-    if not token:
-        return ()
-    try:
-        if len(token) > _LONGEST_TOKEN or not token.isascii():
-            raise ValueError
-        value = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    except (ValueError, RecursionError) as error:
-        raise Malformed("this page link is damaged; start again without it") from error
-    if not isinstance(value, list) or not value or not all(_plain(item) for item in value):
-        raise Malformed("this page link is damaged; start again without it")
-    return tuple(value)
-
-
-def _fits(position: tuple[object, ...], plan: Plan, engine: str) -> bool:
-    """Whether a position is one that this search gives on this database: what was visible, the sort keys, the row."""
-    keys = position[1:-1]
-    seen = position[0]
-    if len(position) < 2 or len(keys) != max(len(plan.sort), 1) or not isinstance(position[-1], int):
-        return False
-    if not (isinstance(seen, int) if engine == "sqlite" else isinstance(seen, str) and _SNAPSHOT.fullmatch(seen)):
-        return False
-    sorts = plan.sort or (Sort("_lastUpdated", "date", 0, True),)
-    return all(
-        (key is None and sort.pid != 0) or isinstance(key, _KEY_TYPES.get(sort.type if sort.name != "_id" else "", str))
-        for sort, key in zip(sorts, keys, strict=True)
-    )
-
-
-def _plain(item: object) -> bool:
-    if isinstance(item, bool):
-        return False
-    if isinstance(item, int | float):
-        return -_INT64 < item < _INT64
-    return item is None or isinstance(item, str)
