@@ -13,24 +13,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from benchmarks import report, servers, topics_paths, topics_rest, topics_text
+from benchmarks import report, servers, topics_hl7, topics_paths, topics_rest, topics_search, topics_text
 from benchmarks.machine import machine
 from benchmarks.rounds import QUICK, Effort
 from benchmarks.target import Address
 
 LOCAL: dict[str, Callable[[Effort], report.Report]] = {
+    "definitions": topics_paths.definitions_topic,
     "json": topics_text.json_topic,
     "xml": topics_text.xml_topic,
     "fhirpath": topics_paths.fhirpath_topic,
     "fhirpath-compile": topics_paths.compile_topic,
     "extract": topics_paths.extract_topic,
     "ucum": topics_paths.ucum_topic,
+    "hl7-parse": topics_hl7.parse_topic,
+    "hl7-answered": topics_hl7.answered_topic,
 }
 HTTP: dict[str, Callable[[topics_rest.Field, Effort], report.Report]] = {
     "rest-generator": topics_rest.generator_topic,
     "rest-start": topics_rest.start_topic,
     **{f"rest-{work}": topics_rest.interaction(work) for work in topics_rest.GOALS if work != "load"},
     "rest-load": topics_rest.load_topic,
+    **{f"search-{shape}": topics_search.search(shape) for shape in topics_search.SHAPES},
 }
 
 

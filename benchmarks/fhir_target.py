@@ -78,6 +78,7 @@ class FhirTarget:
         self.effort = effort
         self.pid = listener(self.address.port)
         self.marks = 0
+        self.stocked = False
         self.seeds: list[tuple[str, Resource]] = []
         self._made: dict[str, list[bytes]] = {}
 
@@ -90,14 +91,14 @@ class FhirTarget:
         facts = observations(self.effort.seeds, subjects)
         paths = [f"/{subject}" for subject in subjects] + self._created(facts)
         self.seeds = list(zip(paths, people + facts, strict=True))
-        again = self._drive(Plan(self.address, self._updates(), 1, count=len(self.seeds)))
+        again = self.drive(Plan(self.address, self._updates(), 1, count=len(self.seeds)))
         if again.failures:
             raise RuntimeError(f"{self.name} refuses updates: {again.first_failure}")
 
     def _created(self, resources: Sequence[Resource]) -> list[str]:
         # One client: the answers come in the order of the requests.
         requests = [self._post(resource) for resource in resources]
-        outcome = self._drive(Plan(self.address, requests, 1, count=len(requests), keep_locations=True))
+        outcome = self.drive(Plan(self.address, requests, 1, count=len(requests), keep_locations=True))
         if outcome.failures or len(outcome.locations) != len(resources):
             raise RuntimeError(f"{self.name} refuses to create: {outcome.first_failure or 'no Location header'}")
         return outcome.locations
@@ -110,16 +111,17 @@ class FhirTarget:
         self.seed()
         if work not in self._made:
             self._made[work] = _WORK[work](self)
-        return self._drive(Plan(self.address, self._made[work], clients, seconds))
+        return self.drive(Plan(self.address, self._made[work], clients, seconds))
 
     def load(self, bundles: Sequence[bytes], clients: int) -> Outcome:
         """POST each Bundle once."""
         requests = [self.address.request(b"POST", b"", bundle) for bundle in bundles]
         weights = [len(json.loads(bundle)["entry"]) for bundle in bundles]
         plan = Plan(self.address, requests, min(clients, len(requests)), count=len(requests), weights=weights)
-        return self._drive(plan)
+        return self.drive(plan)
 
-    def _drive(self, plan: Plan) -> Outcome:
+    def drive(self, plan: Plan) -> Outcome:
+        """Send the requests of a plan; the server's own processor time is in the outcome."""
         plan.first_mark = self.marks
         before = processor(self.pid) if self.pid else 0.0
         outcome = drive(plan)

@@ -35,7 +35,7 @@ from fhir_server.changes import Applied, Change, Hub, apply
 from fhir_server.config import Settings
 from fhir_server.context import SYSTEM
 from fhir_server.patients.sites import load_sites
-from fhir_server.store.dialect import Session, insert_postgresql, pyformat
+from fhir_server.store.dialect import Session, as_json, delete_postgresql, insert_postgresql, pyformat
 from fhir_server.store.engine import Database, open_store
 from fhir_server.store.postgres import connect
 from fhir_server.store.schema import upgrade
@@ -50,16 +50,19 @@ _SELECT_OLD = (
     "SELECT r.rid, h.version, r.text FROM resource r LEFT JOIN history h ON h.rid = r.rid AND h.version = 1 "
     "WHERE r.type = %s AND r.id = %s"
 )
+_DRAW = "SELECT nextval(pg_get_serial_sequence('resource', 'rid')) FROM generate_series(1, 64)"
 _CHANGES = ("INSERT", "UPDATE", "DELETE")
 
 
 @dataclass(slots=True)
 class Step:
-    """A statement and its parameters; `answer` are the rows it returned when it was noted."""
+    """A statement and its parameters; `answer` are the rows it returned when it was noted; `texts`: its parameters are
+    JSON, in which ids and numbers stand."""
 
     sql: str
     params: list[Any]
     answer: list[Any] | None = None
+    texts: bool = False
 
 
 @dataclass(slots=True)
@@ -70,6 +73,10 @@ class Note:
     ids: frozenset[str] = frozenset()
     weight: int = 1
 
+    def drawn(self) -> list[int]:
+        """The row ids that the store drew before it wrote the rows."""
+        return [step.params[0] for step in self.steps if step.sql.startswith("INSERT INTO resource (rid")]
+
 
 class _NotingSession:
     """A store session that notes what changes something."""
@@ -77,7 +84,8 @@ class _NotingSession:
     def __init__(self, inner: Session, steps: list[Step]) -> None:
         self._inner, self._steps = inner, steps
         self.dialect = inner.dialect
-        self.stamp, self.lock = inner.stamp, inner.lock
+        self.stamp, self.lock, self.next_rid = inner.stamp, inner.lock, inner.next_rid
+        self._filled: dict[Bulk, list[tuple[Any, ...]]] = {}
 
     def _noted(self, sql: str, params: Sequence[object]) -> Step | None:
         if not sql.lstrip().upper().startswith(_CHANGES):
@@ -107,8 +115,20 @@ class _NotingSession:
         return self._inner.count(sql, params)
 
     def fill(self, bulk: Bulk, rows: Sequence[tuple[Any, ...]]) -> None:
-        self._steps.append(Step(insert_postgresql(bulk), [list(column) for column in zip(*rows, strict=True)]))
+        self._filled.setdefault(bulk, []).extend(rows)
         self._inner.fill(bulk, rows)
+
+    def clear(self, bulks: Sequence[Bulk], rid: int) -> None:
+        if bulks:
+            self._steps.append(Step(delete_postgresql(tuple(bulks)), [rid] * len(bulks)))
+        self._inner.clear(bulks, rid)
+
+    def close(self) -> None:
+        """Note what was filled: the store sends it in one statement at the end."""
+        if self._filled:
+            sql = insert_postgresql(tuple(self._filled), self.dialect.txid)
+            texts = [as_json(bulk, rows) for bulk, rows in self._filled.items()]
+            self._steps.append(Step(sql, texts, texts=True))
 
 
 class _NotingDatabase:
@@ -122,7 +142,10 @@ class _NotingDatabase:
     def transaction(self, work: Callable[[Session], T]) -> T:
         def noting(session: Session) -> T:
             self.steps = []
-            return work(_NotingSession(session, self.steps))
+            noted = _NotingSession(session, self.steps)
+            result = work(noted)
+            noted.close()
+            return result
 
         return self._inner.transaction(noting)
 
@@ -311,25 +334,36 @@ def _reading(keys: Sequence[tuple[str, str]], *, old: bool) -> Callable[[Any], I
 def _writing(notes: Iterator[Note], first_version: int) -> Callable[[Any], Iterator[int]]:
     def turns(connection: Any) -> Iterator[int]:
         versions = itertools.count(first_version)
+        rids: list[int] = []
         for note in notes:
-            _repeat(connection, note, next(versions))
+            while len(rids) < len(note.drawn()):
+                rids += [row[0] for row in connection.execute(_DRAW).fetchall()]
+            _repeat(connection, note, next(versions), rids)
             yield note.weight
 
     return turns
 
 
-def _repeat(connection: Any, note: Note, version: int) -> None:
+def _repeat(connection: Any, note: Note, version: int, rids: list[int]) -> None:
     """One transaction again, for new resources (or new versions of the same ones)."""
     put: dict[Any, Any] = {key: str(uuid.uuid4()) for key in note.ids}
+    put |= {old: rids.pop() for old in note.drawn()}
     put[_FIRST_VERSION + 1] = version
     with connection.pipeline():
         connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         for step in note.steps:
-            done = connection.execute(step.sql, [_filled(value, put) for value in step.params])
+            fill = _rewritten if step.texts else _filled
+            done = connection.execute(step.sql, [fill(value, put) for value in step.params])
             if step.answer is not None:
                 for old, new in zip(step.answer, done.fetchall(), strict=True):
                     put[old[0]] = new[0]
         connection.execute("COMMIT")
+
+
+def _rewritten(text: str, put: dict[Any, Any]) -> str:
+    for old, new in put.items():
+        text = text.replace(str(old), str(new))
+    return text
 
 
 def _filled(value: Any, put: dict[Any, Any]) -> Any:

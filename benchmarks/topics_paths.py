@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
 from benchmarks import report, samples
+from benchmarks.machine import ROOT
 from benchmarks.rounds import Effort, Subject, Timing, measured
 from profiles import definitions, json_text
 from profiles.fhirpath import engine
@@ -220,6 +223,39 @@ UNITS = (
     "ug/g{creat}",
     "m/s2",
 )
+
+
+_STARTS = {
+    "interpreter alone": "pass",
+    "import of profiles.definitions": "import profiles.definitions",
+    "first StructureDefinition": "from profiles import definitions; definitions.structure('Patient')",
+    "first search parameters": "from profiles import definitions; definitions.search_parameters('Patient')",
+    "all search parameters": "from profiles import definitions; definitions.all_search_parameters()",
+    "first structural check": (
+        "from profiles.validator.structure import check; check({'resourceType': 'Patient', 'gender': 'female'})"
+    ),
+}
+
+
+def definitions_topic(effort: Effort) -> report.Report:
+    """What the definitions cost a process that starts: each work in a new interpreter."""
+
+    def started(program: str) -> Callable[[], int]:
+        def run() -> int:
+            subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=60)
+            return 1
+
+        return run
+
+    found = measured([Subject(name, started(program)) for name, program in _STARTS.items()], effort)
+    base = found["interpreter alone"].median
+    rows = [[name, f"{(timing.median - base) * 1000:.0f}"] for name, timing in found.items()]
+    return report.Report(
+        "definitions",
+        "Definitions: start-up",
+        [report.Grid("Beyond the interpreter alone", ["Work", "ms, once a process"], rows)],
+        ["Each in a new interpreter; the one file of definitions is opened at first use and read part by part."],
+    )
 
 
 def ucum_topic(effort: Effort) -> report.Report:

@@ -90,7 +90,7 @@ def interaction(work: str) -> Callable[[Field, Effort], report.Report]:
                     found[targets[place].name, clients].outcomes.append(outcome)
             done += 1
         names = [target.name for target in targets]
-        grids = [_ratios(work, found, names, effort.clients), _absolute(found, names, effort.clients)]
+        grids = [_ratios(work, found, names, effort.clients), absolute(found, names, effort.clients)]
         return report.Report(f"rest-{work}", _TITLES[work], grids, _method(ground, effort, found, done))
 
     return topic
@@ -111,7 +111,7 @@ def _ratios(
     )
 
 
-def _absolute(
+def absolute(
     found: dict[tuple[str, int], Series], names: Sequence[str], clients: Sequence[int], unit: str = "req/s"
 ) -> report.Grid:
     rows = []
@@ -183,7 +183,7 @@ def load_topic(ground: Field, effort: Effort) -> report.Report:
         if time.monotonic() + (time.monotonic() - started) > deadline:
             break
     names = [target.name for target in targets]
-    grids = [_ratios("load", found, names, [clients]), _absolute(found, names, [clients], "resources/s")]
+    grids = [_ratios("load", found, names, [clients]), absolute(found, names, [clients], "resources/s")]
     grids.append(_sizes(ground, names, {name: found[name, clients].outcomes for name in names}))
     method = _method(ground, effort, found, done)
     method[0] = (

@@ -26,8 +26,10 @@ def json_topic(effort: Effort) -> report.Report:
     found = measured(_json_subjects(texts), effort)
     for module in ("orjson",):
         if not _there(module):
-            found[f"{module} read"] = found[f"{module} read + write"] = Timing((0.0,))
+            for work in ("read", "read + write", "read + write, indented"):
+                found[f"{module} {work}"] = Timing((0.0,))
     ours, whole = found["json_text read"], found["json_text read + splice"]
+    indented = found["json_text read + splice, indented"]
     goals = [
         ("read (all of json_text's checks)", ours, "read"),
         ("read + set id and meta + write", whole, "read + write"),
@@ -38,7 +40,7 @@ def json_topic(effort: Effort) -> report.Report:
             report.ratio(t.median, found[f"orjson {peer}"].median),
             report.ratio(t.median, found[f"stdlib json {peer}"].median),
         ]
-        for what, t, peer in goals
+        for what, t, peer in [*goals, ("the same on indented text", indented, "read + write, indented")]
     ]
     grids = [
         report.Grid(
@@ -75,9 +77,16 @@ def _json_subjects(texts: Sequence[bytes]) -> list[Subject]:
 
         return run
 
+    spaced = [json.dumps(json.loads(text), ensure_ascii=False, indent=2).encode() for text in texts]
+
+    def each_indented(work: Callable[[bytes], object]) -> Callable[[], int]:
+        return lambda: len([work(text) for text in spaced])
+
     subjects = [
         Subject("json_text read", each(json_text.parse)),
         Subject("json_text read + splice", each(_splicing())),
+        Subject("json_text read + splice, indented", each_indented(_splicing())),
+        Subject("stdlib json read + write, indented", each_indented(_stdlib)),
         Subject("json_text read + write", each(lambda text: json_text.write(json_text.parse(text)))),
         Subject("json_text read + structure check + splice", each(_splicing(checked=True))),
         Subject("stdlib json read", each(json.loads)),
@@ -86,7 +95,12 @@ def _json_subjects(texts: Sequence[bytes]) -> list[Subject]:
     if _there("orjson"):
         orjson = importlib.import_module("orjson")
         subjects.append(Subject("orjson read", each(orjson.loads)))
-        subjects.append(Subject("orjson read + write", each(lambda text: orjson.dumps(_with_meta(orjson.loads(text))))))
+
+        def theirs(text: bytes) -> object:
+            return orjson.dumps(_with_meta(orjson.loads(text)))
+
+        subjects.append(Subject("orjson read + write", each(theirs)))
+        subjects.append(Subject("orjson read + write, indented", each_indented(theirs)))
     return subjects
 
 

@@ -159,7 +159,12 @@ class Association:
         policy = self.node.policy
         networks = None if policy.callers is None else policy.callers.get(request.calling)
         address = ip_address(self.peer.partition("%")[0])
-        known = networks is not None and (not networks or any(address in ip_network(n, strict=False) for n in networks))
+        address = getattr(address, "ipv4_mapped", None) or address
+
+        def within(listed: tuple[str, ...]) -> bool:
+            return not listed or any(address in ip_network(one, strict=False) for one in listed)
+
+        known = networks is not None and within(networks)
         if not request.version & 1:
             return (1, 2, 2, "the protocol version is not 1"), known
         if request.application_context != APPLICATION_CONTEXT:
@@ -168,6 +173,13 @@ class Association:
             return (1, 1, 7, f"called AE title {request.called!r} is not ours"), known
         if policy.callers is not None and not known:
             return (1, 1, 3, f"calling AE title {request.calling!r} at {self.peer} is not in the table"), known
+        if policy.callers is None and not within(policy.networks):
+            return (
+                1,
+                1,
+                3,
+                f"calling AE title {request.calling!r} at {self.peer} comes from no admitted network",
+            ), known
         if self.node.is_closing or not self.node.admit(self):
             return (2, 3, 2, "too many associations are open"), known
         return None, known

@@ -19,7 +19,8 @@ class Policy:
     """What the node accepts. Durations in seconds, sizes in bytes.
 
     `called`: AE titles we answer to beside `ae_title`; None = any. `callers`: calling AE title -> networks in CIDR
-    form (none = any address); None = accept every caller and report it as not known. `min_rate`: bytes per second
+    form (none = any address); None = accept every caller from `networks` (() = from anywhere) and report it as not
+    known. `min_rate`: bytes per second
     below which a message is given up after `idle_seconds`. `tls`: a server context, with its own demands on client
     certificates. `private_classes`: take storage of SOP classes outside the DICOM arc.
     """
@@ -28,6 +29,7 @@ class Policy:
     ae_title: str = "PASSERELLE"
     called: frozenset[str] | None = frozenset()
     callers: Mapping[str, tuple[str, ...]] | None = None
+    networks: tuple[str, ...] = ()
     private_classes: bool = True
     max_associations: int = 64
     max_per_address: int = 32

@@ -47,7 +47,7 @@ class Node:
         self.on_echo, self.on_association, self.on_release = on_echo, on_association, on_release
         self._closing = threading.Event()
         self._address = address
-        for networks in (policy.callers or {}).values():
+        for networks in (policy.networks, *(policy.callers or {}).values()):
             for network in networks:
                 ip_network(network, strict=False)  # a wrong table fails here, not at the first caller
         self._listener: socket.socket | None = None

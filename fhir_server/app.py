@@ -6,144 +6,237 @@ before anything starts, and port 0 gives a free one.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
+import secrets
 import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qsl
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
-from starlette.requests import Request as WebRequest
-from starlette.responses import Response as WebResponse
-from starlette.responses import StreamingResponse
 
 from dicom_node.scp import Node
+from fhir_server import upkeep
 from fhir_server.changes import Change, Hub, apply
-from fhir_server.config import ConfigError, Settings
-from fhir_server.context import SYSTEM
+from fhir_server.config import ConfigError, Settings, listed, startable
+from fhir_server.context import SYSTEM, Caller
 from fhir_server.delivery import images, intake, mailbox
+from fhir_server.delivery.knocks import Knocks
+from fhir_server.delivery.listening import listeners
+from fhir_server.delivery.ports import load_ports
 from fhir_server.delivery.workers import Workers
-from fhir_server.errors import Fault, Malformed, PasserelleError, TooLarge, Unsupported
+from fhir_server.errors import PasserelleError
+from fhir_server.health import Health
+from fhir_server.outbox import inbox_replay
 from fhir_server.patients.sites import Sites, load_sites, naming_systems, organization
-from fhir_server.rest import admin, dicomweb, routes
-from fhir_server.rest import edge as http_edge
-from fhir_server.rest.http import Request, Response, error_response
-from fhir_server.security.identity import http_caller
+from fhir_server.processes import Family
+from fhir_server.rest import admin, dicomweb, pulling, routes
+from fhir_server.rest.asgi import Handler, Mounts
+from fhir_server.rest.http import Request
+from fhir_server.security import scopes
+from fhir_server.security.certificates import on_port
+from fhir_server.security.identity import Gate, at_hand, http_caller
+from fhir_server.store import parameters, reindex
 from fhir_server.store.engine import open_store
 from fhir_server.store.folder import DataFolderLock
-from hl7v2.conversation import Policy
-from hl7v2.mllp import Listener
+from fhir_server.store.inbox import InboxRow
+from fhir_server.store.installation import identity
+from fhir_server.web import Connection, application
+
+if TYPE_CHECKING:
+    from fhir_server.security.tokens import Verifier
 
 log = logging.getLogger("passerelle")
 MIB = 1024 * 1024
-# How long a body may take: this many seconds, and more for every byte that came.
-BODY_SECONDS, BODY_RATE = 30.0, 16 * 1024
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-_MOUNTS: dict[str, Callable[[Hub, Request], Response]] = {
+BACKLOG = 2048
+STALE = "index rows were made by another version, searches may find too little: run `passerelle reindex`"
+
+
+def operate(hub: Hub, caller: Caller, name: str, args: Mapping[str, str]) -> Any:
+    """Run an operator's operation by its name, those of the wires among them. Raises NotFound listing what there is."""
+    return admin.run(hub, caller, name, args, _WIRES)
+
+
+def _replay(hub: Hub, _: Caller, args: Mapping[str, str]) -> Any:
+    """Process a received message once more, the way it came."""
+
+    def take_in(row: InboxRow, raw: bytes) -> bytes:
+        if row.channel == "mail":
+            mailbox.take_in(hub, raw, row.endpoint)
+            return b""
+        return intake.again(hub, row, raw)
+
+    return inbox_replay(hub.store, args, take_in)
+
+
+_WIRES: Mapping[str, admin.Operation] = {"inbox-replay": _replay}
+_MOUNTS: dict[str, Handler] = {
     "fhir": routes.answer,
     "dicomweb": dicomweb.answer,
-    "admin": admin.answer,
+    "admin": lambda hub, request: admin.answer(hub, request, _WIRES),
+    "metrics": admin.metrics,
+    "pull": pulling.answer,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The ports really bound."""
+    """The ports really bound; `hl7` names every MLLP port, `mllp` is that of the setting `mllp_port`."""
 
     http: int
     mllp: int
     dicom: int
+    hl7: Mapping[str, int] = field(default_factory=dict)
+    health: int = 0
+
+    def told(self) -> list[str]:
+        """A line for each wire that listens."""
+        hl7 = ", ".join(f"{port} ({name})" for name, port in self.hl7.items())
+        wires = (("HTTP", self.http), ("HL7 v2 (MLLP)", hl7), ("DICOM", self.dicom), ("health", self.health))
+        return [f"{name} {port}" for name, port in wires if port]
 
 
 class Server:
-    """One process with every role. `start` returns when it is ready; `close` finishes what is under way."""
+    """One process with some or all roles. `start` returns when it is ready; `close` finishes what is under way."""
 
     def __init__(self, settings: Settings) -> None:
-        if settings.auth != "none":
-            raise ConfigError(
-                "auth=smart is not available in this version; run on loopback with PASSERELLE_AUTH=none "
-                "(`passerelle demo` does)"
-            )
+        """Raises ConfigError for settings no server may start with."""
+        startable(settings)
         self.settings = settings
         self.sites = load_sites(settings.sites, settings.default_site)
-        self.closing: list[Callable[[], object]] = []
+        self.hl7_ports = load_ports(settings, self.sites)
+        self.bound = Ports(0, 0, 0)
+        self.gate = Gate(settings, _verifier(settings), secrets.token_urlsafe(32))
         self.ready = False
+        # What takes work from outside, closed first and all at once; then what it works on, in reverse order.
+        self.taking: list[Callable[[], object]] = []
+        self.closing: list[Callable[[], object]] = []
 
-    def start(self) -> Ports:
-        """Open the store, bind every listener, start the workers. Raises ConfigError for a taken port."""
+    def start(self, web: socket.socket | None = None) -> Ports:
+        """Open the store, bind every listener, start the workers. Raises ConfigError for a taken port.
+
+        `web` is the listening socket of one HTTP process among several; else the setting's port is opened.
+        """
         sys.setswitchinterval(0.0005)
-        settings = self.settings
+        settings, duties = self.settings, self.settings.duties
         data = Path(settings.data_dir).resolve()
         data.mkdir(parents=True, exist_ok=True)
-        web = _bind(settings.bind, settings.http_port, "http_port")
-        port = int(web.getsockname()[1])
-        self.closing.append(web.close)
+        family = settings.web_processes if web is None else 1
+        web = web or (_bind(settings.bind, settings.http_port, "http_port") if "api" in duties else None)
         try:
-            self._open(data, port)
-            ports = Ports(port, self._start_mllp(), self._start_dicom(data))
-            self._start_http(web)
-            workers = Workers(
-                self.hub,
-                {
-                    "studies": (images.project_one, 0.2),
-                    "mailbox": (mailbox.poll, settings.mail_poll_seconds),
-                    "sealer": (_seal, 5.0),
-                },
+            self._open(data, int(web.getsockname()[1]) if web else 0)
+            self.knocks = Knocks(self.hub)
+            hl7 = self._start_mllp() if "mllp" in duties else {}
+            self.bound = Ports(
+                int(web.getsockname()[1]) if web else 0,
+                next(iter(hl7.values()), 0),
+                self._start_dicom(data) if "dicom" in duties else 0,
+                hl7,
+                0 if web else self._start_health(),
             )
-            workers.start()
-            self.closing.append(workers.close)
+            if web and family > 1:
+                self._start_family(web, family)
+            elif web:
+                self._start_http(web)
+            self._start_workers()
         except BaseException:
+            if web:
+                web.close()
             self.close()
             raise
         self.ready = True
-        return ports
+        return self.bound
+
+    def state(self) -> tuple[bool, str]:
+        """Whether every listener is bound and the database answers; and in words, a line for each thing."""
+        if not self.ready:
+            return False, "starting or stopping\n"
+        try:
+            stale = reindex.stale(self.hub.store, upkeep.meaning())
+        except PasserelleError as fault:
+            return False, f"not ready: {fault.diagnostics}\n"
+        return True, "\n".join(["ready", *self.bound.told(), *([STALE] if stale else []), ""])
 
     def _open(self, data: Path, port: int) -> None:
         sqlite = self.settings.database.startswith("sqlite")
         if sqlite:
-            lock = DataFolderLock(data, http_url=f"http://{self.settings.bind}:{port}")
+            lock = DataFolderLock(data, http_url=f"http://{self.settings.bind}:{port}", token=self.gate.local_token)
             self.closing.append(lock.close)
-        store = open_store(self.settings.database, data, migrate=sqlite)
-        self.closing.append(store.close)
-        self.hub = Hub(self.settings, store, self.sites)
+        self.hub = open_hub(self.settings, self.sites, migrate=sqlite)
+        self.closing.append(self.hub.store.close)
+        if reindex.stale(self.hub.store, upkeep.meaning()):  # asked before the first resource, which is of this version
+            log.warning("%s", STALE)
         seed_sites(self.hub, self.sites)
 
-    def _start_mllp(self) -> int:
-        settings = self.settings
-        listener = Listener(
-            (settings.bind, settings.mllp_port),
-            lambda raw, peer: intake.on_message(self.hub, raw, peer),
-            policy=Policy(max_frame=settings.max_body_mib * MIB),
-        )
-        _started(listener.start, "mllp_port", settings.mllp_port)
-        self.closing.append(listener.close)
-        return listener.port
+    def _start_mllp(self) -> dict[str, int]:
+        """Every MLLP port by the name its messages have in the inbox."""
+        bound: dict[str, int] = {}
+        for port, listener in listeners(self.hub, self.hl7_ports, self.knocks):
+            _started(listener.start, "hl7_ports" if port.name else "mllp_port", port.port)
+            self.taking.append(listener.close)
+            bound[port.name or "mllp_port"] = listener.port
+        return bound
 
     def _start_dicom(self, data: Path) -> int:
         settings = self.settings
-        node = Node((settings.bind, settings.dicom_port), images.policy(settings, data), images.receiver(self.hub))
+        declared = [title for site in self.sites.all for title in site.ae_titles]
+        known = {title: listed(settings.dicom_networks) for title in declared}
+        policy = replace(
+            images.policy(settings, data),
+            # Of its own: a node empties its spool when it starts, and another may work beside it.
+            spool=data / "spool" / f"{socket.gethostname()}-{settings.dicom_port}",
+            callers=None if settings.auth == "none" or settings.dicom_unknown_callers else known,
+            networks=listed(settings.dicom_networks),
+            tls=on_port(settings, settings.dicom_security),
+        )
+        address = (settings.bind, settings.dicom_port)
+        node = Node(address, policy, images.receiver(self.hub), on_association=self.knocks.association)
         _started(node.start, "dicom_port", settings.dicom_port)
-        self.closing.append(node.close)
+        self.taking.append(node.close)
         return node.port
 
+    def _start_health(self) -> int:
+        """What an orchestrator asks a process without the role api."""
+        settings = self.settings
+        if settings.health_port < 0:
+            return 0
+        made: list[Health] = []
+        address = (settings.bind, settings.health_port)
+        _started(lambda: made.append(Health(address, self.state)), "health_port", settings.health_port)
+        made[0].start()
+        self.closing.append(made[0].close)
+        return made[0].port
+
+    def _start_family(self, web: socket.socket, count: int) -> None:
+        """HTTP in processes of its own; this one keeps the other wires and the workers, and watches over them."""
+        web.listen(BACKLOG)
+        settings = replace(self.settings, roles="api", http_processes=1, health_port=-1)
+        level = logging.getLogger().getEffectiveLevel()
+        told = {"settings": asdict(settings), "bound": asdict(self.bound), "level": level}
+        family = Family(web, told, count, settings.stop_seconds)
+        self.taking.append(family.close)
+        family.start()
+
     def _start_http(self, web: socket.socket) -> None:
+        operators = frozenset({"admin", "metrics", "pull"})
+        who, quick = partial(_caller, self), partial(at_hand, self.gate)
+        mounts = Mounts(lambda: self.hub, _MOUNTS, who, operators, at_hand=quick)
+        base = f"http://{self.settings.bind}:{web.getsockname()[1]}/fhir"
         config = uvicorn.Config(
-            _web_app(self),
+            application(mounts, self.state, base),
             log_config=None,
             access_log=False,
             lifespan="off",
             server_header=False,
+            http=Connection,
+            backlog=1,  # so many connections are taken in one go: another process may be less busy
             timeout_keep_alive=65,
-            timeout_graceful_shutdown=20,
+            timeout_graceful_shutdown=max(1, int(self.settings.stop_seconds * 0.6)),
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: server.run(sockets=[web]), name="http", daemon=True)
@@ -153,21 +246,72 @@ class Server:
             if not thread.is_alive() or time.monotonic() > deadline:
                 raise ConfigError("the HTTP listener did not start; the log says why")
             time.sleep(0.005)
+        web.listen(BACKLOG)
 
         def stop() -> None:
             server.should_exit = True
-            thread.join(25)
+            thread.join(self.settings.stop_seconds)
+            mounts.hands.close()
 
-        self.closing.append(stop)
+        self.taking.append(stop)
+
+    def _start_workers(self) -> None:
+        """The sending of deliveries with what else nobody waits for; the mailbox may be a process of its own."""
+        settings, duties = self.settings, self.settings.duties
+        tasks: dict[str, tuple[Callable[[Hub], bool], float]] = {
+            "parameters": (_parameters(walking="workers" in settings.duties), 2.0)
+        }
+        if "mailbox" in duties:
+            tasks["mailbox"] = (mailbox.poll, settings.mail_poll_seconds)
+        if "workers" in duties:
+            tasks |= {"studies": (images.project_one, 0.2), "sealer": (_seal, 5.0)}
+            if any(port.answer != "integrated" for port in self.hl7_ports):
+                tasks["hl7"] = (partial(intake.take_waiting, ports=self.hl7_ports), 0.2)
+            if settings.keep_days:
+                tasks["retention"] = (_retain, 6 * 3600.0)
+        if tasks:
+            workers = Workers(self.hub, tasks, senders=settings.senders if "workers" in duties else 0)
+            workers.start()
+            self.taking.append(workers.close)
 
     def close(self) -> None:
-        """Stop in the reverse order of starting."""
+        """Stop taking work, let what is under way end within `stop_seconds`, then close the store."""
         self.ready = False
+        stopping = [threading.Thread(target=_quietly, args=(one,), daemon=True) for one in self.taking]
+        self.taking.clear()
+        for thread in stopping:
+            thread.start()
+        deadline = time.monotonic() + self.settings.stop_seconds
+        for thread in stopping:
+            thread.join(max(0.0, deadline - time.monotonic()))
         while self.closing:
-            try:
-                self.closing.pop()()
-            except Exception:
-                log.exception("closing")
+            _quietly(self.closing.pop())
+
+
+def _quietly(close: Callable[[], object]) -> None:
+    try:
+        close()
+    except Exception:
+        log.exception("closing")
+
+
+def _verifier(settings: Settings) -> Verifier | None:
+    """What checks access tokens. Its library is loaded only where tokens are used."""
+    if settings.auth != "smart" or "api" not in settings.duties:
+        return None
+    from fhir_server.security.tokens import verifier_of
+
+    return verifier_of(settings)
+
+
+def open_hub(settings: Settings, sites: Sites, *, migrate: bool) -> Hub:
+    """The store the settings name, and what works on it. The settings then say which installation this is."""
+    data = Path(settings.data_dir).resolve()
+    seconds = settings.statement_timeout_seconds
+    store = open_store(settings.database, data, migrate=migrate, statement_seconds=seconds)
+    parameters.refresh(store, 0)
+    known = settings.installation or identity(store)
+    return Hub(replace(settings, installation=known), store, sites)
 
 
 def seed_sites(hub: Hub, sites: Sites) -> None:
@@ -190,8 +334,28 @@ def seed_sites(hub: Hub, sites: Sites) -> None:
         apply(hub, SYSTEM, changes)
 
 
+def _parameters(*, walking: bool) -> Callable[[Hub], bool]:
+    """What keeps the search parameters of users as the store notes them; one process also walks to index them."""
+    seen = 0
+
+    def task(hub: Hub) -> bool:
+        nonlocal seen
+        if walking:
+            parameters.note(hub.store)
+        seen = parameters.refresh(hub.store, seen)
+        return walking and parameters.advance(hub.store, upkeep.extract(hub))
+
+    return task
+
+
 def _seal(hub: Hub) -> bool:
     return bool(hub.store.seal())
+
+
+def _retain(hub: Hub) -> bool:
+    done = upkeep.retain(hub, {}, log.info)
+    log.info("retention: %s", done)
+    return False
 
 
 def _bind(host: str, port: int, name: str) -> socket.socket:
@@ -217,126 +381,11 @@ def _started(start: Callable[[], object], name: str, port: int) -> None:
         ) from error
 
 
-def _web_app(server: Server) -> FastAPI:
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-
-    async def livez(_: WebRequest) -> WebResponse:
-        return WebResponse("ok\n", media_type="text/plain")
-
-    async def readyz(_: WebRequest) -> WebResponse:
-        return WebResponse("ready\n" if server.ready else "starting\n", 200 if server.ready else 503)
-
-    app.add_route("/livez", livez, methods=["GET"])
-    app.add_route("/readyz", readyz, methods=["GET"])
-    app.add_route("/{path:path}", _edge(server), methods=_METHODS)
-
-    async def unknown_method(web: WebRequest, _: Exception) -> WebResponse:
-        text = f"{web.method[:20]} is not offered here; offered: {', '.join(_METHODS)}"
-        return _web_response(error_response(None, Unsupported(text, http=405)))
-
-    app.add_exception_handler(405, unknown_method)
-    return app
-
-
-def _edge(server: Server) -> Callable[[WebRequest], Awaitable[WebResponse]]:
-    limit = server.settings.max_body_mib * MIB
-
-    async def edge(web: WebRequest) -> WebResponse:
-        # Not `web.url.path`: a decoded `?` in it would end the path.
-        mount, _, rest = str(web.scope["path"]).lstrip("/").partition("/")
-        handler = _MOUNTS.get(mount)
-        if handler is None:
-            text = {"error": f"nothing is served at /{mount}", "try": [f"/{name}" for name in _MOUNTS]}
-            return WebResponse(json.dumps(text), 404, media_type="application/json")
-        headers = {name.lower(): value for name, value in web.headers.items()}
-        headers["x-request-id"] = request_id = http_edge.request_id(headers)
-        pages = () if mount == "admin" else http_edge.cors(server.settings, headers)
-        asked = http_edge.preflight(server.settings, web.method, headers, ", ".join(_METHODS)) if pages else None
-        if asked is not None:
-            return _web_response(asked)
-        try:
-            body = await _body(web, limit)
-            response = await run_in_threadpool(_answer, server, handler, web, "/" + rest, mount, headers, body)
-        except PasserelleError as error:
-            response = error_response(None, error)
-        if response.status == 408:
-            response = response.with_headers(("connection", "close"))
-        return _web_response(response.with_headers(*pages, ("x-request-id", request_id)))
-
-    return edge
-
-
-def _answer(
-    server: Server,
-    handler: Callable[[Hub, Request], Response],
-    web: WebRequest,
-    path: str,
-    mount: str,
-    headers: dict[str, str],
-    body: bytes,
-) -> Response:
-    settings = server.settings
-    peer = web.client.host if web.client else ""
-    try:
-        host = http_edge.host(headers, f"{settings.bind}:{settings.http_port}")
-        base = settings.public_url.rstrip("/") if settings.public_url and mount == "fhir" else f"http://{host}/{mount}"
-        text = web.scope["query_string"].decode("latin-1")
-        query = tuple(parse_qsl(text, keep_blank_values=True, max_num_fields=2000))
-        request = Request(web.method, path, query, headers, b"", SYSTEM, base, {})
-    except PasserelleError as error:
-        return error_response(None, error)
-    except ValueError as error:
-        return error_response(None, Malformed(f"the address cannot be read: {error}"))
-    try:
-        caller = http_caller(server.hub.store, settings, headers, peer)
-        content = http_edge.unpacked(headers, body, settings.max_body_mib * MIB)
-        response = handler(server.hub, replace(request, caller=caller, body=content))
-    except PasserelleError as error:
-        response = routes.failed(request, error)
-    except Exception:
-        log.exception("request failed at the edge")
-        response = routes.failed(request, Fault())
-    return http_edge.packed(headers, response)
-
-
-async def _body(web: WebRequest, limit: int) -> bytes:
-    """The body, at most `limit` bytes (the rest is thrown away unread) and no slower than BODY_RATE."""
-    told = web.headers.get("content-length", "")
-    size = int(told) if told.isascii() and told.isdigit() and len(told) < 18 else 0
-    parts: list[bytes] = []
-    began, read = time.monotonic(), 0
-    stream = web.stream()
-    while size <= limit:
-        left = began + BODY_SECONDS + read / BODY_RATE - time.monotonic()
-        try:
-            part = await asyncio.wait_for(anext(stream, None), left)
-        except TimeoutError as late:
-            raise Malformed("the body came too slowly; send it again in one go", http=408, code="timeout") from late
-        except ClientDisconnect as gone:
-            raise Malformed("the client hung up before its body was whole") from gone
-        if part is None:
-            return b"".join(parts)
-        parts.append(part)
-        read += len(part)
-        size = max(size, read)
-    raise TooLarge(f"the body has more than {limit // MIB} MiB; send less in one request")
-
-
-def _web_response(response: Response) -> WebResponse:
-    headers: dict[str, str] = {}
-    for name, value in response.headers:
-        headers[name] = f"{headers[name]}, {value}" if name == "vary" and name in headers else value
-    if response.stream is not None:
-        return StreamingResponse(_iterate(response.stream), response.status, headers)
-    return WebResponse(response.body, response.status, headers)
-
-
-def _iterate(stream: object) -> Iterator[bytes]:
-    yield from stream  # type: ignore[misc]
-
-
-def serve_until(server: Server, stop: threading.Event) -> None:
-    """Wait for the signal, then close in order."""
-    while not stop.wait(0.5):
-        pass
-    server.close()
+def _caller(server: Server, mount: str, request: Request, peer: str) -> Caller:
+    """Who calls; what the server can do is told to anybody. Images are ImagingStudy to an access token."""
+    if mount == "fhir" and request.path == "/metadata" and server.gate.verifier:
+        return Caller("", "(anonymous)", frozenset(), channel="http", peer=peer, rights=frozenset())
+    caller = http_caller(server.hub.store, server.gate, request.headers, peer)
+    if mount == "dicomweb":
+        scopes.demand(caller, "ImagingStudy", "r")
+    return caller

@@ -1,41 +1,48 @@
-"""What an operator asks of inbox and outbox: list, show, retry, hold, cancel, trace. One table for all faces.
+"""What an operator asks of inbox, outbox and destinations, and what monitoring asks. One table for all faces.
 
-Each operation takes the store and plain arguments and returns JSON-ready values; times are FHIR instants.
+Each operation takes the store and plain arguments and returns JSON-ready values; times are FHIR instants. What needs
+another room is handed it: `inbox_replay` how to take a message in, `outbox_regenerate` how the workflow looks at
+resources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
+from fhir_server import watch
 from fhir_server.context import SYSTEM, instant
-from fhir_server.errors import Invalid, NotFound
+from fhir_server.errors import Invalid, NotFound, RuleBroken
+from fhir_server.search import index
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter, InboxRow
 from fhir_server.store.instances import Study
-from fhir_server.store.lanes import Delivery
-from fhir_server.store.outbox_desk import Attempt, OutboxFilter, Waiting
-from fhir_server.store.resources import Stored
-from fhir_server.store.session import Snapshot
+from fhir_server.store.lanes import Delivery, NewDelivery, OnSilence, OnStuck
+from fhir_server.store.outbox_desk import Attempt, Lane, OutboxFilter, Policy, Waiting
+from fhir_server.store.resources import Stored, prepare
+from fhir_server.store.session import Snapshot, Tx
+from fhir_server.teleexpertise import documents
+from fhir_server.teleexpertise.consequences import Context
+from fhir_server.teleexpertise.scopes import scopes
 
 Args = Mapping[str, str]
 Json = Any
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# The business keys every list has as columns, and can be narrowed by.
+KEYS = ("ins", "ipp", "iep", "accession", "rpps", "finess", "msh-10")
 _SHOWN = 4000
 
 
 def inbox_list(store: Store, args: Args) -> Json:
-    """Messages received, newest first; `state`, `channel`, `key` (any business key) and `limit` narrow."""
+    """Messages received, newest first; `state`, `channel`, a business key by its name (`ins`...) or any (`key`), and
+    `limit` narrow."""
     wanted = InboxFilter(
-        state=args.get("state", ""),
-        channel=args.get("channel", ""),
-        key=("", args.get("key", "")),
-        limit=_limit(args),
+        state=args.get("state", ""), channel=args.get("channel", ""), key=_key(args), limit=_limit(args)
     )
     with store.read(SYSTEM) as snapshot:
-        return [_plain(row) for row in snapshot.messages(wanted)]
+        return _with_keys(snapshot, "in", snapshot.messages(wanted))
 
 
 def inbox_show(store: Store, args: Args) -> Json:
@@ -51,12 +58,11 @@ def inbox_show(store: Store, args: Args) -> Json:
 
 
 def outbox_list(store: Store, args: Args) -> Json:
-    """Deliveries, newest first; `state`, `lane`, `key` and `limit` narrow."""
-    wanted = OutboxFilter(
-        state=args.get("state", ""), lane=args.get("lane", ""), key=("", args.get("key", "")), limit=_limit(args)
-    )
+    """Deliveries, newest first; `state`, `lane`, a business key by its name (`ins`...) or any (`key`), and `limit`
+    narrow."""
+    wanted = OutboxFilter(state=args.get("state", ""), lane=args.get("lane", ""), key=_key(args), limit=_limit(args))
     with store.read(SYSTEM) as snapshot:
-        return [_plain(row) for row in snapshot.deliveries(wanted)]
+        return _with_keys(snapshot, "out", snapshot.deliveries(wanted))
 
 
 def outbox_show(store: Store, args: Args) -> Json:
@@ -65,8 +71,11 @@ def outbox_show(store: Store, args: Args) -> Json:
         waiting = snapshot.waiting(_id(args))
         shown = _plain(waiting.delivery)
         shown["attempts"] = [_plain(attempt) for attempt in snapshot.attempts(waiting.delivery.id)]
+        shown["replays"] = snapshot.replays(waiting.delivery.id)
         shown["content"] = _text(snapshot.payload(waiting.delivery.id))
         shown["why"] = why(waiting)
+        task = snapshot.get("Task", waiting.delivery.case_key.partition("/")[2])
+        shown["not_reached"] = documents.not_reached(task.resource()) if task and not task.deleted else []
     return shown
 
 
@@ -76,6 +85,10 @@ def why(waiting: Waiting) -> str:
     if delivery.state == "sent":
         legs = {"": "", "waiting": "; its confirmation is awaited", "confirmed": "; confirmed", "refused": "; refused"}
         return "handed over" + legs.get(delivery.leg_state, f"; {delivery.leg_state}")
+    if delivery.state == "sending":
+        return f"it is being sent, since {_when(delivery.first_sent_at)} for the first time"
+    if delivery.state == "held" and delivery.error_class == "overtaken":
+        return f"held: {delivery.error}; release it as it is, regenerate it, or cancel it"
     if delivery.state in ("error", "held", "cancelled"):
         return f"{delivery.state}: {delivery.error}"
     if waiting.blocked_by is not None:
@@ -86,6 +99,10 @@ def why(waiting: Waiting) -> str:
         return f"{waiting.ahead} deliveries of its lane go first"
     if lane.failures:
         return f"{lane.failures} attempts failed ({delivery.error}); next attempt {_when(lane.ready_at)}"
+    if lane.pull:
+        return "it waits to be fetched by its partner"
+    if lane.gap:
+        return f"it is next; its destination takes {1_000_000 / lane.gap:g} a second"
     return "it is next"
 
 
@@ -107,6 +124,149 @@ def outbox_cancel(store: Store, args: Args) -> Json:
     return {"id": _id(args), "state": "cancelled"}
 
 
+def outbox_release(store: Store, args: Args) -> Json:
+    """Let a held delivery go as it is, in spite of the reason it was held for."""
+    reason = store.write(SYSTEM, lambda tx: tx.release(_id(args)))
+    return {"id": _id(args), "state": "queued", "set_aside": reason}
+
+
+def outbox_replay(store: Store, args: Args) -> Json:
+    """Send the same bytes to the same destination once more, as a new delivery."""
+    new = store.write(SYSTEM, lambda tx: tx.replay(_id(args)))
+    return {"id": new, "parent": _id(args), "state": "queued"}
+
+
+def outbox_regenerate(store: Store, args: Args, context: Callable[[Snapshot], Context]) -> Json:
+    """Render a held or failed report delivery again from what is stored now: a new delivery; the old one is cancelled.
+
+    `context` makes the workflow's view of a snapshot. Raises RuleBroken when there is nothing to render it from, or
+    when the report no longer goes to that destination.
+    """
+    with store.read(SYSTEM) as snapshot:
+        old = snapshot.delivery(_id(args))
+        if old is None:
+            raise NotFound(f"the outbox has no delivery {_id(args)}; `passerelle outbox list` shows them")
+        sources = [_current(snapshot, reference) for reference in (old.document, old.case_key, old.patient)]
+        rendered = documents.render(sources[0].resource(), sources[1].id, context(snapshot))
+    new = next((one for one in rendered.deliveries if one.lane == old.lane), None)
+    if new is None:
+        raise RuleBroken(f"the report does not go to {old.title or old.lane} any more; cancel this delivery")
+    new = replace(new, parent=old.id)
+    return store.write(SYSTEM, lambda tx: _regenerated(tx, old, new, sources, rendered.resources))
+
+
+def _current(snapshot: Snapshot, reference: str) -> Stored:
+    kind, _, key = reference.partition("/")
+    stored = snapshot.get(kind, key) if key else None
+    if stored is None or stored.deleted:
+        raise RuleBroken(f"{reference or 'what it was made from'} is not stored (any more): it cannot be made again")
+    return stored
+
+
+def _regenerated(
+    tx: Tx, old: Delivery, new: NewDelivery, sources: Sequence[Stored], records: Sequence[dict[str, Any]]
+) -> Json:
+    for stored in sources:
+        tx.expect(stored.type, stored.id, stored.version)
+    now = tx.delivery(old.id)
+    if now is None or now.state not in ("held", "error"):
+        text = "is gone" if now is None else f"is {now.state}"
+        raise RuleBroken(f"delivery {old.id} {text}: only a held or failed one is regenerated")
+    for record in records:
+        if tx.get(record["resourceType"], record["id"]) is None:
+            rows = index.rows(record)
+            rows.scopes = scopes(record)
+            tx.create(prepare(record), rows)
+    tx.send(new)
+    tx.cancel(old.id, f"regenerated as {new.id}; it was {now.state}: {now.error}")
+    return {"id": new.id, "parent": old.id, "state": "queued"}
+
+
+def inbox_replay(store: Store, args: Args, take_in: Callable[[InboxRow, bytes], bytes]) -> Json:
+    """Process a message that was not taken in once more, from its original bytes.
+
+    `take_in(row, raw)` is the wire's own way in, and returns the acknowledgement.
+    """
+    with store.read(SYSTEM) as snapshot:
+        row = snapshot.message(_id(args))
+        if row is None:
+            raise NotFound(f"the inbox has no message {_id(args)}; `passerelle inbox list` shows them")
+        raw = snapshot.message_raw(row.id)
+    store.write(SYSTEM, lambda tx: tx.reopen(row.id))
+    answer = take_in(row, raw)
+    with store.read(SYSTEM) as snapshot:
+        after = snapshot.message(row.id)
+    return {"id": row.id, "state": after.state if after else "", "ack": _text(answer)}
+
+
+# --- destinations ----------------------------------------------------------------------------------------------------
+
+
+def lane_list(store: Store, args: Args) -> Json:
+    """Every destination with its policy and its counts, or the one named `lane`."""
+    with store.read(SYSTEM) as snapshot:
+        return [_lane(lane) for lane in snapshot.lanes(args.get("lane", ""))]
+
+
+def lane_pause(store: Store, args: Args) -> Json:
+    """Stop a destination before its next delivery; `reason` is shown to whoever asks why."""
+    store.write(SYSTEM, lambda tx: tx.pause(_lane_name(args), args.get("reason", "maintenance")))
+    return {"lane": _lane_name(args), "paused": True}
+
+
+def lane_resume(store: Store, args: Args) -> Json:
+    """Let a paused destination go on, at once."""
+    store.write(SYSTEM, lambda tx: tx.resume(_lane_name(args)))
+    return {"lane": _lane_name(args), "paused": False}
+
+
+def lane_policy(store: Store, args: Args) -> Json:
+    """Change what a destination wants: `on_stuck` block|skip, `on_silence` resend|hold|default, `per_second` (0: no
+    limit). What is not named stays."""
+    silence = args.get("on_silence")
+    policy = Policy(
+        on_stuck=_choice(args.get("on_stuck"), "on_stuck", get_args(OnStuck)),
+        on_silence=_choice("" if silence == "default" else silence, "on_silence", get_args(OnSilence)),
+        per_second=_number(args, "per_second"),
+    )
+    store.write(SYSTEM, lambda tx: tx.set_policy(_lane_name(args), policy))
+    return lane_list(store, args)[0]
+
+
+def _choice(value: str | None, name: str, allowed: Sequence[str]) -> Any:
+    if value is not None and value not in allowed:
+        raise Invalid(f"{name} is one of {', '.join(filter(None, allowed))}, not {value}", expression=name, http=400)
+    return value
+
+
+def _number(args: Args, name: str, default: float | None = None) -> float | None:
+    if name not in args:
+        return default
+    try:
+        return float(args[name])
+    except ValueError as error:
+        raise Invalid(f"{name} must be a number, not {args[name]}", expression=name, http=400) from error
+
+
+def _lane_name(args: Args) -> str:
+    if not args.get("lane"):
+        raise Invalid("name the lane; `passerelle lane list` shows them", expression="lane", http=400)
+    return args["lane"]
+
+
+def _lane(lane: Lane) -> dict[str, Any]:
+    shown = _plain(lane)
+    shown["oldest"] = _when(lane.oldest)
+    shown["per_second"] = 1_000_000 / lane.gap if lane.gap else 0
+    return shown
+
+
+def metrics(store: Store, args: Args) -> Json:
+    """What `/metrics` shows, as data; `name` narrows."""
+    found = [one for one in watch.metrics(store) if args.get("name", "") in one.name]
+    return [{"name": one.name, "labels": dict(one.labels), "value": one.value} for one in found]
+
+
 def trace(store: Store, args: Args) -> Json:
     """The story of one téléexpertise (ServiceRequest id) in order of time."""
     key = _id(args).removeprefix("ServiceRequest/")
@@ -123,9 +283,14 @@ def _story(snapshot: Snapshot, key: str) -> Json:
     patient = stored.resource().get("subject", {}).get("reference", "") if stored and not stored.deleted else ""
     told = {event.record.id for event in events if isinstance(event.record, InboxRow)}
     before = snapshot.messages(InboxFilter(key=("patient", patient), limit=100)) if patient else []
-    lines = [(event.at, event.kind, _line(event.record)) for event in events if event.kind != "audit"]
-    lines += [(row.received_at, "message", _line(row)) for row in before if row.id not in told]
-    return [{"at": _when(at), "kind": kind, "text": text} for at, kind, text in sorted(lines, key=lambda line: line[0])]
+    lines = [(event.at, event.kind, _line(event.record), event.source) for event in events if event.kind != "audit"]
+    lines += [
+        (row.received_at, "message", _line(row), f"{row.channel} {row.peer}") for row in before if row.id not in told
+    ]
+    return [
+        {"at": _when(at), "kind": kind, "text": text, "source": source}
+        for at, kind, text, source in sorted(lines, key=lambda line: line[0])
+    ]
 
 
 def _line(record: Any) -> str:
@@ -160,7 +325,8 @@ def _status(stored: Stored) -> str:
     if stored.deleted:
         return ", deleted"
     resource = stored.resource()
-    return f", {resource['status']}" if isinstance(resource.get("status"), str) else ""
+    status = [resource["status"]] if isinstance(resource.get("status"), str) else []
+    return "".join(f", {words}" for words in (*status, *documents.not_reached(resource)))
 
 
 OPERATIONS: Mapping[str, Callable[[Store, Args], Json]] = {
@@ -171,6 +337,14 @@ OPERATIONS: Mapping[str, Callable[[Store, Args], Json]] = {
     "outbox-retry": outbox_retry,
     "outbox-hold": outbox_hold,
     "outbox-cancel": outbox_cancel,
+    "outbox-release": outbox_release,
+    "outbox-replay": outbox_replay,
+    "lane-list": lane_list,
+    "lane-pause": lane_pause,
+    "lane-resume": lane_resume,
+    "lane-policy": lane_policy,
+    "alerts": watch.alerts,
+    "metrics": metrics,
     "trace": trace,
 }
 
@@ -179,6 +353,23 @@ def _id(args: Args) -> str:
     if not args.get("id"):
         raise Invalid("name the id", expression="id", http=400)
     return args["id"]
+
+
+def _key(args: Args) -> tuple[str, str]:
+    """The business key a list is narrowed by: by its kind, or any kind."""
+    named = [(kind, args[kind]) for kind in KEYS if args.get(kind)]
+    if len(named) > 1:
+        raise Invalid(f"one business key at a time, not {' and '.join(kind for kind, _ in named)}", http=400)
+    return named[0] if named else ("", args.get("key", ""))
+
+
+def _with_keys(snapshot: Snapshot, box: str, rows: Sequence[Any]) -> Json:
+    """Rows with their business keys as columns; several values of a kind are joined."""
+    keys = snapshot.keys_of_many(box, [row.id for row in rows])
+    return [
+        _plain(row) | {kind: ", ".join(value for name, value in keys[row.id] if name == kind) for kind in KEYS}
+        for row in rows
+    ]
 
 
 def _limit(args: Args) -> int:

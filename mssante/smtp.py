@@ -27,6 +27,7 @@ _SAFE = re.compile(r"[!-*,-<>-~]")  # RFC 3461 4: printable ASCII but `+` and `=
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _NOTIFY = frozenset({"SUCCESS", "FAILURE", "DELAY"})
 _Ask = Callable[[], tuple[int, bytes]]
+_Asked = Callable[[socket.socket], None]
 _REPLIES = 1024 * 1024
 _CHUNK = 64 * 1024
 
@@ -75,28 +76,35 @@ def send(
     helo: str = "",
     timeout: float = 60.0,
     answer_timeout: float = 600.0,
+    before_send: Callable[[socket.socket], None] | None = None,
 ) -> Accepted:
     """Send the bytes of one message to all recipients or to none.
 
     `message` has CRLF line ends and is sent untouched (dots doubled on the wire). ENVID, RET, NOTIFY and ORCPT go only
     to a server that offers DSN. `timeout` bounds each wait in seconds, `answer_timeout` the wait for the last reply
-    (RFC 5321 4.5.3.2.6 asks for ten minutes). Plain text goes to loopback only.
+    (RFC 5321 4.5.3.2.6 asks for ten minutes). Plain text goes to loopback only. `before_send` is handed the connected
+    socket, and again before the final dot, from which on the server has the message: what it raises stops it there.
     Raises SmtpFault; ValueError for arguments that could not be a mail (addresses, line ends).
     """
     _check(sender, recipients, message)
     if not set(notify) <= _NOTIFY and list(notify) != ["NEVER"]:
         raise ValueError(f"NOTIFY is NEVER or some of {', '.join(sorted(_NOTIFY))}, not {list(notify)}")
     domain = sender.rpartition("@")[2] or "localhost"
-    with _session(address, helo or domain, security, context, timeout) as smtp:
+    asked = before_send or _nobody
+    with _session(address, helo or domain, security, context, timeout, asked) as smtp:
         if credentials is not None:
             _authenticate(smtp, credentials)
         _announce(smtp, sender, message, envelope_id, ret)
         _name_recipients(smtp, recipients, notify)
         encrypted = isinstance(smtp.sock, ssl.SSLSocket)
-        code, text = _transmit(smtp, message, timeout, answer_timeout)
+        code, text = _transmit(smtp, message, timeout, answer_timeout, asked)
         with contextlib.suppress(smtplib.SMTPException, OSError):
             smtp.docmd("QUIT")
         return Accepted(code, text, smtp.has_extn("dsn"), encrypted)
+
+
+def _nobody(_: socket.socket) -> None:
+    """Nobody wants to be asked before a message leaves."""
 
 
 def xtext(text: str) -> str:
@@ -116,7 +124,12 @@ def _check(sender: str, recipients: Sequence[str], message: bytes) -> None:
 
 @contextlib.contextmanager
 def _session(
-    address: tuple[str, int], helo: str, security: Security, context: ssl.SSLContext | None, timeout: float
+    address: tuple[str, int],
+    helo: str,
+    security: Security,
+    context: ssl.SSLContext | None,
+    timeout: float,
+    asked: _Asked,
 ) -> Iterator[smtplib.SMTP]:
     """A greeted, encrypted session; the socket is closed whatever happens."""
     smtp = smtplib.SMTP(local_hostname=helo, timeout=timeout)
@@ -128,6 +141,7 @@ def _session(
         except OSError as problem:
             raise SmtpFault("connect", 0, str(problem) or type(problem).__name__) from None
         held.callback(lambda: _close(smtp))
+        asked(smtp.sock)
         # Our own reader instead of smtplib's: a server that drips bytes or replies for ever is cut off.
         smtp.file = channel.Reader(lambda: _socket(smtp), timeout, _REPLIES)
         _expect(smtp, "connect", smtp.getreply, 220)
@@ -211,7 +225,9 @@ def _name_recipients(smtp: smtplib.SMTP, recipients: Sequence[str], notify: Sequ
         raise SmtpFault("rcpt", code, text, refused)
 
 
-def _transmit(smtp: smtplib.SMTP, message: bytes, timeout: float, answer_timeout: float) -> tuple[int, str]:
+def _transmit(
+    smtp: smtplib.SMTP, message: bytes, timeout: float, answer_timeout: float, asked: _Asked
+) -> tuple[int, str]:
     _expect(smtp, "data", partial(smtp.docmd, "DATA"), 354)
     doubled = re.sub(rb"(?m)^\.", b"..", message)
     doubled += b"" if doubled.endswith(b"\r\n") else b"\r\n"
@@ -222,6 +238,7 @@ def _transmit(smtp: smtplib.SMTP, message: bytes, timeout: float, answer_timeout
             sock.sendall(doubled[start : start + _CHUNK])
     except OSError as problem:
         raise SmtpFault("data", 0, str(problem) or type(problem).__name__) from None
+    asked(sock)
     # From the final dot on, only a readable reply tells whether the server has the message.
     reader = smtp.file
     assert isinstance(reader, channel.Reader)

@@ -33,6 +33,7 @@ COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "postfix": (_program("postfix"), "install the Debian package postfix"),
     "dovecot": (_program("dovecot"), "install the Debian package dovecot-imapd"),
     "java": (_program("java", "mvn"), "install the Debian packages default-jdk-headless and maven"),
+    "npm": (_program("node", "npm"), "install the Debian packages nodejs (20 or later) and npm"),
 }
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages the tests use when it may (root, apt); otherwise names what is missing and goes on:
 # the tests that need them skip and say why (under REQUIRE_ALL=1 they fail).
-PACKAGES="dcmtk postgresql poppler-utils postfix dovecot-imapd default-jdk-headless maven"
+PACKAGES="dcmtk postgresql poppler-utils postfix dovecot-imapd default-jdk-headless maven nodejs npm"
 missing=""
 for name in $PACKAGES; do
     case "$(dpkg-query -W -f '${db:Status-Abbrev}' "$name" 2>/dev/null)" in
@@ -9,6 +9,8 @@ for name in $PACKAGES; do
         *) case "$name" in
                default-jdk-headless) command -v javac >/dev/null 2>&1 || missing="$missing $name" ;;
                maven) command -v mvn >/dev/null 2>&1 || missing="$missing $name" ;;
+               nodejs) command -v node >/dev/null 2>&1 || missing="$missing $name" ;;
+               npm) command -v npm >/dev/null 2>&1 || missing="$missing $name" ;;
                *) missing="$missing $name" ;;
            esac ;;
     esac

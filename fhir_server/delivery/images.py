@@ -67,6 +67,7 @@ def receive(hub: Hub, request: StoreRequest) -> int:
         accession=printable(number.value, 200),
         calling_ae=request.calling,
         peer=request.peer,
+        other_ids=tuple(printable(other.value, 200) for other in header.other_patient_ids if other.value.strip()),
     )
     caller = wire_caller("dicom", f"DICOM {request.calling}", request.peer)
 

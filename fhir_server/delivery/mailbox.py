@@ -1,5 +1,8 @@
 """The mailbox: delivery notices settle the second leg of a mail; everything else is kept in the inbox.
 
+A notice settles a delivery only when it names both: its envelope (the delivery id) and its recipient. What is said of
+anybody else (an alias, a forwarding, a forger) is kept with the delivery's case and shown.
+
 A message is marked `\\Seen` only after the commit that stored what it says (design, invariant 1).
 Sources: RFC 3464 (DSN), RFC 8098 (MDN).
 """
@@ -8,10 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from fhir_server.changes import Hub
-from fhir_server.context import SYSTEM
+from fhir_server.security.certificates import towards_partners
+from fhir_server.security.identity import mailbox_reader
+from fhir_server.store.audit import AuditRow
 from fhir_server.store.inbox import NewMessage
+from fhir_server.store.lanes import Delivery
 from fhir_server.store.session import Tx
 from fhir_server.store.view import Stale
 from mssante import received
@@ -32,7 +40,14 @@ def poll(hub: Hub) -> bool:
     boxes = [box.address for box in hub.sites.default.mailboxes if box.kind == "APP"]
     user = settings.mail_user or next(iter(boxes), "")
     try:
-        with Mailbox((host, int(port)), user, settings.mail_password, security=settings.imap_security) as mailbox:
+        with Mailbox(
+            (host, int(port)),
+            user,
+            settings.mail_password,
+            mechanism=settings.mail_mechanism,
+            security=settings.imap_security,
+            context=towards_partners(settings) if settings.imap_security != "none" else None,
+        ) as mailbox:
             done = 0
             for mail in mailbox.unseen_messages():
                 if mail.raw is None:
@@ -49,7 +64,7 @@ def poll(hub: Hub) -> bool:
 
 def take_in(hub: Hub, raw: bytes, mailbox: str) -> None:
     """Store one mail and settle what it settles, once; the same bytes again change nothing."""
-    mail = _read(raw)
+    mail, caller = _read(raw), mailbox_reader(mailbox)
     stored = hub.store.receive(
         NewMessage(
             channel="mail",
@@ -60,7 +75,8 @@ def take_in(hub: Hub, raw: bytes, mailbox: str) -> None:
             control_id=mail.message_id or hashlib.sha256(raw).hexdigest(),
             message_type=mail.kind,
             media_type="message/rfc822",
-        )
+        ),
+        caller,
     )
     if stored.state == "done":
         return
@@ -68,18 +84,20 @@ def take_in(hub: Hub, raw: bytes, mailbox: str) -> None:
     def work(tx: Tx) -> None:
         notes: list[str] = []
         keys: list[tuple[str, str]] = []
-        for delivery_id, state, text in settled_by(mail):
-            delivery = tx.delivery(delivery_id)
-            if delivery is None or delivery.protocol != "mail":
-                notes.append(f"{delivery_id}: not a delivery of ours")
+        for told in told_by(mail):
+            delivery = _delivery(tx, told.delivery_id)
+            if delivery is None:
+                notes.append(f"{told.delivery_id}: not a delivery of ours")
                 continue
-            tx.confirm(delivery.id, state, text, stored.id)
             keys += [("delivery", delivery.id), ("case", delivery.case_key), ("patient", delivery.patient)]
-            notes.append(f"{delivery_id}: {text}")
+            notes.append(f"{told.delivery_id}: {told.text}{_settle(tx, delivery, told, stored.id)}")
         tx.integrate(stored.id, b"", keys=keys, note="\n".join(notes) or f"{mail.kind}: kept for a person")
+        text = f"mail {mail.kind} {mail.message_id} of {mail.sender or 'nobody'} read from {mailbox}"
+        case = next((value for kind, value in keys if kind == "case"), "")
+        tx.audit(AuditRow("E", event="mail-read", case_key=case, text=text))
 
     try:
-        hub.store.write(SYSTEM, work)
+        hub.store.write(caller, work)
     except Stale:
         log.info("mail %s was taken in meanwhile", stored.id)
 
@@ -93,22 +111,52 @@ def _read(raw: bytes) -> received.Received:
         return received.Received("other")
 
 
-def settled_by(mail: received.Received) -> list[tuple[str, str, str]]:
-    """(delivery id, state, words) that a DSN or MDN says of our deliveries."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a notice says of one recipient of one sending; `state` is '' when it settles nothing (a delay)."""
+
+    delivery_id: str
+    state: str
+    text: str
+    recipients: frozenset[str]
+
+
+def told_by(mail: received.Received) -> list[Told]:
+    """What a DSN or MDN says of our deliveries."""
     out = []
     if mail.dsn is not None:
         # Some operators lose the ENVID; the Message-ID of the mail they return begins with the same delivery id.
         key = mail.dsn.envelope_id or _delivery_id(mail.dsn.original_message_id)
         for notice in mail.dsn.recipients:
-            state = _ACTIONS.get(notice.action, "")
-            if state and key:
-                text = f"{notice.action} {notice.status} {notice.recipient} {notice.diagnostic}".strip()
-                out.append((key, state, text))
+            text = f"{notice.action} {notice.status} {notice.recipient} {notice.diagnostic}".strip()
+            about = frozenset({notice.recipient.lower(), notice.original_recipient.lower()})
+            if key:
+                out.append(Told(key, _ACTIONS.get(notice.action, ""), text, about))
     if mail.mdn is not None and mail.mdn.original_message_id:
         key = _delivery_id(mail.mdn.original_message_id)
         text = f"{mail.mdn.disposition} {mail.mdn.error_code} {mail.mdn.error_text}".strip()
-        out.append((key, "refused" if mail.mdn.error_code else "confirmed", text))
+        state = "refused" if mail.mdn.error_code else "confirmed"
+        out.append(Told(key, state, text, frozenset({mail.mdn.recipient.lower()})))
     return out
+
+
+def _delivery(tx: Tx, delivery_id: str) -> Delivery | None:
+    """The mail a notice is about; for a replay (the same bytes once more) the first one, whose second leg it is."""
+    found = tx.delivery(delivery_id)
+    if found is not None and found.parent and found.second_leg == "none":
+        first = tx.delivery(found.parent)
+        found = first if first is not None and first.sha256 == found.sha256 else found
+    return found if found is not None and found.protocol == "mail" else None
+
+
+def _settle(tx: Tx, delivery: Delivery, told: Told, inbox_id: str) -> str:
+    """Settles the second leg when the notice is about its recipient; else why not, in words."""
+    recipient = urlsplit(delivery.endpoint).path.lower()
+    if recipient not in told.recipients:
+        return f" (settles nothing: it was sent to {recipient})"
+    if not told.state:
+        return " (settles nothing)"
+    return "" if tx.confirm(delivery.id, told.state, told.text, inbox_id) else " (was settled before)"
 
 
 def _delivery_id(message_id: str) -> str:

@@ -7,12 +7,16 @@ RFC 5321 section 4.2.1 (2yz, 4yz, 5yz replies).
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
 from fhir_server.config import Settings
+from fhir_server.delivery.line import Line
+from fhir_server.security.addresses import Refused, allowed_by, destination
+from fhir_server.security.certificates import mail_credentials, towards_partners
 from fhir_server.store.lanes import Claim
 from hl7v2 import ack, mllp
 from mssante import smtp
@@ -46,8 +50,13 @@ TABLE: Mapping[tuple[str, str, str], Verdict] = {
     ("mssante", "answer", "5yz"): "permanent",
     ("mssante", "answer", "*"): "ambiguous",
 }
-# Sent, no answer: send the same bytes again (the receiver knows the MSH-10 or Message-ID), or wait for a person.
-AMBIGUOUS: Mapping[str, Literal["resend", "hold"]] = {"mllp": "resend", "mssante": "resend"}
+# Sent, no answer: send the same bytes again (the receiver knows the MSH-10 or Message-ID), or wait for a person. A
+# destination may have its own policy (`lane.on_silence`).
+AMBIGUOUS: Mapping[str, Literal["resend", "hold"]] = {
+    "mllp": "resend",
+    "mssante": "resend",
+    "pull": "resend",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +78,42 @@ def classify(scheme: str, stage: str, code: str) -> Verdict:
     return "ambiguous" if stage in ("answer", "ack") else "transient"
 
 
-def send(claim: Claim, settings: Settings) -> Receipt:
-    """Send a claimed delivery once. Never raises for what a partner does."""
+def on_silence(claim: Claim) -> Literal["resend", "hold"]:
+    """What to do with a delivery that was sent and not answered: the destination's policy, else its transport's."""
+    return claim.on_silence or AMBIGUOUS.get(claim.delivery.endpoint.split(":")[0], "resend")
+
+
+def send(claim: Claim, payload: bytes, settings: Settings, line: Line) -> Receipt:
+    """Send a claimed delivery once. Never raises for what a partner does; LeaseLost when `line` forbids it."""
     endpoint = claim.delivery.endpoint
     try:
         sender = _SENDERS.get(urlsplit(endpoint).scheme)
         if sender is None:
             return Receipt("permanent", "scheme", f"no transport speaks {endpoint}; correct the Endpoint's address")
-        return sender(claim, settings)
+        return sender(claim, payload, settings, line)
     except ValueError as error:
         # A port or a mail address nobody can use: it will not become one by waiting.
         return Receipt("permanent", "address", f"{endpoint} cannot be used: {error}")
 
 
-def _send_mllp(claim: Claim, settings: Settings) -> Receipt:
+def _send_mllp(claim: Claim, payload: bytes, settings: Settings, line: Line) -> Receipt:
     parts = urlsplit(claim.delivery.endpoint)
     if not parts.hostname or not parts.port:
         return Receipt("permanent", "address", f"{claim.delivery.endpoint} has no host and port")
     try:
-        raw = mllp.send((parts.hostname, parts.port), claim.payload, timeout=settings.send_timeout_seconds)
+        address = destination(parts.hostname, parts.port, allowed_by(settings))
+        raw = mllp.send(
+            address,
+            payload,
+            timeout=settings.send_timeout_seconds,
+            before_send=line.may_send,
+            tls=towards_partners(settings) if parts.scheme == "mllps" else None,
+            server_name=parts.hostname,
+        )
+    except Refused as refused:
+        return Receipt("held", "address", str(refused))
+    except socket.gaierror as unknown:
+        return Receipt(classify("mllp", "connect", "name"), "name", f"{parts.hostname} has no address now: {unknown}")
     except mllp.MllpFault as fault:
         return Receipt(classify("mllp", fault.stage, fault.code), fault.code, fault.text)
     told = ack.read(raw)
@@ -95,7 +121,7 @@ def _send_mllp(claim: Claim, settings: Settings) -> Receipt:
     return Receipt(classify("mllp", "ack", told.code), told.code, words, raw)
 
 
-def _send_mail(claim: Claim, settings: Settings) -> Receipt:
+def _send_mail(claim: Claim, payload: bytes, settings: Settings, line: Line) -> Receipt:
     host, _, port = settings.smtp.rpartition(":")
     if not host or not port.isdigit():
         return Receipt("transient", "address", "no MSSanté operator is configured (setting `smtp`, host:port)")
@@ -108,16 +134,22 @@ def _send_mail(claim: Claim, settings: Settings) -> Receipt:
             (host, int(port)),
             sender,
             [address.path],
-            claim.payload,
+            payload,
             envelope_id=claim.delivery.id,
             security=settings.smtp_security,
-            timeout=max(2.0, min(settings.send_timeout_seconds, settings.lease_seconds / 12)),
-            # Below the lease, or a second worker would send while the first still waits.
-            answer_timeout=max(5.0, settings.lease_seconds / 3),
+            context=towards_partners(settings) if settings.smtp_security != "none" else None,
+            credentials=mail_credentials(settings),
+            timeout=settings.send_timeout_seconds,
+            answer_timeout=max(settings.send_timeout_seconds, settings.mail_answer_seconds),
+            before_send=line.may_send,
         )
     except smtp.SmtpFault as fault:
         return Receipt(classify("mssante", fault.stage, str(fault.code)), str(fault.code), fault.text)
     return Receipt("sent", "250", accepted.text)
 
 
-_SENDERS: Mapping[str, Callable[[Claim, Settings], Receipt]] = {"mllp": _send_mllp, "mssante": _send_mail}
+_SENDERS: Mapping[str, Callable[[Claim, bytes, Settings, Line], Receipt]] = {
+    "mllp": _send_mllp,
+    "mllps": _send_mllp,
+    "mssante": _send_mail,
+}

@@ -1,6 +1,8 @@
 """The threads that do what nobody waits for: send deliveries, sum up studies, read the mailbox.
 
-A worker holds a lane by a lease with a fencing token; a result of a worker that lost its lease is not recorded.
+A worker holds a lane by a lease with a fencing token, renewed by one thread for all running conversations; idle workers
+wait for the store's bell. A stopping process cuts conversations that do not end by themselves: such a delivery is one
+that was sent and not answered, or not sent at all, and the next start goes on with it.
 """
 
 from __future__ import annotations
@@ -8,18 +10,95 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 
 from fhir_server.changes import Hub
 from fhir_server.context import micros, new_request_id
 from fhir_server.delivery import transports
+from fhir_server.delivery.line import Line, ticks
 from fhir_server.delivery.transports import Receipt
+from fhir_server.errors import PasserelleError
 from fhir_server.store.lanes import Claim, Outcome
+from fhir_server.store.session import Snapshot
 from fhir_server.store.view import LeaseLost
+from fhir_server.teleexpertise.overtaken import held_back
 
 log = logging.getLogger("passerelle.delivery")
-IDLE_SECONDS = 0.2
+# How long an idle worker sleeps at most. One of them looks more often for what another process could not tell of.
+IDLE_SECONDS, LOOKOUT_SECONDS = 30.0, 1.0
+# A stop waits this long for conversations to end by themselves, then this long for those it cut.
+FINISH_SECONDS, CUT_SECONDS = 1.0, 3.0
+
+
+class Lines:
+    """The conversations of this process, and the thread that keeps their leases."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self._gate = threading.Lock()
+        self._open: set[Line] = set()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="work-leases", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the renewing; conversations go on until their lease ends or they are cut."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join(CUT_SECONDS)
+
+    @contextmanager
+    def opened(self, claim: Claim, began: float) -> Iterator[Line]:
+        """A conversation about a claimed delivery."""
+        settings = self.hub.settings
+        line = Line(claim, began, settings.lease_seconds, settings.send_limit_seconds)
+        with self._gate:
+            self._open.add(line)
+        try:
+            yield line
+        finally:
+            with self._gate:
+                self._open.discard(line)
+            line.close()
+
+    def cut(self, reason: str) -> None:
+        """Break every running conversation. One that had not begun is settled here, as not sent: its thread may hang in
+        a look-up or a connection for longer than anybody waits."""
+        for line in self.running():
+            if not line.cut(reason):
+                not_sent(self.hub, line.claim, reason)
+
+    def running(self) -> list[Line]:
+        with self._gate:
+            return list(self._open)
+
+    def renew(self) -> None:
+        """Prolong every lease once; a conversation that lasts too long is cut."""
+        lines, began = self.running(), ticks()
+        for line in lines:
+            if line.overdue:
+                line.cut(f"the conversation lasted over {self.hub.settings.send_limit_seconds:g} s")
+        if not lines:
+            return
+        ours = self.hub.store.renew([line.claim for line in lines], self.hub.settings.lease_seconds)
+        for line in lines:
+            if line.claim.lane_id in ours:
+                line.renewed(began)
+
+    def _keep(self) -> None:
+        while not self._stopping.wait(self.hub.settings.lease_seconds / 3):
+            try:
+                self.renew()
+            except PasserelleError as fault:
+                log.warning("leases could not be renewed now: %s", fault)
+            except Exception:
+                log.exception("leases could not be renewed")
 
 
 class Workers:
@@ -28,65 +107,105 @@ class Workers:
     def __init__(self, hub: Hub, tasks: dict[str, tuple[Callable[[Hub], bool], float]], senders: int = 4) -> None:
         """`tasks`: name -> (function that returns True when it did something, pause in seconds when it did not)."""
         self.hub = hub
+        self.lines = Lines(hub)
         self.stopping = threading.Event()
-        loops = {f"send-{n}": (deliver_one, IDLE_SECONDS) for n in range(senders)} | tasks
+        loops = {f"send-{n}": partial(self._send, LOOKOUT_SECONDS if n == 0 else IDLE_SECONDS) for n in range(senders)}
+        loops |= {name: partial(self._task, task, pause) for name, (task, pause) in tasks.items()}
         self.threads = [
-            threading.Thread(target=self._loop, args=(name, task, pause), name=f"work-{name}", daemon=True)
-            for name, (task, pause) in loops.items()
+            threading.Thread(target=self._loop, args=(name, turn), name=f"work-{name}", daemon=True)
+            for name, turn in loops.items()
         ]
 
     def start(self) -> None:
+        self.lines.start()
         for thread in self.threads:
             thread.start()
 
-    def close(self, timeout: float = 30.0) -> None:
-        """Finish what is under way, then stop."""
+    def close(self) -> None:
+        """Let what is under way end for a moment, then cut it; returns within five seconds whatever partners do."""
         self.stopping.set()
-        for thread in self.threads:
-            thread.join(timeout)
+        self.hub.store.wake()
+        self._join(FINISH_SECONDS)
+        self.lines.cut("this server was stopped")
+        self._join(CUT_SECONDS)
+        self.lines.close()
 
-    def _loop(self, name: str, task: Callable[[Hub], bool], pause: float) -> None:
+    def _join(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for thread in self.threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _loop(self, name: str, turn: Callable[[], None]) -> None:
         while not self.stopping.is_set():
             try:
-                busy = task(self.hub)
+                turn()
             except Exception:
+                if self.stopping.is_set():
+                    return
                 log.exception("worker %s failed; it goes on in 2 s", name)
                 self.stopping.wait(2.0)
-                continue
-            if not busy:
-                self.stopping.wait(pause)
+
+    def _task(self, task: Callable[[Hub], bool], pause: float) -> None:
+        if not task(self.hub):
+            self.stopping.wait(pause)
+
+    def _send(self, patience: float) -> None:
+        """Send what is due; then sleep until more is queued, a lane becomes due, or `patience` ends."""
+        store = self.hub.store
+        seen = store.rings()
+        if deliver_one(self.hub, self.lines):
+            return
+        due = store.next_due()
+        wait = patience if not due else min(patience, max(0.01, (due - store.moment()) / 1_000_000))
+        if not self.stopping.is_set():
+            store.wait_for_work(seen, wait)
 
 
-def deliver_one(hub: Hub) -> bool:
-    """Claim one lane and send its head; False when nothing is due."""
+def before_sending(snapshot: Snapshot, claim: Claim) -> Outcome | None:
+    """Why a claimed delivery does not leave now, as the outcome to record; None when it may."""
+    if claim.interrupted and transports.on_silence(claim) == "hold":
+        text = "an earlier attempt was cut off; the partner may have it already: look there, then retry or cancel"
+        return Outcome("held", "ambiguous", text)
+    return held_back(snapshot, claim)
+
+
+def deliver_one(hub: Hub, lines: Lines) -> bool:
+    """Take one lane and send its next delivery; False when nothing is due."""
     worker = f"{threading.current_thread().name}-{new_request_id()}"
-    claim = hub.store.claim(worker, hub.settings.lease_seconds)
+    began = ticks()
+    claim = hub.store.take(worker, hub.settings.lease_seconds, before_sending)
     if claim is None:
         return False
-    scheme = claim.delivery.endpoint.split(":")[0]
-    if claim.interrupted and transports.AMBIGUOUS.get(scheme) == "hold":
-        text = "an earlier attempt was cut off; the partner may have it already: look there, then retry or cancel"
-        hub.store.finish(claim, Outcome("held", "ambiguous", text))
-        return True
-    try:
-        hub.store.start_attempt(claim)
-    except LeaseLost:
-        hub.store.release(claim)
-        return True
-    receipt = _attempt(hub, claim)
-    if not hub.store.finish(claim, outcome_of(hub, claim, receipt)):
-        log.warning("delivery %s: the lease was lost while sending; its new holder decides", claim.delivery.id)
+    with lines.opened(claim, began) as line:
+        receipt = _attempt(hub, claim, line)
+        if receipt is None:
+            return True
+        if not hub.store.finish(claim, outcome_of(hub, claim, receipt)):
+            log.warning("delivery %s: the lane was lost while sending; the outcome is only noted", claim.delivery.id)
     log.info("delivery %s to %s: %s %s", claim.delivery.id, claim.lane, receipt.verdict, receipt.code)
     return True
 
 
-def _attempt(hub: Hub, claim: Claim) -> Receipt:
-    """One sending; a defect of ours holds the delivery for a person instead of stopping its lane for good."""
+def _attempt(hub: Hub, claim: Claim, line: Line) -> Receipt | None:
+    """One sending; a defect of ours holds the delivery for a person instead of stopping its lane for good.
+
+    None when the right to send ended before anything left: somebody else has the lane, or this process stops.
+    """
     try:
-        return transports.send(claim, hub.settings)
+        return transports.send(claim, hub.store.payload(claim), hub.settings, line)
+    except LeaseLost as lost:
+        log.warning("%s", lost.diagnostics)
+        not_sent(hub, claim, lost.diagnostics)
+        return None
     except Exception as defect:
         log.exception("delivery %s could not be tried", claim.delivery.id)
         return Receipt("held", "exception", f"a defect of this server ({type(defect).__name__}); its log has more")
+
+
+def not_sent(hub: Hub, claim: Claim, reason: str) -> None:
+    """Nothing left: the delivery is due again at once."""
+    hub.store.finish(claim, Outcome("retry", "transient", f"not sent: {reason}", None, hub.store.moment()))
 
 
 def outcome_of(hub: Hub, claim: Claim, receipt: Receipt) -> Outcome:
@@ -96,8 +215,7 @@ def outcome_of(hub: Hub, claim: Claim, receipt: Receipt) -> Outcome:
         return Outcome("sent", "", words, receipt.ack)
     if verdict == "permanent":
         return Outcome("error", verdict, words, receipt.ack)
-    waits = verdict == "ambiguous" and transports.AMBIGUOUS.get(claim.delivery.endpoint.split(":")[0]) == "hold"
-    if waits or verdict == "held":
+    if verdict == "held" or (verdict == "ambiguous" and transports.on_silence(claim) == "hold"):
         return Outcome("held", verdict, words, receipt.ack)
     pause = timedelta(seconds=backoff(hub, claim.failures))
     return Outcome("retry", verdict, words, receipt.ack, micros(hub.clock() + pause))

@@ -89,6 +89,7 @@ def patient(index: int) -> Resource:
         "url": "identityStatus",
         "valueCoding": {"system": FR_TYPES.replace("v2-0203", "fiabilite-identite"), "code": "VALI"},
     }
+    dmp = [{"url": "status", "valueCode": "ACTIF"}, {"url": "feed", "valueCode": "INO"}]
     place = {"extension": [{"url": FR + "fr-core-address-insee-code", "valueCoding": {"code": cog}}]}
     return {
         "resourceType": "Patient",
@@ -96,6 +97,7 @@ def patient(index: int) -> Resource:
         "extension": [
             {"url": FR + "fr-core-identity-reliability", "extension": [status]},
             {"url": "http://hl7.org/fhir/StructureDefinition/patient-birthPlace", "valueAddress": place},
+            {"url": "urn:passerelle:dmp", "extension": dmp},
         ],
         "identifier": [
             _identifier("official", FR_TYPES, "INS-NIR-TEST", INS_SYSTEM, ins(base)),

@@ -74,7 +74,7 @@ def is_empty(server: Server) -> bool:
 def _forget(data: Path) -> None:
     """Delete an earlier demo's folder, and nothing that is not one."""
     known = {"passerelle.db", "passerelle.db-wal", "passerelle.db-shm", "passerelle.lock"}
-    known |= {"blobs", "spool", "peers", "backups"}
+    known |= {"blobs", "spool", "peers", "backups", "later"}
     strange = [path.name for path in data.iterdir() if path.name not in known]
     if strange:
         raise ConfigError(f"{data} holds {strange[0]}, which no demo made; --fresh deletes demo folders only")
@@ -91,7 +91,10 @@ def _table(settings: Settings, ports: Ports, seconds: float) -> str:
         "",
         f"  FHIR R4        {web}/fhir                     curl {web}/fhir/metadata",
         f"  DICOMweb       {web}/dicomweb                 studies, instances, frames (WADO-RS)",
-        f"  HL7 v2 (MLLP)  mllp://{settings.bind}:{ports.mllp}                   ADT, ZAM in",
+        *(
+            f"  HL7 v2 (MLLP)  mllp://{settings.bind}:{port}                   ADT, ORU, MDM, ORM, SIU, ZAM in ({name})"
+            for name, port in ports.hl7.items()
+        ),
         f"  DICOM          dicom://{settings.ae_title}@{settings.bind}:{ports.dicom}     C-STORE, C-ECHO",
         f"  Mail sandbox   SMTP {settings.smtp}, IMAP {settings.imap} (any user @ch-demo.mssante.fr, any password)",
         f"  Partners       DPI mllp://127.0.0.1:{DPI_PORT}, platform (PFI) mllp://127.0.0.1:{PFI_PORT}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import random
 import subprocess
 import threading
@@ -193,7 +194,7 @@ def _insist(world: World, title: str, step: Callable[[World], str], disturber: t
         try:
             step(world)
             return
-        except (OSError, MllpFault, DicomFault, Broken, ValueError) as problem:
+        except (OSError, http.client.HTTPException, MllpFault, DicomFault, Broken, ValueError) as problem:
             # While the server is being killed any step may fail; afterwards it must hold.
             assert time.monotonic() < deadline, f"{title}: {problem}"
             if not disturber.is_alive():

@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from fhir_server import app
+from fhir_server import web
 from fhir_server.app import Ports, Server
 from fhir_server.config import ConfigError, Settings
 from fhir_server.context import SYSTEM
 from fhir_server.demo.run import DEFAULTS
 from fhir_server.errors import Unavailable
+from fhir_server.rest import asgi
 
 HOST = "127.0.0.1"
 PATIENT = b'{"resourceType":"Patient","id":"p","name":[{"family":"DURAND"}]}'
@@ -255,7 +256,7 @@ def test_slow_bodies_cost_the_others_nothing(port: int) -> None:
 
 
 def test_a_body_that_comes_too_slowly_is_given_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(asgi, "BODY_SECONDS", 0.2)
     with connected(port) as sock:
         sock.sendall("\r\n".join([*put_head(port, "Content-Length: 500"), "", ""]).encode() + b"{")
         answer = answer_of(sock)
@@ -344,9 +345,11 @@ def test_ready_is_said_only_when_every_listener_answers(tmp_path: Path, free_por
     try:
         ports = server.start()
         assert (ports.http, ports.mllp, ports.dicom) == tuple(wanted.values())
-        assert get(ports.http, "/readyz")[::2] == (200, b"ready\n")
+        status, _, told = get(ports.http, "/readyz")
+        lines = ["ready", f"HTTP {ports.http}", f"HL7 v2 (MLLP) {ports.mllp} (mllp_port)", f"DICOM {ports.dicom}", ""]
+        assert (status, told.decode().split("\n")) == (200, lines)
         server.ready = False
-        assert get(ports.http, "/readyz")[::2] == (503, b"starting\n")
+        assert get(ports.http, "/readyz")[::2] == (503, b"starting or stopping\n")
     finally:
         done.set()
         watcher.join(10)
@@ -402,3 +405,92 @@ def test_an_end_finishes_what_is_under_way_and_keeps_what_was_answered(tmp_path:
         assert (get(port, "/fhir/Patient/p")[0] == 200) == (status == 201)
     finally:
         again.close()
+
+
+# --- the head of a request -------------------------------------------------------------------------------------------
+
+
+def closed(sock: socket.socket) -> bytes:
+    """What comes until the server hangs up."""
+    received = b""
+    sock.settimeout(15)
+    while part := sock.recv(65536):
+        received += part
+    return received
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /fhir/metadata HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ", b"\r\n\r\n", b"GET /livez HT"],
+    ids=["nothing", "half a header", "empty lines", "half a line"],
+)
+def test_a_head_that_does_not_end_is_given_up(port: int, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(web, "HEAD_SECONDS", 0.3)
+    with connected(port) as sock:
+        sock.sendall(sent)
+        assert closed(sock).startswith(b"HTTP/1.1 408 ")
+    assert get(port, "/livez")[0] == 200
+
+
+def test_a_head_that_drips_is_given_up_however_often_a_drop_comes(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "HEAD_SECONDS", 0.5)
+    with connected(port) as sock:
+        sock.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+        sock.settimeout(0.05)
+        received, deadline = b"", time.monotonic() + 10
+        while not received:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                sock.sendall(b"a")
+            with contextlib.suppress(TimeoutError):
+                received = sock.recv(65536)
+        assert received.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_second_request_that_does_not_end_is_given_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "HEAD_SECONDS", 0.3)
+    with connected(port) as sock:
+        sock.sendall(f"GET /livez HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        assert answer_of(sock)[0] == 200
+        sock.sendall(b"GET /fhir")
+        assert closed(sock).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_head_without_end_is_refused_before_it_fills_the_memory(port: int) -> None:
+    with connected(port) as sock:
+        sock.sendall(b"GET /livez HTTP/1.1\r\n")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for number in range(4000):
+                sock.sendall(f"X-Many-{number}: {'a' * 1000}\r\n".encode())
+        with contextlib.suppress(ConnectionResetError):
+            assert closed(sock).startswith(b"HTTP/1.1 431 ")
+    assert get(port, "/livez")[0] == 200
+
+
+def test_a_connection_waits_between_its_requests_and_a_slow_answer_is_not_cut(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "HEAD_SECONDS", 0.2)
+    with connected(port) as sock:
+        for _ in range(2):
+            sock.sendall(f"GET /fhir/metadata HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+            assert answer_of(sock)[0] == 200
+            threading.Event().wait(0.5)
+
+
+# --- reads on the loop -----------------------------------------------------------------------------------------------
+
+
+def test_a_read_answers_the_same_on_the_loop_and_in_a_thread(port: int) -> None:
+    said_so = ("PUT /fhir/Patient/p HTTP/1.1", f"Host: {HOST}", "Content-Type: application/fhir+json")
+    assert raw(port, *said_so, f"Content-Length: {len(PATIENT)}", body=PATIENT)[0] in (200, 201)
+    for path in ("/fhir/Patient/p", "/fhir/Patient/p/_history/1", "/fhir/Patient/none", "/fhir/Patient/p/_history/99"):
+        here, there = get(port, path), get(port, path + "?_format=json")
+        assert (here[0], here[2]) == (there[0], there[2])
+        changing = ("x-request-id", "date")
+        assert all(there[1][name] == value for name, value in here[1].items() if name not in changing)
+
+
+def test_the_description_of_the_interface_is_served(port: int) -> None:
+    status, _, body = get(port, "/openapi.json")
+    assert status == 200 and json.loads(body)["openapi"].startswith("3.1")

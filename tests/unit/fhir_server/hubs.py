@@ -106,11 +106,13 @@ def deliveries(hub: Hub) -> list[Delivery]:
         return snapshot.deliveries()
 
 
-def delivered(hub: Hub, protocol: str = "mail", second_leg: str = "dsn", key: str = "") -> str:
+def delivered(
+    hub: Hub, protocol: str = "mail", second_leg: str = "dsn", key: str = "", endpoint: str = "mllp://127.0.0.1:9"
+) -> str:
     """A delivery of the case `ServiceRequest/r` whose second leg is awaited; its id. Nothing was rendered for it."""
     delivery = NewDelivery(
         f"lane-{protocol}",
-        "mllp://127.0.0.1:9",
+        endpoint,
         protocol,
         b"x",
         id=key,
@@ -139,6 +141,11 @@ def asked(hub: Hub, key: str = "r", patient: int = 0, state: str = "ready") -> R
     if state in ("revoked", "entered-in-error"):
         put(hub, REQUESTER, read(hub, f"ServiceRequest/{key}") | {"status": state})
     return read(hub, f"ServiceRequest/{key}")
+
+
+def write_past_the_rules(hub: Hub, resource: Resource) -> None:
+    """What an older release or another hand may have left in the store."""
+    hub.store.write(SYSTEM, lambda tx: tx.update(resource, IndexRows()))
 
 
 def take(hub: Hub, key: str = "r", caller: Caller = EXPERT) -> None:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import hubs
 import pytest
-from hubs import PARTNER, at_once, found, hub_on, post, put
+from hubs import PARTNER, at_once, found, hub_on, post, put, results
 
-from fhir_server.changes import Applied, Change, Hub, apply
+from fhir_server.changes import Applied, Change, Hub, apply, view_of
+from fhir_server.context import SYSTEM
 from fhir_server.demo import people
+from fhir_server.demo.run import SITES
 from fhir_server.errors import Conflict, Invalid
-from fhir_server.patients.identity import RECONCILE_TAG
+from fhir_server.patients import identity
+from fhir_server.patients.identity import RECONCILE_TAG, doubt_query
+from fhir_server.patients.sites import load_sites
+from fhir_server.pending import Overlay, plan_of
+from fhir_server.search.plan import Plan
+from fhir_server.store import query
 from fhir_server.store.engine import Store
 
 Resource = dict[str, Any]
@@ -134,21 +143,216 @@ def test_a_patient_keeps_its_own_identifiers(hub: Hub) -> None:
     assert again.status == 200
 
 
-def test_an_update_cannot_take_the_ins_of_somebody_else(hub: Hub) -> None:
-    first, second = (post(hub, PARTNER, person(index, without=people.IPP_SYSTEM)) for index in (0, 1))
-    stolen = hubs.read(hub, f"Patient/{second.id}") | {"identifier": person()["identifier"][:1]}
-    with pytest.raises(Conflict, match=f"is that of Patient/{first.id}"):
-        put(hub, PARTNER, stolen)
+@pytest.mark.parametrize("taken", [people.IPP_SYSTEM, people.INS_SYSTEM])
+def test_an_update_cannot_take_an_identifier_of_somebody_else(hub: Hub, taken: str) -> None:
+    first = post(hub, PARTNER, person())
+    put(hub, PARTNER, provisional(1, id="second"))
+    left = people.INS_SYSTEM if taken == people.IPP_SYSTEM else people.IPP_SYSTEM
+    with pytest.raises(Conflict, match=f"is that of Patient/{first.id}, a stored Patient"):
+        put(hub, PARTNER, person(without=left, id="second"))
+
+
+def provisional(index: int = 0, **changes: Any) -> Resource:
+    """A person whose identity is not qualified, as it must come: without INS."""
+    out = person(index, without=people.INS_SYSTEM, **changes)
+    out["extension"][0]["extension"][0]["valueCoding"]["code"] = "PROV"
+    return out
 
 
 def test_records_that_claim_nobodys_identity_may_repeat_it(hub: Hub) -> None:
     post(hub, PARTNER, person())
     put(hub, PARTNER, person(id="replaced", active=False), person(id="doubt", meta={"tag": [RECONCILE_TAG]}))
-    provisional = person(id="provisional", without=people.IPP_SYSTEM)
-    provisional["extension"][0]["extension"][0]["valueCoding"]["code"] = "PROV"
-    put(hub, PARTNER, provisional)
+    put(hub, PARTNER, provisional(id="elsewhere", identifier=[{"system": "urn:oid:1.9", "value": "DEMO0001"}]))
     assert len(found(hub, "Patient")) == 4
     assert post(hub, PARTNER, person()).status == 200
+
+
+def test_any_number_of_doubtful_records_does_not_hide_the_one_who_has_the_identifier(hub: Hub) -> None:
+    doubtful = [
+        person(id=f"d{n}", birthDate=f"19{n:02d}-01-01", meta={"tag": [RECONCILE_TAG]}, without=people.INS_SYSTEM)
+        for n in range(60)
+    ]
+    before = post(hub, PARTNER, person(without=people.INS_SYSTEM))
+    put(hub, PARTNER, *doubtful)
+    assert post(hub, PARTNER, person(without=people.INS_SYSTEM)).id == before.id
+    hubs.delete(hub, PARTNER, f"Patient/{before.id}")
+    after = post(hub, PARTNER, person(without=people.INS_SYSTEM))
+    assert (after.status, post(hub, PARTNER, person(without=people.INS_SYSTEM)).id) == (201, after.id)
+
+
+# --- an INS needs a qualified identity -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["post", "put", "bundle", "patch"])
+def test_an_ins_on_an_identity_that_is_not_qualified_is_refused_by_any_door(hub: Hub, verb: str) -> None:
+    put(hub, PARTNER, provisional(id="p"))
+    wrong = person(id="p")
+    wrong["extension"][0]["extension"][0]["valueCoding"]["code"] = "RECUP"
+    doors: dict[str, Callable[[], object]] = {
+        "post": lambda: post(hub, PARTNER, wrong),
+        "put": lambda: put(hub, PARTNER, wrong),
+        "bundle": lambda: in_a_bundle(hub, wrong),
+        "patch": lambda: apply(hub, PARTNER, [Change("patch", "Patient", "p", patch=lambda _: wrong)]),
+    }
+    with pytest.raises(Invalid, match="qualified identity only") as refused:
+        doors[verb]()
+    place = "Bundle.entry[0].resource" if verb == "bundle" else "Patient"
+    assert (refused.value.status, refused.value.issues[0].expression) == (422, f"{place}.identifier[0]")
+    assert found(hub, "Patient", QUERY) == []
+
+
+def about(query: str) -> Change:
+    basic = {"resourceType": "Basic", "code": {"text": "x"}, "subject": {"reference": f"Patient?{query}"}}
+    return Change("create", "Basic", resource=basic)
+
+
+BEDSIDE: dict[str, Resource] = {
+    "inactive": {"active": False},
+    "doubtful": {"meta": {"tag": [RECONCILE_TAG]}},
+}
+
+
+@pytest.mark.parametrize("kind", BEDSIDE)
+@pytest.mark.parametrize("system", [people.INS_SYSTEM, people.IPP_SYSTEM])
+def test_a_record_that_claims_nobodys_identity_makes_no_condition_ambiguous(hub: Hub, kind: str, system: str) -> None:
+    query = f"identifier={system}|{next(i['value'] for i in person()['identifier'] if i['system'] == system)}"
+    put(hub, PARTNER, person(id="beside", **BEDSIDE[kind]))
+    with pytest.raises(Invalid, match="no resource matches"):
+        apply(hub, PARTNER, [about(query)])
+    first = post(hub, PARTNER, person())
+    done = apply(hub, PARTNER, [about(query)])[0]
+    assert hubs.read(hub, f"Basic/{done.id}")["subject"]["reference"] == f"Patient/{first.id}"
+    again = post(hub, PARTNER, person(1), if_none_exist=query)
+    assert (again.status, again.id) == (200, first.id)
+
+
+def test_if_none_exist_finds_no_doubtful_record_and_makes_the_person(hub: Hub) -> None:
+    put(hub, PARTNER, person(id="beside", meta={"tag": [RECONCILE_TAG]}))
+    assert post(hub, PARTNER, person(), if_none_exist=QUERY).status == 201
+
+
+def test_a_condition_that_says_more_than_an_identifier_is_an_ordinary_search(hub: Hub) -> None:
+    put(hub, PARTNER, person(id="beside", active=False))
+    done = apply(hub, PARTNER, [about(f"{QUERY}&active=false")])[0]
+    assert hubs.read(hub, f"Basic/{done.id}")["subject"]["reference"] == "Patient/beside"
+
+
+# --- a qualified identity is changed on purpose only -----------------------------------------------------------------
+
+
+def another_ins(**changes: Any) -> Resource:
+    out = person(**changes)
+    out["identifier"][0]["value"] = people.ins("2940299123099")
+    return out
+
+
+@pytest.mark.parametrize("verb", ["put", "patch", "condition", "bundle"])
+def test_no_door_gives_a_qualified_patient_another_ins(hub: Hub, verb: str) -> None:
+    first = post(hub, PARTNER, person())
+    wrong = another_ins(id=first.id)
+    by_ipp = f"identifier={people.IPP_SYSTEM}|DEMO0001"
+    doors = {
+        "put": Change("update", "Patient", first.id, wrong),
+        "patch": Change("patch", "Patient", first.id, patch=lambda _: wrong),
+        "condition": Change("update", "Patient", "", wrong, criteria=by_ipp),
+        "bundle": Change("update", "Patient", first.id, wrong, expression="Bundle.entry[0].resource"),
+    }
+    with pytest.raises(Conflict, match="another INS") as refused:
+        apply(hub, PARTNER, [doors[verb]])
+    place = "Bundle.entry[0].resource" if verb == "bundle" else "Patient"
+    assert (refused.value.status, refused.value.issues[0].expression) == (409, f"{place}.identifier")
+    assert hubs.read(hub, f"Patient/{first.id}")["identifier"] == person()["identifier"]
+
+
+def test_a_change_of_identity_may_give_it_another_ins(hub: Hub) -> None:
+    first = post(hub, PARTNER, person())
+    change = Change("update", "Patient", first.id, another_ins(id=first.id), identity_change=True)
+    assert apply(hub, PARTNER, [change])[0].status == 200
+    assert hubs.read(hub, f"Patient/{first.id}")["identifier"][0]["value"] == people.ins("2940299123099")
+    assert post(hub, PARTNER, person(without=people.IPP_SYSTEM)).status == 201, "the INS that was given up is free"
+
+
+def test_an_identity_is_corrected_in_two_steps_that_both_say_so(hub: Hub) -> None:
+    first = post(hub, PARTNER, person())
+    silent = {name: value for name, value in provisional(id=first.id).items() if name != "extension"}
+    with pytest.raises(Invalid, match="send its INS and identityStatus back") as refused:
+        put(hub, PARTNER, silent)
+    assert refused.value.status == 422
+    put(hub, PARTNER, provisional(id=first.id))
+    assert put(hub, PARTNER, another_ins(id=first.id))[0].status == 200
+
+
+def test_a_known_local_identifier_with_another_ins_is_a_conflict(hub: Hub) -> None:
+    post(hub, PARTNER, person())
+    with pytest.raises(Conflict, match="the local identifier is known with another INS") as refused:
+        post(hub, PARTNER, another_ins())
+    assert refused.value.issues[0].expression == "Patient.identifier"
+
+
+def test_two_records_of_one_person_become_one_in_one_request_whatever_the_order(hub: Hub) -> None:
+    for turn in ("survivor first", "survivor last"):
+        put(hub, PARTNER, provisional(id="left", identifier=[{"system": people.IPP_SYSTEM, "value": turn}]))
+        put(hub, PARTNER, provisional(id="stays", identifier=[{"system": "urn:oid:1.9", "value": turn}]))
+        taken = [{"system": people.IPP_SYSTEM, "value": turn}]
+        both = [provisional(id="stays", identifier=taken), provisional(id="left", identifier=taken, active=False)]
+        put(hub, PARTNER, *(both if turn == "survivor first" else both[::-1]))
+        assert hubs.read(hub, "Patient/stays")["identifier"] == taken
+        put(hub, PARTNER, provisional(id="stays", identifier=[{"system": "urn:oid:1.9", "value": turn}]))
+
+
+def test_two_patients_of_one_request_do_not_take_the_same_identifier(hub: Hub) -> None:
+    with pytest.raises(Conflict, match="is that of Patient/b, another entry"):
+        put(hub, PARTNER, person(id="a"), person(id="b"))
+    assert found(hub, "Patient") == []
+
+
+# --- doubtful records ------------------------------------------------------------------------------------------------
+
+
+def doubtful(key: str, **changes: Any) -> Resource:
+    return person(id=key, without=people.INS_SYSTEM, meta={"tag": [RECONCILE_TAG]}, **changes)
+
+
+def test_two_doubtful_records_of_one_person_at_once_become_one(hub: Hub) -> None:
+    """Each message finds nobody and makes a record under an id of its own; only the first comes to exist."""
+    outcomes = at_once(*[lambda n=n: put(hub, PARTNER, doubtful(f"d{n}"))[0] for n in range(6)])
+    assert sum(isinstance(one, Applied) for one in outcomes) == 1
+    refused = [one for one in outcomes if isinstance(one, Conflict)]
+    assert len(refused) == 5
+    assert all("is a doubtful record of the same person" in one.diagnostics for one in refused)
+    assert len(found(hub, "Patient")) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"birthDate": "1994-02-12"},
+        {"gender": "male"},
+        {"name": [{"use": "official", "family": "MARTIN-TEST", "given": ["ANNE"]}]},
+        {"identifier": [{"system": people.IPP_SYSTEM, "value": "DEMO9999"}]},
+    ],
+)
+def test_doubtful_records_of_two_people_stand_beside_each_other(hub: Hub, other: Resource) -> None:
+    put(hub, PARTNER, doubtful("a"))
+    put(hub, PARTNER, doubtful("b") | other)
+    assert put(hub, PARTNER, doubtful("a", telecom=[{"value": "1"}]))[0].status == 200
+    assert len(found(hub, "Patient")) == 2
+
+
+@pytest.mark.parametrize("family", ["D'ÉBÈNE", "A,B|C$D", "O&active=x", "ŒUVRE", "Ł", "%2C", "\\", "*", "e\u0301"])
+def test_hostile_names_of_doubtful_people_are_found_again_all_the_same(hub: Hub, family: str) -> None:
+    name = [{"use": "official", "family": family, "given": ["X"]}]
+    put(hub, PARTNER, doubtful("a", name=name))
+    with pytest.raises(Conflict, match="Patient/a is a doubtful record of the same person"):
+        put(hub, PARTNER, doubtful("b", name=name))
+
+
+def test_a_doubtful_person_of_whom_little_is_known_is_found_again(hub: Hub) -> None:
+    nobody = {"name": [], "birthDate": "", "gender": ""}
+    poor = {key: value for key, value in (doubtful("a") | nobody).items() if value}
+    put(hub, PARTNER, poor)
+    with pytest.raises(Conflict, match="doubtful record of the same person"):
+        put(hub, PARTNER, poor | {"id": "b"})
 
 
 def test_a_patient_replaced_in_the_same_bundle_frees_its_identifiers(hub: Hub) -> None:
@@ -172,7 +376,7 @@ def test_hostile_signs_in_an_identifier_match_only_themselves(hub: Hub, value: s
 @pytest.mark.parametrize("verb", ["post", "put", "bundle", "condition"])
 def test_a_production_site_takes_no_test_identity_by_any_door(store: Store, verb: str) -> None:
     hub = hub_on(store, site={"mode": "production"})
-    doors = {
+    doors: dict[str, Callable[[], object]] = {
         "post": lambda: post(hub, PARTNER, person()),
         "put": lambda: put(hub, PARTNER, person()),
         "bundle": lambda: in_a_bundle(hub, person()),
@@ -183,6 +387,47 @@ def test_a_production_site_takes_no_test_identity_by_any_door(store: Store, verb
     place = "Bundle.entry[0].resource" if verb == "bundle" else "Patient"
     assert refused.value.issues[0].expression == f"{place}.identifier[0]"
     assert found(hub, "Patient") == []
+
+
+def test_with_two_sites_the_one_that_owns_the_patient_decides_about_test_identities(store: Store) -> None:
+    """The default site is a test site; a Patient nobody can place is judged by the strictest of all."""
+    clinic = dict(SITES[0]) | {
+        "key": "clinique",
+        "name": "Clinique en production",
+        "mode": "production",
+        "finess_eg": "990000992",
+        "finess_ej": "990000984",
+        "namespaces": [{"name": "ipp", "kind": "PI", "hd": ["CLI", "990000992", "N"], "oid": "1.2.3.4.5"}],
+    }
+    hub = hub_on(store)
+    hub = dataclasses.replace(hub, sites=load_sites([*hub.settings.sites, clinic]))
+    assert post(hub, PARTNER, person()).status == 201
+    theirs = [*person(1)["identifier"][:1], {"system": "urn:oid:1.2.3.4.5", "value": "1"}]
+    unplaced = {name: value for name, value in person(2, without=people.IPP_SYSTEM).items() if "managing" not in name}
+    for patient in (person(1, identifier=theirs), unplaced):
+        with pytest.raises(Invalid, match="Clinique en production is a production site") as refused:
+            post(hub, PARTNER, patient)
+        assert refused.value.issues[0].expression == "Patient.identifier[0]"
+    put(hub, PARTNER, {"resourceType": "Organization", "id": "service", "identifier": [FINESS]})
+    placed = unplaced | {"managingOrganization": {"reference": "Organization/service"}}
+    assert post(hub, PARTNER, placed).status == 201
+
+
+@pytest.mark.parametrize("zone", ["Indian/Reunion", "America/Cayenne", "Pacific/Noumea"])
+def test_a_birth_date_is_found_on_the_one_clock_of_the_server(store: Store, zone: str) -> None:
+    """By a condition, by the lock on doubtful records, and for a patient of a site elsewhere."""
+    hub = hub_on(store, site={"time_zone": zone})
+    first = post(hub, PARTNER, person())
+    done = apply(hub, PARTNER, [about("birthdate=1994-02-11&family=martin")])[0]
+    assert hubs.read(hub, f"Basic/{done.id}")["subject"]["reference"] == f"Patient/{first.id}"
+    with pytest.raises(Invalid, match="no resource matches"):
+        apply(hub, PARTNER, [about("birthdate=1994-02-12")])
+    put(hub, PARTNER, doubtful("a"))
+    with hub.store.read(SYSTEM) as snapshot:
+        assert [p["id"] for p in view_of(snapshot).find("Patient", doubt_query(doubtful("b")))] == ["a"]
+
+
+FINESS = {"system": people.FINESS, "value": SITES[0]["finess_ej"]}
 
 
 @pytest.mark.parametrize(
@@ -201,3 +446,51 @@ def test_a_patient_of_the_wrong_shape_is_refused_before_anybody_is_matched(hub: 
         post(hub, PARTNER, person(**broken))
     assert refused.value.status == 422
     assert refused.value.issues[0].expression.startswith("Patient.")
+
+
+# --- many at once ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["1", "A b", "é|,$\\", "a%00", "x" * 300, "ÀÉ", "1&active=false", "+"])
+def test_a_plan_made_from_another_is_the_one_its_query_means(hub: Hub, value: str) -> None:
+    key = ("urn:oid:1.2.250.1.213.1.4.8", value)
+    with hub.store.read(SYSTEM) as snapshot:
+        made = Overlay(snapshot)._claim_plan(key)
+    assert made == dataclasses.replace(plan_of("Patient", identity.claim_query(key)), self_link=())
+
+
+def bundle_of(numbers: Iterable[int]) -> list[Change]:
+    """Patients with an IPP each, all different people."""
+    out = []
+    for number in numbers:
+        patient = people.patient(0)
+        del patient["id"]
+        kept = [i for i in patient["identifier"] if "213.1.4" not in i["system"]]
+        patient["identifier"] = [{**i, "value": f"{i['value']}-{number}"} for i in kept]
+        patient["extension"] = [e for e in patient.get("extension", ()) if e["url"] != identity.RELIABILITY]
+        patient["name"] = [{"use": "official", "family": f"NOM{'ABCDEFGHIJ'[number % 10]}", "given": ["Léa"]}]
+        out.append(Change("create", "Patient", "", patient))
+    return out
+
+
+def test_the_patients_of_a_request_are_looked_up_together(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many statements look for identifiers does not grow with the Patients."""
+    asked = 0
+    search = query.search
+
+    def counted(view: Any, plan: Plan) -> Any:
+        nonlocal asked
+        asked += 1
+        return search(view, plan)
+
+    monkeypatch.setattr(query, "search", counted)
+    apply(hub, SYSTEM, bundle_of(range(60)))
+    assert asked <= 4
+    again = apply(hub, SYSTEM, bundle_of(range(50, 70)))
+    assert [one.status for one in again] == [200] * 10 + [201] * 10
+
+
+def test_two_requests_that_bring_the_same_patients_at_once_make_each_once(hub: Hub) -> None:
+    first, second = results(at_once(*[lambda: apply(hub, SYSTEM, bundle_of(range(12)))] * 2))
+    assert [one.id for one in first] == [one.id for one in second]
+    assert sorted([first[0].status, second[0].status]) == [200, 201]

@@ -15,6 +15,7 @@ from typing import Any
 
 import hubs
 import pytest
+from aiosmtpd.controller import Controller
 from hubs import put
 
 from dicom_node import sample
@@ -22,6 +23,7 @@ from dicom_node.header import Identifier
 from fhir_server import cli
 from fhir_server.app import Ports, Server
 from fhir_server.config import Settings
+from fhir_server.context import SYSTEM
 from fhir_server.delivery import intake
 from fhir_server.demo import story
 from fhir_server.demo.run import DEFAULTS
@@ -218,7 +220,7 @@ def test_the_trace_tells_the_story_in_order(run: Run, house: str) -> None:
     for word in ("ServiceRequest/r version 1", "DiagnosticReport/r", "delivery "):
         assert word in out
     story_told = json.loads(run("trace", "ServiceRequest/r", "--json", *where)[1])
-    assert {"at", "kind", "text"} == set(story_told[0])
+    assert {"at", "kind", "text", "source"} == set(story_told[0])
     code, _, err = run("trace", "nothing", *where)
     assert code == 1 and "no ServiceRequest nothing" in err
 
@@ -282,6 +284,88 @@ def test_something_else_at_the_servers_address_is_told(run: Run, data: str) -> N
         other.server_close()
 
 
+# --- keeping it sound ------------------------------------------------------------------------------------------------
+
+
+def test_check_reindex_retention_and_backup_work_whether_the_server_runs_or_not(
+    run: Run, house: str, tmp_path: Path
+) -> None:
+    where = ("--data-dir", house)
+    code, out, err = run("check", *where)
+    assert code == 0 and "everything agrees" in out, out + err
+    code, out, err = run("check", "--deep", "--json", *where)
+    assert (code, json.loads(out)["ok"]) == (0, True), err
+    code, out, err = run("check", "--repair", *where)
+    assert code == 0, out + err
+    code, out, err = run("reindex", "--json", *where)
+    assert (code, json.loads(out)["changed"], json.loads(out)["done"]) == (0, 0, True), err
+    code, out, _ = run("retention", "--keep-days", "30", "--json", *where)
+    assert (code, json.loads(out)["messages"]) == (0, 0)
+    code, _, err = run("retention", *where)
+    assert code == 1 and "keep_days" in err
+    code, out, _ = run("backup", str(tmp_path / "copy"), "--json", *where)
+    assert code == 0 and json.loads(out)["damaged"] == []
+    code, _, err = run("backup", str(tmp_path / "copy"), *where)
+    assert code == 1 and "not empty" in err
+    code, _, err = run("restore", str(tmp_path / "copy"), *where)
+    assert code == 1 and err.startswith("passerelle: ")
+    assert run("restore", str(tmp_path / "copy"), "--data-dir", str(tmp_path / "new"))[0] == 0
+    lanes = json.loads(run("lane", "list", "--json", "--data-dir", str(tmp_path / "new"))[1])
+    assert lanes and all(lane["paused"] for lane in lanes)
+    assert run("lane", "resume", lanes[0]["name"], "--data-dir", str(tmp_path / "new"))[0] == 0
+
+
+def test_what_the_command_line_did_is_in_the_audit_trail(run: Run, house: str, tmp_path: Path) -> None:
+    where = ("--data-dir", house)
+    run("inbox", "list", *where)
+    run("backup", str(tmp_path / "copy"), *where)
+    with contextlib.closing(
+        open_store(f"sqlite:///{Path(house) / 'passerelle.db'}", Path(house), migrate=False)
+    ) as store:
+        with store.read(SYSTEM) as snapshot:
+            rows = snapshot.audit_rows()
+    told = {row.event: row for row in rows if row.event}
+    assert {"inbox-list", "backup"} <= set(told) or {"inbox-list", "note"} <= set(told)
+    assert all(row.display.endswith("(ligne de commande)") for row in told.values() if row.event == "inbox-list")
+    assert any("copy" in row.text for row in rows)
+
+
+def test_a_disagreement_is_an_exit_1_with_the_remedy(run: Run, data: str) -> None:
+    with contextlib.closing(
+        open_store(f"sqlite:///{Path(data) / 'passerelle.db'}", Path(data), migrate=False)
+    ) as store:
+        store.write(SYSTEM, lambda tx: tx.view.db.run("DELETE FROM idx_token"))
+    code, out, _ = run("check", "--data-dir", data)
+    assert code == 1 and "passerelle check --repair" in out
+    assert run("check", "--repair", "--data-dir", data)[0] == 0
+    assert run("check", "--data-dir", data)[0] == 0
+
+
+def test_a_message_that_was_refused_is_processed_once_more(run: Run, house: str) -> None:
+    where = ("--data-dir", house)
+    (row,) = json.loads(run("inbox", "list", "--state", "error", "--json", *where)[1])
+    code, out, err = run("inbox", "replay", row["id"], "--json", *where)
+    assert code == 0 and json.loads(out)["state"] == "error" and "MSA|AE" in json.loads(out)["ack"], err
+    (done,) = json.loads(run("inbox", "list", "--state", "done", "--json", *where)[1])
+    code, _, err = run("inbox", "replay", done["id"], *where)
+    assert code == 1 and err
+
+
+def test_a_schema_of_a_served_folder_is_not_touched(run: Run, house: str) -> None:
+    assert run("db", "current", "--data-dir", house)[0] == 0
+    assert run("db", "upgrade", "--data-dir", house)[0] == 0
+    code, out, _ = run("db", "current", "--data-dir", str(Path(house).parent / "none"))
+    assert (code, out) == (1, "(none)\n")
+
+
+def test_help_lists_every_command_and_the_exit_codes(run: Run) -> None:
+    code, out, _ = run("help")
+    assert code == 0 and "exit: 0 done" in out
+    assert all(command.path in out for command in cli.COMMANDS)
+    code, out, _ = run("help", "outbox", "hold")
+    assert code == 0 and "--reason" in out
+
+
 # --- playing a partner -----------------------------------------------------------------------------------------------
 
 
@@ -299,8 +383,18 @@ def test_messages_and_images_can_be_sent_and_the_server_asked(run: Run, data: st
         code, out, _ = run("send", "dicom", str(clip), "--to", dicom)
         assert code == 0 and out.strip().endswith("0x0000")
         assert run("echo", dicom)[0] == 0
-        assert run("echo", f"http://127.0.0.1:{ports.http}/readyz")[:2] == (0, "ready\n")
-        assert run("readyz", "--http-port", str(ports.http))[:2] == (0, "ready\n")
+        code, out, _ = run("echo", f"http://127.0.0.1:{ports.http}/readyz")
+        assert (code, out.split("\n")[:2]) == (0, ["ready", f"HTTP {ports.http}"])
+        assert run("readyz", "--http-port", str(ports.http))[:2] == (0, out)
+        assert run("echo", mllp)[0] == 0
+        resource = tmp_path / "basic.json"
+        resource.write_text('{"resourceType": "Basic", "id": "b", "code": {"text": "x"}}')
+        base = f"http://127.0.0.1:{ports.http}/fhir"
+        assert run("send", "fhir", str(resource), "--to", base)[1].startswith(f"{resource}: 201")
+        resource.write_text('{"resourceType": "Basic", "id": "b"}')
+        code, out, _ = run("send", "fhir", str(resource), "--to", base)
+        assert code == 1 and " 4" in out
+        assert run("partners", "list", "--data-dir", data)[0] == 0
         rows = json.loads(run("studies", "list", "--json", "--data-dir", data)[1])
         assert rows[0]["patient_id"] == "X"
         assert run("studies", "attach", rows[0]["study_uid"], "r", "--data-dir", data)[0] == 0
@@ -309,12 +403,16 @@ def test_messages_and_images_can_be_sent_and_the_server_asked(run: Run, data: st
 def test_partners_that_are_not_there_are_told(run: Run, tmp_path: Path, free_port: Callable[[], int]) -> None:
     message, clip = tmp_path / "a.er7", tmp_path / "a.dcm"
     message.write_bytes(story.admission())
+    message.with_suffix(".json").write_text('{"resourceType": "Basic"}')
     clip.write_bytes(sample.clip(patient_id=Identifier("X"), patient_name="X"))
     port = free_port()
     for words in (
         ("send", "hl7", str(message), "--to", f"mllp://127.0.0.1:{port}"),
         ("send", "dicom", str(clip), "--to", f"dicom://X@127.0.0.1:{port}"),
         ("echo", f"dicom://X@127.0.0.1:{port}"),
+        ("echo", f"mllp://127.0.0.1:{port}"),
+        ("echo", f"smtp://127.0.0.1:{port}"),
+        ("send", "fhir", str(message.with_suffix(".json")), "--to", f"http://127.0.0.1:{port}/fhir"),
         ("echo", f"http://127.0.0.1:{port}/readyz"),
         ("readyz", "--http-port", str(port)),
         ("readyz", "--http-port", str(port), "--wait", "0.2"),
@@ -340,6 +438,29 @@ def test_an_address_or_a_file_one_cannot_use_is_a_failure_without_a_traceback(ru
     code, out, err = run(*words)
     assert (code, out) == (1, "")
     assert err.startswith("passerelle: ") and "Traceback" not in err
+
+
+def test_a_mail_can_be_sent_and_a_mail_server_asked(run: Run, tmp_path: Path, free_port: Callable[[], int]) -> None:
+    port = free_port()
+    letter = tmp_path / "letter.eml"
+    letter.write_text("From: a@x.example\nTo: b@x.example\nSubject: essai\n\nbonjour\n")
+    taken: list[bytes] = []
+
+    class Box:
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd
+            taken.append(envelope.content)
+            return "250 OK"
+
+    server = Controller(Box(), hostname="127.0.0.1", port=port)
+    server.start()
+    try:
+        assert run("echo", f"smtp://127.0.0.1:{port}")[0] == 0
+        words = ("--to", f"smtp://127.0.0.1:{port}", "--from", "a@x.example", "--recipient", "b@x.example")
+        code, out, err = run("send", "mail", str(letter), *words, "--security", "none")
+        assert code == 0 and "250" in out, err
+    finally:
+        server.stop()
+    assert b"Subject: essai\r\n" in taken[0]
 
 
 def test_what_was_sent_by_hand_is_what_the_server_got(run: Run, data: str, tmp_path: Path) -> None:

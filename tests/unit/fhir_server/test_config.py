@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from fhir_server.config import ConfigError, is_loopback, load
+from fhir_server.config import ConfigError, Settings, is_loopback, load, startable
 
 
 def write(folder: Path, text: str) -> Path:
@@ -74,3 +76,77 @@ def test_show_masks_secrets_and_passwords_in_addresses() -> None:
     other = load({"database_url": "postgresql://host/db?user=me&password=hush&x=1"}, {})
     assert {row[0]: row[1] for row in other.rows()}["database_url"].endswith("password=********&x=1")
     assert all(meaning for _, _, _, meaning in loaded.rows())
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        ({"roles": "api,wrokers"}, "wrokers"),
+        ({"roles": ","}, "roles is empty"),
+        ({"mllp_networks": "10.0.0.0/8,partner"}, "mllp_networks"),
+        ({"public_url": "fhir.example.org"}, "public_url"),
+        ({"smtp": "mail.example"}, "host:port"),
+        ({"smtp_user": "me"}, "smtp is not"),
+        ({"smtp": "mail.example:465", "smtp_password": "hush"}, "smtp_user"),
+        ({"mail_mechanism": "external"}, "client_certificate"),
+        ({"client_key": "k.pem"}, "client_certificate"),
+        ({"retry_first_seconds": 1000}, "retry_cap_seconds"),
+        ({"lease_seconds": 0.5}, "lease_seconds"),
+        ({"send_timeout_seconds": 5000}, "send_limit_seconds"),
+        ({"send_timeout_seconds": float("nan")}, "send_timeout_seconds"),
+        ({"senders": 0}, "senders"),
+        ({"keep_days": -1}, "keep_days"),
+        ({"health_port": -2}, "health_port"),
+    ],
+)
+def test_values_that_make_no_sense_together_are_refused(flags: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        load(flags, {})
+
+
+SMART = {"auth_issuer": "https://a.example", "auth_audience": "x", "auth_jwks": "keys.json"}
+OUT = SMART | {"bind": "0.0.0.0", "public_url": "https://fhir.example.org/fhir"}
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({}, "auth_issuer, auth_audience, auth_jwks"),
+        (SMART | {"roles": "api"}, "on SQLite one process"),
+        (OUT | {"public_url": ""}, "in clear"),
+        (OUT, "MLLP port would take messages from any machine"),
+        (OUT | {"mllp_networks": "10.0.0.0/8"}, "DICOM port"),
+        (OUT | {"mllp_networks": "10.0.0.0/8", "dicom_unknown_callers": True}, "DICOM port would take"),
+        (OUT | {"mllp_security": "mutual", "dicom_networks": "10.0.0.0/8"}, "server_certificate"),
+        (SMART | {"mllp_security": "mutual", "server_certificate": "/nowhere.pem"}, "server_authorities"),
+        (SMART | {"mllp_security": "tls", "server_certificate": "/nowhere.pem"}, "does not exist"),
+    ],
+)
+def test_a_server_does_not_start_unsafe_or_incomplete(values: dict[str, str], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        startable(Settings(**values))  # type: ignore[arg-type]
+    startable(Settings(**(OUT | {"mllp_networks": "10.0.0.0/8", "dicom_networks": "10.0.0.0/8"})))  # type: ignore[arg-type]
+
+
+def test_a_secret_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hush\n")
+    loaded = load({}, {"PASSERELLE_MAIL_PASSWORD_FILE": str(tmp_path / "secret")})
+    assert loaded.settings.mail_password == "hush"
+    row = next(row for row in loaded.rows() if row[0] == "mail_password")
+    assert row[1] == "********" and str(tmp_path / "secret") in row[2]
+    with pytest.raises(ConfigError, match="keep one"):
+        load({}, {"PASSERELLE_MAIL_PASSWORD_FILE": "x", "PASSERELLE_MAIL_PASSWORD": "y"})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load({"client_key_password_file": str(tmp_path / "nothing")}, {})
+    with pytest.raises(ConfigError, match="unknown setting `smtp_file`"):
+        load({"smtp_file": "x"}, {})
+
+
+def test_every_setting_is_in_the_operators_table() -> None:
+    manual = (Path(__file__).parents[3] / "docs" / "operating.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([a-z_0-9]+)` \| (.*?) \|", manual, re.MULTILINE))
+    for spec in fields(Settings):
+        assert spec.name in rows, f"docs/operating.md does not explain {spec.name}"
+        default = spec.default if isinstance(spec.default, str | int | float | bool) else ""
+        assert rows[spec.name].strip("` ") == (str(default) or "-"), spec.name
+    assert set(rows) == {spec.name for spec in fields(Settings)}

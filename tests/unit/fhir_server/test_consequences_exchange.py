@@ -263,7 +263,7 @@ def test_a_step_names_the_software_when_no_person_is_known(hub: Hub) -> None:
 def test_a_report_of_a_patient_without_ins_still_goes_out(hub: Hub, tmp_path: Path) -> None:
     plain = people.patient(1)
     plain["identifier"] = [i for i in plain["identifier"] if i["system"] == people.IPP_SYSTEM]
-    plain["extension"] = plain["extension"][1:]
+    plain["extension"][0]["extension"][0]["valueCoding"]["code"] = "PROV"
     put(hub, PARTNER, plain)
     asked(hub, patient=1, state="completed")
     assert {d.protocol for d in hubs.deliveries(hub)} == {"hl7", "mail"}

@@ -12,9 +12,9 @@ from hubs import hub_on
 from conformance.peers.mllp import Peer
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM
-from fhir_server.delivery import transports
+from fhir_server.delivery import transports, workers
 from fhir_server.delivery.transports import TABLE, classify
-from fhir_server.delivery.workers import backoff, deliver_one
+from fhir_server.delivery.workers import Lines, backoff
 from fhir_server.store.engine import Store
 from fhir_server.store.lanes import Delivery, NewDelivery
 from fhir_server.store.outbox_desk import Attempt
@@ -36,6 +36,10 @@ def send(hub: Hub, endpoint: str, *keys: str, protocol: str = "hl7", lane: str =
         payload = message(key) if protocol == "hl7" else b"From: a@b.fr\r\n\r\nx\r\n"
         delivery = NewDelivery(lane, endpoint, protocol, payload, id=key, on_stuck="skip", **more)
         hub.store.write(SYSTEM, lambda tx, delivery=delivery: tx.send(delivery))  # type: ignore[misc]
+
+
+def deliver_one(hub: Hub) -> bool:
+    return workers.deliver_one(hub, Lines(hub))
 
 
 def row(hub: Hub, key: str = FIRST) -> Delivery:

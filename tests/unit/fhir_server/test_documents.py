@@ -13,6 +13,7 @@ import pypdf
 import pytest
 from hubs import EXPERT, PARTNER, REQUESTER, SYSTEM, directory, found, hub_on, message, opinion, put, read
 
+from fhir_server import outbox
 from fhir_server.changes import Hub
 from fhir_server.demo import people
 from fhir_server.errors import Invalid
@@ -150,3 +151,18 @@ def test_any_words_of_an_expert_can_be_rendered(hub: Hub, words: str) -> None:
     put(hub, EXPERT, opinion(hub, conclusion=words))
     assert contents(hub)["application/pdf"].startswith(b"%PDF-1.4")
     assert len(hubs.deliveries(hub)) == 3
+
+
+def test_deliveries_are_found_by_stay_and_by_structure(hub: Hub) -> None:
+    stay = {"resourceType": "Encounter", "id": "s", "status": "in-progress", "class": {"code": "IMP"}}
+    number = {"identifier": [{"value": "V2026-1"}], "subject": {"reference": "Patient/patient-01"}}
+    put(hub, PARTNER, stay | number)
+    put(hub, REQUESTER, people.consent("r", 0), hubs.request(encounter={"reference": "Encounter/s"}))
+    hubs.take(hub)
+    put(hub, EXPERT, opinion(hub))
+    rows = outbox.outbox_list(hub.store, {"iep": "V2026-1"})
+    assert len(rows) == len(hubs.deliveries(hub)) > 1
+    (finess,) = {row["finess"] for row in rows}
+    for one in finess.split(", "):
+        assert len(outbox.outbox_list(hub.store, {"finess": one})) == len(rows)
+    assert outbox.outbox_list(hub.store, {"iep": "V2026-2"}) == []

@@ -402,6 +402,17 @@ def test_a_study_belongs_where_the_rules_say(name: str) -> None:
     assert bool(said.note) == (said.state != "matched"), "whatever is not whole says why"
 
 
+def test_a_patient_is_found_by_an_other_identifier_of_the_images() -> None:
+    """(0010,1002): each with its issuer; a bare one never takes the namespace of the calling AE."""
+    shelf, sites = Shelf(MARTIN, BERNARD), load_sites(SITES)
+    for others, wanted in (((BY_INS,), P1), ((FOREIGN, BY_OID), P1), ((BARE,), ""), ((FOREIGN,), "")):
+        seen = dataclasses.replace(header(FOREIGN), other_patient_ids=others)
+        assert studies.match(a_study(), seen, shelf, sites).subject == wanted
+    both = dataclasses.replace(header(Identifier("DEMO0002", "CH-DEMO")), other_patient_ids=(BY_INS,))
+    said = studies.match(a_study(), both, shelf, sites)
+    assert (said.state, said.subject) == ("unmatched", "") and "several patients" in said.note
+
+
 def test_a_persons_decision_is_never_overwritten() -> None:
     decided = a_study(match_state="manual", request=OTHERS, note="by hand")
     shelf = Shelf(MARTIN, BERNARD, asking("r"), asking("s", 1, "ACC2"))

@@ -106,7 +106,12 @@ def test_an_admission_makes_the_patient_and_the_stay_and_then_says_aa(hub: Hub) 
     assert row.peer == PEER
     with hub.store.read(SYSTEM) as snapshot:
         keys = dict(snapshot.message_keys(row.id))
-    assert keys == {"msh-10": "A0001", "ins": story.INS, "ipp": story.IPP, "patient": f"Patient/{patient['id']}"}
+    about = {"ins": story.INS, "ipp": story.IPP, "patient": f"Patient/{patient['id']}"}
+    assert keys == about | {
+        "msh-10": "A0001",
+        "iep": stay["identifier"][0]["value"],
+        "finess": hub.sites.default.finess_eg,
+    }
 
 
 def test_nothing_is_said_to_be_taken_in_when_the_commit_fails(hub: Hub) -> None:
@@ -194,7 +199,7 @@ def test_two_messages_of_one_new_person_at_once_make_one_patient(hub: Hub) -> No
 @pytest.mark.parametrize(
     ("change", "place", "code"),
     [
-        (("ADT^A01^ADT_A01", "ORU^R01^ORU_R01"), "MSH^1^9", "200"),
+        (("ADT^A01^ADT_A01", "BAR^P01^BAR_P01"), "MSH^1^9", "200"),
         (("ADT^A01^ADT_A01", "ADT^A99^ADT_A99"), "MSH^1^9", "201"),
         (("|2.5^FRA^2.11|", "|9.9^FRA^2.11|"), "MSH^1^12", "203"),
         (("||19920314|", "||yesterday|"), "PID^1^7", "102"),

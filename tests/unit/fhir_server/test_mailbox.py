@@ -4,6 +4,7 @@ stored."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,29 @@ from fhir_server.delivery import mailbox
 from fhir_server.errors import Unavailable
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter, InboxRow
+from fhir_server.store.lanes import Outcome
 
 DATA = Path(__file__).parents[2] / "data" / "mssante"
 BOX = "teleexpertise@ch-demo.mssante.fr"
 SAMPLE_ID = b"AB7K2M4QX9ZT3WLR6PCD"
+RECIPIENT = "Sage-Femme@cabinet.mssante.fr"
+# Who the sample notices are about.
+OTHERS = (
+    rb"(?i)bernard\.vacquier@medecin\.mssante\.fr|nobody@medecin\.mssante\.fr|integration\.app@requerant\.mssante\.fr"
+)
 
 
 @pytest.fixture
 def sent(store: Store) -> tuple[Hub, str]:
     """A hub and the id of a mail that waits for its notice."""
     hub = hub_on(store)
-    return hub, hubs.delivered(hub)
+    return hub, hubs.delivered(hub, endpoint=f"mssante:{RECIPIENT}?from={BOX}")
 
 
-def sample(name: str, about: str) -> bytes:
-    """One of our sample notices, about this delivery."""
-    return (DATA / name).read_bytes().replace(b"\r\n", b"\n").replace(SAMPLE_ID, about.encode())
+def sample(name: str, about: str, recipient: str = RECIPIENT.lower()) -> bytes:
+    """One of our sample notices, about this delivery to this recipient."""
+    raw = (DATA / name).read_bytes().replace(b"\r\n", b"\n").replace(SAMPLE_ID, about.encode())
+    return re.sub(OTHERS, recipient.encode(), raw)
 
 
 def rows(hub: Hub) -> list[InboxRow]:
@@ -65,6 +73,35 @@ def test_a_notice_settles_the_mail_it_names(sent: tuple[Hub, str], name: str, st
     row = rows(hub)[0]
     assert (row.state, row.case_key) == ("done", "ServiceRequest/r")
     assert hubs.deliveries(hub)[0].leg_inbox in ("", row.id)
+
+
+@pytest.mark.parametrize("name", ["dsn-delivered.eml", "dsn-failed.eml", "mdn-displayed.eml", "mdn-902.eml"])
+def test_a_notice_about_another_recipient_is_kept_with_the_case_and_settles_nothing(
+    sent: tuple[Hub, str], name: str
+) -> None:
+    hub, key = sent
+    mailbox.take_in(hub, sample(name, key, "somebody.else@cabinet.mssante.fr"), BOX)
+    assert leg(hub, key) == ("waiting", "")
+    (row,) = rows(hub)
+    assert (row.state, row.case_key) == ("done", "ServiceRequest/r")
+    assert f"settles nothing: it was sent to {RECIPIENT.lower()}" in row.note
+
+
+def test_a_delay_is_kept_and_settles_nothing(sent: tuple[Hub, str]) -> None:
+    hub, key = sent
+    mailbox.take_in(hub, sample("dsn-failed.eml", key).replace(b"Action: Failed", b"Action: delayed"), BOX)
+    assert leg(hub, key) == ("waiting", "")
+    assert rows(hub)[0].note.count("settles nothing") == 2
+
+
+def test_a_notice_about_a_replay_settles_the_first_sending(sent: tuple[Hub, str]) -> None:
+    hub, key = sent
+    claim = hub.store.claim("w", 60)
+    assert claim is not None
+    hub.store.finish(claim, Outcome("sent"))
+    again = hub.store.write(SYSTEM, lambda tx: tx.replay(key))
+    mailbox.take_in(hub, sample("dsn-delivered.eml", again), BOX)
+    assert leg(hub, key)[0] == "confirmed" and leg(hub, again)[0] == ""
 
 
 def test_the_same_notice_again_changes_nothing(sent: tuple[Hub, str]) -> None:

@@ -39,7 +39,6 @@ def ended(hub: Hub, outcome: Outcome) -> None:
     assert claim is not None
     hub.store.start_attempt(claim)
     hub.store.finish(claim, outcome)
-    hub.store.release(claim)
 
 
 def words(hub: Hub, key: str) -> str:

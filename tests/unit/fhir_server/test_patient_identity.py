@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
 from fhir_server.demo import people
 from fhir_server.demo.run import SITES
-from fhir_server.errors import Invalid
+from fhir_server.errors import Conflict, Invalid
 from fhir_server.patients.identity import (
     RECONCILE_TAG,
+    Match,
+    check_ins,
     check_mode,
-    fold,
+    check_update,
     match,
+    merge_notes,
     merged,
     qualified_ins,
-    strict_traits,
+    status_of,
     to_reconcile,
 )
 from fhir_server.patients.sites import load_sites
+from fhir_server.patients.traits import agree, birth_name, differences, fold, strict_traits
 
 SITES_ = load_sites(SITES)
+INS = people.ins(people.PATIENTS[0][5])
+NIR, NIA = "urn:oid:1.2.250.1.213.1.4.8", "urn:oid:1.2.250.1.213.1.4.9"
 
 
 class Shelf:
-    """A View over a list of patients; understands `identifier=system|value` and the doubtful tag."""
+    """A View over a list of patients; understands the queries for who claims an identifier and for doubtful records."""
 
     def __init__(self, *patients: dict[str, Any]) -> None:
         self.patients = patients
@@ -34,11 +41,14 @@ class Shelf:
     def get(self, reference: str) -> dict[str, Any] | None:
         return next((p for p in self.patients if f"Patient/{p['id']}" == reference), None)
 
+    def written(self, resource_type: str) -> list[dict[str, Any]]:
+        return []
+
     def find(self, resource_type: str, query: str) -> list[dict[str, Any]]:
-        name, _, value = query.partition("=")
-        if name == "_tag":
+        said = dict(parse_qsl(query))
+        if "_tag" in said:
             return [p for p in self.patients if RECONCILE_TAG in p.get("meta", {}).get("tag", [])]
-        system, _, key = value.partition("|")
+        system, _, key = said["identifier"].partition("|")
         wanted = (system, key)
         return [p for p in self.patients if wanted in [(i["system"], i["value"]) for i in p.get("identifier", ())]]
 
@@ -117,18 +127,380 @@ def test_an_update_keeps_what_the_message_does_not_speak_of() -> None:
     assert out["id"] == "patient-01"
     assert out["generalPractitioner"] == [{"reference": "Practitioner/lefevre"}]
     assert {"system": "urn:oid:1.9", "value": "other hospital"} in out["identifier"]
-    assert strict_traits(out)[1] == "LUCIE"
+    assert strict_traits(out).given == "LUCIE ANNE"
+    assert merge_notes(stored, incoming) == ()
 
 
 def test_an_identity_that_is_no_longer_qualified_loses_its_ins() -> None:
-    incoming = without(person(), people.INS_SYSTEM)
-    incoming["extension"][0]["extension"][0]["valueCoding"]["code"] = "PROV"
+    incoming = with_status(without(person(), people.INS_SYSTEM), "PROV")
     assert people.INS_SYSTEM not in {i["system"] for i in merged(person(), incoming)["identifier"]}
+    told = merge_notes(person(), incoming)
+    assert len(told) == 1
+    assert told[0].startswith("Patient.identifier: the identity is PROV")
+
+
+# --- what counts as a strict trait -----------------------------------------------------------------------------------
+
+
+def test_a_used_name_is_no_strict_trait() -> None:
+    married = person()
+    married["name"].insert(0, {"use": "usual", "family": "DUPONT", "given": ["LUCIE"]})
+    assert strict_traits(married) == strict_traits(person())
+    assert birth_name({"name": [{"use": "usual", "family": "DUPONT"}]}) == {}
+    assert strict_traits({"name": [{"use": "nickname", "given": ["LULU"]}]}) == ("", "", "", "")
+
+
+@pytest.mark.parametrize(
+    ("names", "family"),
+    [
+        ([{"family": "A"}], "A"),
+        ([{"use": "maiden", "family": "B"}, {"family": "A"}], "B"),
+        ([{"family": "A"}, {"use": "official", "family": "C"}, {"use": "maiden", "family": "B"}], "C"),
+        ([{"use": "old", "family": "D"}], ""),
+        ([{"use": "official"}], ""),
+    ],
+)
+def test_the_birth_name_is_the_official_one_else_the_maiden_one(names: list[dict[str, Any]], family: str) -> None:
+    assert strict_traits({"name": names}).family == family
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("JEAN-PIERRE", "Jean Pierre", True),
+        ("JEAN", "JEAN-PIERRE", True),
+        ("JEAN-PIERRE", "JEAN-PAUL", False),
+        ("JEAN", "JEANNE", False),
+        ("ÉLODIE", "ELODIE", True),
+    ],
+)
+def test_a_first_given_name_may_be_the_beginning_of_a_composed_one(one: str, other: str, same: bool) -> None:
+    first, second = named(given=one), named(given=other)
+    assert agree(first, second) is agree(second, first) is same
+    assert ("given" in differences(first, second)) is not same
+
+
+def named(given: str = "LUCIE", family: str = "MARTIN-TEST", **changes: Any) -> dict[str, Any]:
+    return person(name=[{"use": "official", "family": family, "given": [given]}], **changes)
+
+
+MISSING: dict[str, dict[str, Any]] = {
+    "birth name": {"name": [{"use": "official", "given": ["LUCIE"]}]},
+    "given name": {"name": [{"use": "official", "family": "MARTIN-TEST"}]},
+    "only a used name": {"name": [{"use": "usual", "family": "MARTIN-TEST", "given": ["LUCIE"]}]},
+    "birth date": {"birthDate": ""},
+    "month of birth only": {"birthDate": "1994-02"},
+    "sex": {"gender": ""},
+    "sex unknown": {"gender": "unknown"},
+}
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_an_ins_alone_does_not_match_when_a_strict_trait_is_missing_on_either_side(missing: str) -> None:
+    whole, poor = without(person(), people.IPP_SYSTEM), without(person(**MISSING[missing]), people.IPP_SYSTEM)
+    for stored, incoming in ((whole, poor), (poor, whole)):
+        assert not agree(stored, incoming)
+        assert match(Shelf(stored), incoming | {"id": "new"}, SITES_).kind == "reconcile"
+
+
+@pytest.mark.parametrize("missing", ["birth name", "given name", "only a used name", "birth date", "sex"])
+def test_a_strict_trait_that_both_sides_lack_is_no_agreement(missing: str) -> None:
+    poor = without(person(**MISSING[missing]), people.IPP_SYSTEM)
+    assert not agree(poor, poor)
+    assert match(Shelf(poor), poor | {"id": "new"}, SITES_).kind == "reconcile"
+
+
+# --- a known local identifier: which differences are one person ------------------------------------------------------
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "family": {"family": "DURAND-TEST"},
+    "given": {"given": "ANNE"},
+    "birth_date": {"birthDate": "1994-02-12"},
+    "gender": {"gender": "male"},
+}
+
+
+def changed(*traits: str, qualified: bool = True) -> dict[str, Any]:
+    out = named(id="new", **{name: value for trait in traits for name, value in CHANGES[trait].items()})
+    return out if qualified else unqualified(out)
+
+
+def unqualified(patient: dict[str, Any]) -> dict[str, Any]:
+    """The same person in a message that says nothing of status and INS."""
+    out = without(patient, people.INS_SYSTEM)
+    return out | {"extension": [e for e in out["extension"] if "reliability" not in e["url"]]}
+
+
+def with_status(patient: dict[str, Any], code: str) -> dict[str, Any]:
+    out = copy.deepcopy(patient)
+    out["extension"][0]["extension"][0]["valueCoding"]["code"] = code
+    return out
+
+
+@pytest.mark.parametrize("trait", CHANGES)
+def test_one_strict_trait_is_corrected_under_a_known_local_identifier(trait: str) -> None:
+    assert differences(person(), changed(trait)) == {trait}
+    assert match(Shelf(person()), changed(trait), SITES_) == Match("same", "Patient/patient-01")
+
+
+@pytest.mark.parametrize("qualified", [True, False])
+@pytest.mark.parametrize(
+    "traits",
+    [
+        ("family", "gender"),
+        ("given", "gender"),
+        ("family", "birth_date"),
+        ("given", "birth_date"),
+        ("birth_date", "gender"),
+        ("family", "given"),
+        ("family", "given", "gender"),
+        ("family", "given", "birth_date", "gender"),
+    ],
+)
+def test_two_strict_traits_at_once_under_a_known_local_identifier_are_for_a_person(
+    traits: tuple[str, ...], qualified: bool
+) -> None:
+    found = match(Shelf(person()), changed(*traits, qualified=qualified), SITES_)
+    assert found.kind == "reconcile"
+    assert found.reason.startswith("the local identifier is known with another ")
+    assert ("sex" in found.reason) is ("gender" in traits)
+
+
+def test_a_newborn_gets_its_names_while_its_identity_is_not_qualified() -> None:
+    provisional = unqualified(person())
+    assert match(Shelf(provisional), changed("family", "given", qualified=False), SITES_).kind == "same"
+    for missing in ({"gender": "unknown"}, {"birthDate": "1994"}, {"birthDate": ""}):
+        stored = provisional | missing
+        assert match(Shelf(stored), changed("family", "given", qualified=False), SITES_).kind == "reconcile"
+    assert match(Shelf(provisional), changed("family", "given", "gender", qualified=False), SITES_).kind == "reconcile"
+
+
+def test_what_only_one_side_knows_is_no_difference_under_a_known_local_identifier() -> None:
+    for poor in (*MISSING.values(), {"birthDate": "1994"}, {"gender": "other"}):
+        incoming = unqualified(person(id="n", **poor))
+        assert match(Shelf(person()), incoming, SITES_).kind == "same"
+
+
+# --- another INS -----------------------------------------------------------------------------------------------------
+
+
+def with_ins(value: str, system: str = people.INS_SYSTEM, **changes: Any) -> dict[str, Any]:
+    out = person(**changes)
+    out["identifier"][0] |= {"system": system, "value": value}
+    return out
+
+
+def test_a_known_local_identifier_with_another_ins_is_for_a_person() -> None:
+    found = match(Shelf(person()), with_ins("294029912300199", id="n"), SITES_)
+    assert (found.kind, found.reason) == ("reconcile", "the local identifier is known with another INS")
+
+
+def test_an_event_that_is_meant_to_change_an_identity_may_change_the_ins_and_the_traits() -> None:
+    other = with_ins("294029912300199", id="n")
+    assert match(Shelf(person()), other, SITES_, identity_change=True) == Match("same", "Patient/patient-01")
+    assert qualified_ins(merged(person(), other, identity_change=True)) == (people.INS_SYSTEM, "294029912300199")
+    swapped = changed("family", "given", "gender")
+    assert match(Shelf(person()), swapped, SITES_, identity_change=True).kind == "same"
+    taken = with_ins(people.ins(people.PATIENTS[1][5]))
+    assert match(Shelf(person(), person(1)), taken, SITES_, identity_change=True).kind == "reconcile"
+
+
+def test_a_provisional_matricule_becomes_the_definitive_one_of_the_same_person() -> None:
+    nia, nir = with_ins("794029912300188", NIA), with_ins("294029912300199", NIR, id="n")
+    assert match(Shelf(nia), nir, SITES_).kind == "same"
+    out = merged(nia, nir)
+    assert qualified_ins(out) == (NIR, "294029912300199")
+    assert [i.get("use") for i in out["identifier"] if i["system"] == NIA] == ["old"]
+    check_ins(out)
+    check_update(nia, out)
+    back = match(Shelf(nir | {"id": "x"}), nia, SITES_)
+    assert back.reason == "the local identifier is known with another INS"
+    corrected = nir | {"birthDate": "1994-02-12"}
+    assert match(Shelf(nia), corrected, SITES_).reason == "the local identifier is known with another INS"
+
+
+def test_an_ins_of_another_kind_does_not_stay_beside_the_new_one() -> None:
+    out = merged(person(), with_ins("294029912300199", NIR), identity_change=True)
+    assert [i["system"] for i in out["identifier"] if i["system"] != people.IPP_SYSTEM] == [NIR]
+
+
+# --- a message that does not qualify the identity --------------------------------------------------------------------
+
+
+def test_silence_changes_no_strict_trait_of_a_qualified_identity_and_says_what_it_did_not_take() -> None:
+    incoming = unqualified(named(given="LUCILE", family="MARTIN", birthDate="1994-02-12", gender="male"))
+    incoming["extension"] = [{"url": people.FR.replace("hl7.fr", "x"), "valueString": "kept"}]
+    place = {"extension": [{"url": people.FR + "fr-core-address-insee-code", "valueCoding": {"code": "75056"}}]}
+    incoming["extension"].append(
+        {"url": "http://hl7.org/fhir/StructureDefinition/patient-birthPlace", "valueAddress": place}
+    )
+    incoming |= {"telecom": [{"value": "0600000000"}], "address": [{"city": "Exempleville"}]}
+    incoming["name"].append({"use": "usual", "family": "DUPONT", "given": ["LUCIE"]})
+    out = merged(person(), incoming)
+    assert strict_traits(out) == strict_traits(person())
+    assert qualified_ins(out) == qualified_ins(person())
+    assert [e for e in out["extension"] if "birthPlace" in e["url"]] == [person()["extension"][1]]
+    assert (out["telecom"], out["address"]) == (incoming["telecom"], incoming["address"])
+    assert out["name"] == [person()["name"][0], incoming["name"][1]]
+    assert any(e.get("valueString") == "kept" for e in out["extension"])
+    places = [note.partition(":")[0] for note in merge_notes(person(), incoming)]
+    assert places == ["Patient.name", "Patient.birthDate", "Patient.gender", "Patient.extension(birthPlace)"]
+
+
+def test_silence_that_says_the_same_leaves_nothing_to_tell() -> None:
+    assert merge_notes(person(), unqualified(person())) == ()
+    assert merge_notes(person(), {"resourceType": "Patient", "telecom": [{"value": "1"}]}) == ()
+
+
+def test_a_status_that_comes_without_a_usable_ins_is_silence() -> None:
+    claims = without(changed("family"), people.INS_SYSTEM)
+    assert status_of(claims) == "VALI"
+    out = merged(person(), claims)
+    assert strict_traits(out) == strict_traits(person())
+    assert qualified_ins(out) == qualified_ins(person())
+
+
+def test_a_trait_the_qualified_identity_lacks_is_taken() -> None:
+    stored = {name: value for name, value in person().items() if name != "gender"}
+    assert merged(stored, unqualified(person()))["gender"] == "female"
+    assert merge_notes(stored, unqualified(person())) == ()
+
+
+def test_strict_traits_change_when_the_stored_identity_is_not_qualified_or_the_event_means_to() -> None:
+    incoming = unqualified(changed("family"))
+    for stored, meant in ((unqualified(person()), False), (person(), True)):
+        assert strict_traits(merged(stored, incoming, identity_change=meant)).family == "DURAND TEST"
+        assert merge_notes(stored, incoming, identity_change=meant) == ()
+
+
+# --- doubtful records ------------------------------------------------------------------------------------------------
+
+
+def test_a_doubtful_record_is_found_again_unless_its_local_identifier_is_another() -> None:
+    stranger = changed("family", "given", "gender")
+    first = to_reconcile(stranger, "?") | {"id": "doubt"}
+    assert match(Shelf(person(), first), stranger, SITES_).reference == "Patient/doubt"
+    homonym = copy.deepcopy(first)
+    homonym["identifier"][0]["value"] = "DEMO9999"
+    assert match(Shelf(person(), homonym), stranger, SITES_) == Match(
+        "reconcile", "", match(Shelf(person()), stranger, SITES_).reason
+    )
+
+
+# --- what may not be written -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["PROV", "RECUP", "DOUT", ""])
+@pytest.mark.parametrize("use", ["official", "old", "usual"])
+def test_an_ins_without_a_qualified_identity_is_refused_with_the_remedy(status: str, use: str) -> None:
+    patient = with_status(person(), status) if status else person(extension=[])
+    patient["identifier"] = [patient["identifier"][1], patient["identifier"][0] | {"use": use}]
+    with pytest.raises(Invalid, match="qualified identity only: say identityStatus VALI") as refused:
+        check_ins(patient)
+    assert refused.value.status == 422
+    assert refused.value.issues[0].expression == "Patient.identifier[1]"
+
+
+def test_a_qualified_identity_has_one_ins_in_force() -> None:
+    check_ins(person())
+    check_ins(with_status(person(), "QUAL"))
+    check_ins(unqualified(person()))
+    two = person()
+    two["identifier"].append({"use": "official", "system": NIR, "value": "294029912300199"})
+    with pytest.raises(Invalid, match="one INS in force") as refused:
+        check_ins(two)
+    assert refused.value.issues[0].expression == "Patient.identifier[2]"
+    two["identifier"][2]["use"] = "old"
+    check_ins(two)
+    with pytest.raises(Invalid, match="kept on a qualified identity only"):
+        check_ins(person(identifier=[{"system": NIR}]))
+
+
+def test_a_fhir_update_does_not_give_a_qualified_identity_another_ins() -> None:
+    with pytest.raises(Conflict, match="has another INS; take the qualification away first") as refused:
+        check_update(person(), with_ins("294029912300199"))
+    assert (refused.value.status, refused.value.issues[0].expression) == (409, "Patient.identifier")
+
+
+@pytest.mark.parametrize("traits", [("family", "gender"), ("given", "birth_date"), ("family", "given")])
+def test_a_fhir_update_does_not_turn_a_qualified_identity_into_somebody_else(traits: tuple[str, ...]) -> None:
+    for incoming in (changed(*traits), with_status(without(changed(*traits), people.INS_SYSTEM), "PROV")):
+        with pytest.raises(Conflict, match="qualified identity and this has another"):
+            check_update(person(), incoming)
+    check_update(unqualified(person()), changed(*traits))
+
+
+def test_a_qualification_does_not_fall_by_being_left_out() -> None:
+    for silent in (unqualified(person()), without(person(), people.INS_SYSTEM)):
+        with pytest.raises(Invalid, match="send its INS and identityStatus back") as refused:
+            check_update(person(), silent)
+        assert (refused.value.status, refused.value.issues[0].expression) == (422, "Patient.extension")
+        check_update(person(), silent | {"active": False})
+    check_update(person(), with_status(without(person(), people.INS_SYSTEM), "PROV"))
+    check_update(person(), changed("family"))
+
+
+# --- test identities on production sites -----------------------------------------------------------------------------
 
 
 def test_a_production_site_refuses_test_identities() -> None:
-    production = load_sites([dict(SITES[0]) | {"mode": "production"}]).default
+    production = load_sites([dict(SITES[0]) | {"mode": "production"}])
     with pytest.raises(Invalid, match="production") as refused:
         check_mode(person(), production)
     assert refused.value.issues[0].expression == "Patient.identifier[0]"
-    check_mode(person(), SITES_.default)
+    check_mode(without(person(), people.INS_SYSTEM), production)
+    check_mode(person(), SITES_)
+
+
+OTHER = dict(SITES[0]) | {
+    "key": "autre",
+    "name": "Clinique en production",
+    "mode": "production",
+    "finess_eg": "990000992",
+    "finess_ej": "990000984",
+    "namespaces": [{"name": "ipp", "kind": "PI", "hd": ["AUTRE", "990000992", "N"], "oid": "1.2.3.4.5"}],
+}
+OTHER_IPP = {"system": "urn:oid:1.2.3.4.5", "value": "7"}
+FINESS = {"system": people.FINESS, "value": "990000992"}
+
+
+@pytest.mark.parametrize("order", [(SITES[0], OTHER), (OTHER, SITES[0])], ids=["test first", "production first"])
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ({}, True),
+        ({"identifier": [person()["identifier"][0], OTHER_IPP]}, False),
+        ({"identifier": [*person()["identifier"], OTHER_IPP]}, False),
+        ({"identifier": [*person()["identifier"], OTHER_IPP | {"use": "old"}]}, True),
+        ({"identifier": person()["identifier"][:1], "managingOrganization": {}}, False),
+        (
+            {"identifier": person()["identifier"][:1], "managingOrganization": {"reference": "Organization/ch-demo"}},
+            True,
+        ),
+        (
+            {"identifier": person()["identifier"][:1], "managingOrganization": {"reference": "Organization/autre"}},
+            False,
+        ),
+        ({"identifier": person()["identifier"][:1], "managingOrganization": {"identifier": FINESS}}, False),
+        ({"identifier": person()["identifier"][:1], "managingOrganization": {"reference": "Organization/x"}}, True),
+        ({"identifier": person()["identifier"][:1], "managingOrganization": {"reference": "Organization/y"}}, False),
+        ({"managingOrganization": {"reference": "Organization/autre"}}, True),
+    ],
+)
+def test_the_site_that_owns_a_patient_decides_about_test_identities(
+    order: tuple[Any, ...], change: dict[str, Any], taken: bool
+) -> None:
+    """The namespace of the local identifier first, then the managing organization, else strict."""
+    ours = {"id": "x", "identifier": [{"system": "urn:oid:1.2.250.1.71.4.2.2", "value": "1" + SITES[0]["finess_eg"]}]}
+
+    class Directory(Shelf):
+        def get(self, reference: str) -> dict[str, Any] | None:
+            return ours if reference == "Organization/x" else None
+
+    patient, sites = person(**change), load_sites(order)
+    if taken:
+        check_mode(patient, sites, Directory())
+        return
+    with pytest.raises(Invalid, match="Clinique en production is a production site") as refused:
+        check_mode(patient, sites, Directory())
+    assert refused.value.issues[0].expression == "Patient.identifier[0]"

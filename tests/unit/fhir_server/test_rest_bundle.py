@@ -10,6 +10,7 @@ import pytest
 from hubs import EXPERT, REQUESTER, at_once, directory, hub_on, message, people, request
 from rest_calls import BASE, OBSERVATION, PATIENT, Answer, ask, stored
 
+from fhir_server import changes
 from fhir_server.changes import Hub
 from fhir_server.store.engine import Store
 
@@ -198,6 +199,17 @@ def test_more_entries_than_allowed_are_refused_before_any_is_taken(light: Hub) -
     assert (answer.status, answer.issue["code"]) == (413, "too-costly")
     assert there(light, "Group") == [True]
     assert ask(light, "GET", "Group?_summary=count").json()["total"] == 0
+
+
+def test_a_request_with_too_many_searchable_values_is_refused_whole(
+    light: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "MOST_ROWS", 30)
+    entries = [entry("PUT", f"Patient/p{n}", PATIENT | {"id": f"p{n}"}) for n in range(30)]
+    answer = send(light, "transaction", *entries)
+    assert (answer.status, answer.issue["code"], answer.issue["expression"]) == (413, "too-costly", ["Bundle.entry"])
+    assert ask(light, "GET", "Patient?_summary=count").json()["total"] == 0
+    assert ask(light, "PUT", "Patient/p0", PATIENT | {"id": "p0"}).status == 201
 
 
 def test_a_large_transaction_is_one_step(light: Hub) -> None:

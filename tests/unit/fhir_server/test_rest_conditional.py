@@ -8,8 +8,9 @@ import pytest
 from hubs import at_once, hub_on, results
 from rest_calls import BASE, OBSERVATION, PATIENT, Answer, ask, stored
 
-from fhir_server.changes import MOST_DELETED, Hub
+from fhir_server.changes import Hub
 from fhir_server.store.engine import Store
+from fhir_server.targets import MOST_DELETED
 
 SYSTEM = "urn:oid:1.2.250.1.999"
 
@@ -36,6 +37,7 @@ def three(hub: Hub) -> None:
     [
         ({"if_none_match": 'W/"1"'}, 304),
         ({"if_none_match": '"1"'}, 304),
+        ({"if_none_match": "1"}, 304),
         ({"if_none_match": 'W/"7", W/"1"'}, 304),
         ({"if_none_match": "*"}, 304),
         ({"if_none_match": 'W/"2"'}, 200),
@@ -95,7 +97,7 @@ def test_what_was_deleted_is_gone_and_what_never_was_is_not_found(hub: Hub) -> N
     ("method", "path", "allow"),
     [
         ("POST", "metadata", "GET, HEAD"),
-        ("GET", "", "POST"),
+        ("PUT", "", "GET, HEAD, POST"),
         ("POST", "Patient/p", "DELETE, GET, HEAD, PATCH, PUT"),
         ("OPTIONS", "Patient", "DELETE, GET, HEAD, PATCH, POST, PUT"),
         ("GET", "Patient/_search", "POST"),
@@ -155,6 +157,48 @@ def test_a_conditional_create_finds_creates_or_refuses(hub: Hub) -> None:
     assert ask(hub, "POST", "Organization", organization("a"), if_none_exist=f"identifier={SYSTEM}|a").status == 412
 
 
+@pytest.mark.parametrize(
+    "before", ["Organization?", "/Organization?", f"{BASE}/Organization?", "https://other.example/r4/Organization?"]
+)
+def test_a_condition_of_a_create_may_come_as_an_address(hub: Hub, before: str) -> None:
+    three(hub)
+    condition = f"{before}identifier={SYSTEM}|b"
+    found = ask(hub, "POST", "Organization", organization("b"), if_none_exist=condition)
+    assert (found.status, found.json()["id"]) == (200, "3")
+    entry = {"resource": organization("b"), "request": {"method": "POST", "url": "Organization"}}
+    entry["request"]["ifNoneExist"] = condition
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [entry]}
+    assert ask(hub, "POST", "", bundle).entries[0]["response"]["status"].startswith("200")
+
+
+def test_a_question_mark_within_a_condition_is_part_of_its_value(hub: Hub) -> None:
+    strange = organization("b?c")
+    first, again = (ask(hub, "POST", "Organization", strange, if_none_exist=f"identifier={SYSTEM}|b?c") for _ in "12")
+    assert (first.status, again.status) == (201, 200)
+
+
+@pytest.mark.parametrize("condition", ["?", "Organization?", "Patient?identifier=1", f"{BASE}/Patient?identifier=1"])
+def test_a_create_whose_condition_says_nothing_or_is_about_another_type_is_refused(hub: Hub, condition: str) -> None:
+    answer = ask(hub, "POST", "Organization", organization("b"), if_none_exist=condition)
+    assert answer.status == 400 and "If-None-Exist" in answer.issue["diagnostics"]
+    assert ask(hub, "GET", f"Organization?identifier={SYSTEM}|").entries == []
+
+
+def test_a_create_with_a_search_in_its_address_is_refused_rather_than_made_again(hub: Hub) -> None:
+    answer = ask(hub, "POST", f"Organization?identifier={SYSTEM}|b", organization("b"))
+    assert answer.status == 400 and "If-None-Exist" in answer.issue["diagnostics"]
+    assert ask(hub, "POST", "Organization?_format=json&_pretty=true", organization("b")).status == 201
+
+
+def test_an_update_says_which_version_it_made(hub: Hub) -> None:
+    stored(hub, PATIENT)
+    for told in ("representation", "minimal"):
+        answer = ask(hub, "PUT", "Patient/p", PATIENT | {"active": told == "minimal"}, prefer=f"return={told}")
+        version = answer.headers["etag"][3:-1]
+        assert answer.headers["content-location"] == f"{BASE}/Patient/p/_history/{version}"
+        assert answer.status == 200 and "location" not in answer.headers
+
+
 def test_at_once_a_condition_creates_one_resource(hub: Hub) -> None:
     def make() -> Answer:
         return ask(hub, "POST", "Organization", organization("z"), if_none_exist=f"identifier={SYSTEM}|z")
@@ -195,7 +239,7 @@ def test_the_setting_multiple_deletes_every_match(store: Store) -> None:
 
 
 def test_more_matches_than_one_request_may_delete_are_left_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fhir_server.changes.MOST_DELETED", 2)
+    monkeypatch.setattr("fhir_server.targets.MOST_DELETED", 2)
     hub = hub_on(store, conditional_delete="multiple")
     stored(hub, *(organization("a", id=str(i)) for i in range(3)))
     answer = ask(hub, "DELETE", f"Organization?identifier={SYSTEM}|a")

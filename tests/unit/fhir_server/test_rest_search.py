@@ -136,3 +136,28 @@ def test_what_was_deleted_is_found_no_more(hub: Hub) -> None:
     assert ids(ask(hub, "GET", "Patient?active=true")) == ["p01"]
     stored(hub, people(1)[0])
     assert sorted(ids(ask(hub, "GET", "Patient?active=true"))) == ["p00", "p01"]
+
+
+def test_several_types_are_searched_at_once_and_the_pages_go_on(hub: Hub) -> None:
+    stored(hub, *people(5), OBSERVATION)
+    whole = ask(hub, "GET", "?_type=Patient,Observation&_sort=_id&_count=100")
+    assert whole.status == 200 and check(whole.json()) == []
+    assert ids(whole) == ["o", *(f"p{n:02}" for n in range(5))]
+    assert walked(hub, "?_type=Patient,Observation&_sort=_id&_count=2") == ids(whole)
+    by_form = ask(hub, "POST", "_search", b"_type=Patient,Observation&_sort=_id&_count=4", **FORM)
+    assert ids(by_form) == ids(whole)[:4]
+    rest = walked(hub, link(by_form, "next").removeprefix(f"{BASE}/"))
+    assert ids(by_form) + rest == ids(whole)
+
+
+def test_a_type_that_is_none_is_refused_in_a_search_of_several(hub: Hub) -> None:
+    assert ask(hub, "GET", "?_type=Patient,Nonsense").status == 400
+
+
+def test_a_compartment_holds_what_belongs_to_it(hub: Hub) -> None:
+    stored(hub, PATIENT, PATIENT | {"id": "other"}, OBSERVATION, OBSERVATION | {"id": "o2"})
+    stored(hub, OBSERVATION | {"id": "not", "subject": {"reference": "Patient/other"}})
+    answer = ask(hub, "GET", "Patient/p/Observation?_sort=_id&_count=1")
+    assert ids(answer) == ["o"] and link(answer, "self").startswith(f"{BASE}/Patient/p/Observation?")
+    assert walked(hub, "Patient/p/Observation?_sort=_id&_count=1") == ["o", "o2"]
+    assert ask(hub, "GET", "Patient/p/Nonsense").status == 404

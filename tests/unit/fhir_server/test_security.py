@@ -11,7 +11,7 @@ from hubs import PARTNER, SYSTEM, delete, directory, hub_on, put, read
 from fhir_server.changes import Hub
 from fhir_server.context import Caller
 from fhir_server.errors import Forbidden, PasserelleError, Unauthenticated
-from fhir_server.security.identity import http_caller, wire_caller
+from fhir_server.security.identity import Gate, http_caller, wire_caller
 from fhir_server.store.engine import Store
 
 
@@ -21,7 +21,7 @@ def hub(open_url: Callable[..., Store], sqlite_url: str) -> Hub:
 
 
 def calls(hub: Hub, **headers: str) -> Caller:
-    return http_caller(hub.store, hub.settings, {"host": "127.0.0.1:8080"} | headers, "127.0.0.1")
+    return http_caller(hub.store, Gate(hub.settings), {"host": "127.0.0.1:8080"} | headers, "127.0.0.1")
 
 
 def test_without_a_name_the_caller_is_a_requesters_software(hub: Hub) -> None:
@@ -105,10 +105,11 @@ def test_a_page_of_another_place_is_not_answered(hub: Hub) -> None:
     assert calls(hub, origin="http://localhost:3000").roles == {"partner"}
 
 
-def test_without_the_demo_nobody_is_let_in_yet(hub: Hub) -> None:
+def test_without_the_demo_its_names_open_nothing(hub: Hub) -> None:
     closed = dataclasses.replace(hub.settings, auth="smart")
-    with pytest.raises(Unauthenticated, match="SMART"):
-        http_caller(hub.store, closed, {"authorization": "Bearer demo:garnier"}, "127.0.0.1")
+    for headers in ({"authorization": "Bearer demo:garnier"}, {}):
+        with pytest.raises(Unauthenticated, match="SMART"):
+            http_caller(hub.store, Gate(closed), headers, "127.0.0.1")
 
 
 def test_the_request_id_of_the_client_is_kept_and_bounded(hub: Hub) -> None:

@@ -1,0 +1,283 @@
+"""ADT A40, A47, A44: two records become one, a person gets other identifiers, a stay turns out to be somebody else's.
+
+Hides how references are moved, written down and moved back. Nothing is guessed: a merge whose surviving identity cannot
+be told is refused, with the words a person needs to do it by hand.
+
+Sources: IHE PAM (ITI-30 A40 "merge", A47 "change"; ITI-31 A44), IHE PAM France 2.11; HL7 v2.5 chapter 3 (MRG).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+
+from fhir_server.changes import Hub, apply
+from fhir_server.context import Caller, View, instant
+from fhir_server.delivery.arrivals import Arrival, Draft, Resource, Taken, rejected
+from fhir_server.delivery.intake_patients import Person, record_person, who
+from fhir_server.errors import Conflict, NotFound
+from fhir_server.patients import identity, merge
+from fhir_server.patients.identity import identifier_query
+from fhir_server.patients.sites import INS_SYSTEMS, Sites
+from mappers.hl7v2_to_fhir import AdtResult
+
+Ids = tuple[tuple[str, str], ...]
+
+
+def merged(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> None:
+    """A40: what belonged to the identifiers of MRG-1 belongs to the person of PID from now on."""
+    own = {*result.local_ids, *((result.ins,) if result.ins else ())}
+    priors = [key for key in result.prior_ids if key not in own]
+    if not priors:
+        raise rejected("MRG-1 names no identifier but those of PID in a declared namespace", "MRG^1^1", "204")
+    hidden = {holder for key in priors for holder in _holders(draft, key)}
+    person = _told(_Without(draft, hidden), result, arrival)
+    if not person.reference:
+        # Nobody else is known: perhaps one record has both identifiers, and gives one up.
+        held = _told(draft, result, arrival)
+        person = held if _is_known_as(draft, held.reference, result.local_ids) else person
+    target = record_person(arrival, draft, result, person, taken, identity_change=True)
+    for key in priors:
+        sources = _holders(draft, key)
+        if target in sources:
+            _give_up(draft, target, key)
+            taken.notes.append(f"MRG-1: {key[1]} was an identifier of the surviving record; it is old now")
+        sources.discard(target)
+        if len(sources) > 1:
+            raise rejected(f"{key[1]} is known for {len(sources)} patients; merge them by hand", "MRG^1^1", "207")
+        if sources:
+            _merge(arrival, draft, sources.pop(), target, taken)
+        elif not draft.find("Patient", identifier_query(*key)):
+            _remember(draft, target, key)
+            taken.notes.append(f"MRG-1: nobody known had {key[1]}; it is kept as an old identifier of {target}")
+
+
+class _Without:
+    """A view that does not see some patients: those that are about to be given up."""
+
+    def __init__(self, draft: Draft, hidden: set[str]) -> None:
+        self._draft, self._hidden = draft, hidden
+
+    def get(self, reference: str) -> Resource | None:
+        return None if reference in self._hidden else self._draft.get(reference)
+
+    def find(self, resource_type: str, query: str) -> list[Resource]:
+        found = self._draft.find(resource_type, query)
+        return [one for one in found if f"{resource_type}/{one['id']}" not in self._hidden]
+
+    def written(self, resource_type: str) -> list[Resource]:
+        return self._draft.written(resource_type)
+
+
+def _is_known_as(draft: Draft, reference: str, local_ids: Ids) -> bool:
+    held = (draft.get(reference) or {}).get("identifier", ())
+    return any((one.get("system"), one.get("value")) in local_ids and one.get("use") != "old" for one in held)
+
+
+def _told(draft: View, result: AdtResult, arrival: Arrival) -> Person:
+    """The surviving person of an A40 or A47, when it can be told. Raises Rejected."""
+    person = who(draft, result.patient, arrival.hub.sites, identity_change=result.action == "change-ids")
+    if person.doubt:
+        text = f"{result.trigger}: the identity of PID cannot be told ({person.doubt}); reconcile it first"
+        raise rejected(text, "PID^1^3", "207", "904")
+    if person.followed:
+        text = f"{result.trigger}: {person.followed} was itself given up for {person.reference}"
+        raise rejected(text, "PID^1^3", "205")
+    return person
+
+
+def _holders(draft: Draft, key: tuple[str, str]) -> set[str]:
+    """Every Patient that has an identifier in force, whether its record is active or was given up before."""
+    return {
+        f"Patient/{one['id']}"
+        for one in draft.find("Patient", identifier_query(*key))
+        if any((i.get("system"), i.get("value")) == key and i.get("use") != "old" for i in one.get("identifier", ()))
+    }
+
+
+def _merge(arrival: Arrival, draft: Draft, source: str, target: str, taken: Taken) -> None:
+    given_up, survivor = draft.get(source) or {}, draft.get(target) or {}
+    if (already := merge.replaced_by(given_up)) == target:
+        taken.notes.append(f"MRG-1: {source} was merged into {target} before")
+        return
+    if already:
+        raise rejected(f"{source} was merged into {already} before, not into {target}", "MRG^1^1", "205")
+    both = identity.qualified_ins(given_up), identity.qualified_ins(survivor)
+    if both[0] and both[1] and both[0] != both[1]:
+        taken.notes.append(f"MRG-1: the two records had two qualified INS ({both[0][1]}, {both[1][1]}); look at them")
+    users = [one for one in draft.referring(source) if merge.movable(one)]
+    remains, left = merge.joined(survivor, given_up, _local_systems(arrival.hub.sites))
+    draft.put(remains, identity_change=True)
+    draft.put(left, identity_change=True)
+    moved = _move(draft, users, source, target)
+    _write_down(arrival.hub, arrival.caller, draft, "fusion", source, target, moved)
+    taken.keys.append(("patient", source))
+    taken.notes.append(f"{source} was merged into {target}; {len(moved)} resources follow")
+
+
+def _move(draft: Draft, users: Iterable[Resource], source: str, target: str) -> list[str]:
+    """Turn the references of resources; what was moved."""
+    out = []
+    for one in users:
+        changed = merge.swapped(one, source, target)
+        if changed != one:
+            out.append(draft.put(changed))
+    return out
+
+
+def _write_down(
+    hub: Hub, caller: Caller, draft: Draft, kind: merge.Kind, source: str, target: str, moved: list[str]
+) -> None:
+    when = instant(hub.clock())
+    held = draft.get(f"List/{merge.record_id(kind, source, target)}")
+    listed = draft.put(merge.record(kind, source, target, moved, when, held))
+    draft.put(_provenance(caller, kind, [target, source, listed], when))
+
+
+def _provenance(caller: Caller, activity: str, targets: list[str], when: str) -> Resource:
+    return {
+        "resourceType": "Provenance",
+        "id": str(uuid.uuid4()),
+        "target": [{"reference": target} for target in targets],
+        "recorded": when,
+        "activity": {"coding": [{"system": merge.RECORD_SYSTEM, "code": activity}]},
+        "agent": [{"who": {"reference": caller.who} if caller.who else {"display": caller.display or "Passerelle"}}],
+    }
+
+
+def _local_systems(sites: Sites) -> frozenset[str]:
+    return frozenset(ns.fhir_system for site in sites.all for ns in site.namespaces if ns.kind == "PI")
+
+
+def _give_up(draft: Draft, reference: str, key: tuple[str, str]) -> None:
+    """An identifier of this record is no longer in force; an INS leaves altogether."""
+    patient = draft.get(reference) or {}
+    ids = []
+    for one in patient.get("identifier", ()):
+        if (one.get("system"), one.get("value")) != key:
+            ids.append(one)
+        elif key[0] not in INS_SYSTEMS:
+            ids.append({**one, "use": "old"})
+    draft.put({**patient, "identifier": ids} if ids else {k: v for k, v in patient.items() if k != "identifier"})
+
+
+def _remember(draft: Draft, reference: str, key: tuple[str, str]) -> None:
+    """Keep an identifier as old, so that a late message under it finds the person; never an INS."""
+    if key[0] in INS_SYSTEMS:
+        return
+    patient = draft.get(reference) or {}
+    old = {"use": "old", "system": key[0], "value": key[1]}
+    draft.put({**patient, "identifier": [*patient.get("identifier", ()), old]})
+
+
+def renamed(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> None:
+    """A47: the person known by MRG-1 has the identifiers of PID from now on (INS, IPP)."""
+    priors = {holder: key for key in result.prior_ids for holder in _active(draft, _holders(draft, key))}
+    person = _told(draft, result, arrival)
+    if len(priors) > 1:
+        raise rejected("MRG-1 names several patients; send an A40 for each", "MRG^1^1", "207")
+    prior = next(iter(priors), "")
+    if prior and person.reference and prior != person.reference:
+        text = f"the identifiers of PID are those of {person.reference}, MRG-1 is {prior}; two people merge by A40"
+        raise rejected(text, "PID^1^3", "205")
+    if not prior and not person.reference:
+        named = ", ".join(value for _, value in result.prior_ids) or "MRG-1"
+        raise rejected(f"nobody known has {named[:80]}: there is nothing to change", "MRG^1^1", "204", "902")
+    if not prior:
+        taken.notes.append("MRG-1: nobody known had the old identifier; PID is taken as an update")
+    target = prior or person.reference
+    before = draft.get(target) or {}
+    in_force = {(one.get("system"), one.get("value")) for one in result.patient.get("identifier", ())}
+    record_person(arrival, draft, result, Person(target), taken, identity_change=True)
+    for key in result.prior_ids:
+        if key in in_force:
+            continue
+        _give_up(draft, target, key)
+        whole = draft.get(target) or {}
+        was = any((one.get("system"), one.get("value")) == key for one in before.get("identifier", ()))
+        if was and not any((one.get("system"), one.get("value")) == key for one in whole.get("identifier", ())):
+            _remember(draft, target, key)
+
+
+def _active(draft: Draft, references: set[str]) -> set[str]:
+    return {reference for reference in references if (draft.get(reference) or {}).get("active", True)}
+
+
+def moved(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> None:
+    """A44: the stays of a visit or account number were recorded for the wrong patient, and go to the right one."""
+    person = _told(draft, result, arrival)
+    sources = _active(draft, {holder for key in result.prior_ids for holder in _holders(draft, key)})
+    if len(sources) != 1:
+        text = "MRG-1 names nobody known here" if not sources else "MRG-1 names several patients"
+        raise rejected(f"{text}: no stay can be moved", "MRG^1^1", "204", "902")
+    source = sources.pop()
+    numbers = (*result.prior_encounter_ids, *result.prior_account_ids)
+    stays = _stays(draft, numbers or (*result.encounter_ids, *result.account_ids), source)
+    if not stays:
+        named = ", ".join(value for _, value in numbers)[:80] or "no number"
+        raise rejected(f"no stay of {source} is known under {named}", "MRG^1^3", "204")
+    target = record_person(arrival, draft, result, person, taken)
+    if target == source:
+        taken.notes.append("MRG-1: it is the same person; the numbers alone change")
+    users = [u for stay in stays for u in draft.referring(f"Encounter/{stay['id']}") if merge.movable(u)]
+    follow = _move(draft, [*stays, *users], source, target) if target != source else []
+    _renumber(draft, stays, result)
+    if follow:
+        _write_down(arrival.hub, arrival.caller, draft, "deplacement", source, target, follow)
+    taken.keys.append(("patient", source))
+    taken.notes.append(f"{len(stays)} stays and {len(follow) - len(stays)} resources moved from {source} to {target}")
+
+
+def _stays(draft: Draft, numbers: Ids, patient: str) -> list[Resource]:
+    found = {one["id"]: one for number in numbers for one in draft.find("Encounter", identifier_query(*number))}
+    return [one for one in found.values() if one.get("subject", {}).get("reference") == patient]
+
+
+def _renumber(draft: Draft, stays: list[Resource], result: AdtResult) -> None:
+    """The visit or account number of PID in the place of that of MRG."""
+    pairs = [
+        *zip(result.prior_encounter_ids, result.encounter_ids, strict=False),
+        *zip(result.prior_account_ids, result.account_ids, strict=False),
+    ]
+    for stay in stays:
+        whole = draft.get(f"Encounter/{stay['id']}") or stay
+        for old, new in pairs:
+            ids = whole.get("identifier", [])
+            renamed_ids = [
+                {**one, "system": new[0], "value": new[1]} if (one.get("system"), one.get("value")) == old else one
+                for one in ids
+            ]
+            whole = {**whole, "identifier": renamed_ids}
+        draft.put(whole)
+
+
+def unmerge(hub: Hub, caller: Caller, survivor: str, given_up: str) -> tuple[list[str], list[str]]:
+    """Part two merged records (`Patient/x` both): the references that were moved go back.
+
+    Returns (what went back, what could not: it is gone or no longer refers to the survivor). What came for the
+    survivor after the merge stays there. Raises NotFound without such a merge, Conflict when it was undone before.
+    """
+    key = merge.record_id("fusion", survivor, given_up)
+    with hub.store.read(caller) as snapshot:
+        draft = Draft(snapshot)
+        listed, remains, left = draft.get(f"List/{key}"), draft.get(survivor), draft.get(given_up)
+        if listed is None or remains is None or left is None:
+            raise NotFound(f"no merge of {given_up} into {survivor} is on record")
+        source, moved_then = merge.moved_of(listed)
+        if listed.get("status") != "current" or source != given_up or merge.replaced_by(left) != survivor:
+            raise Conflict(f"the merge of {given_up} into {survivor} is not in force")
+        back, lost = [], []
+        for reference in moved_then:
+            one = draft.get(reference)
+            turned = merge.swapped(one, survivor, given_up) if one else None
+            if turned is None or turned == one:
+                lost.append(reference)
+            else:
+                back.append(draft.put(turned))
+        for patient in merge.parted(remains, left):
+            draft.put(patient, identity_change=True)
+        draft.put({**listed, "status": "retired"})
+        draft.put(_provenance(caller, "defusion", [survivor, given_up, f"List/{key}"], instant(hub.clock())))
+        changes = draft.changes()
+    apply(hub, caller, changes)
+    return back, lost

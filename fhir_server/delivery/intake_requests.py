@@ -1,0 +1,201 @@
+"""ORM^O01 and OMI^O23: a téléexpertise is asked for, taken back or completed by HL7 v2.
+
+Hides what an order cannot say. A request made from one is a draft, tagged and noted "à compléter" with what is missing:
+no order carries the patient's consent, so none goes out before somebody completes it (by FHIR or in the console).
+
+Sources: CI-SIS téléradiologie 1.0 (ballot), flows 1, 2 and 4; HL7 table 0119; CSP R.6316-2 (consent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fhir_server.context import instant
+from fhir_server.delivery.arrivals import Arrival, Decide, Draft, Taken, rejected
+from fhir_server.delivery.intake_documents import find_request, stable_id
+from fhir_server.delivery.intake_patients import patient_of
+from fhir_server.delivery.intake_stays import encounter_of
+from fhir_server.patients.identity import identifier_query
+from fhir_server.teleexpertise.case import CATEGORY, CATEGORY_NOS, is_case
+from fhir_server.teleexpertise.states import FINAL, state_of, with_state
+from mappers.hl7v2_orders_to_fhir import Order, OrderMessage
+from mappers.hl7v2_orders_to_fhir import orders as read_orders
+
+Resource = dict[str, Any]
+TO_COMPLETE = {"system": "urn:passerelle:demande", "code": "a-completer", "display": "à compléter"}
+MISSING: Mapping[str, str] = {
+    "consent": "le consentement du patient",
+    "question": "la question posée à l'expert",
+    "requester": "le professionnel requérant, connu de l'annuaire",
+    "reason": "le motif de la demande",
+    "birthDate": "la date de naissance du patient",
+    "performer": "le groupe d'experts sollicité",
+}
+"""What a request needs beyond an order, as its reader is told."""
+STUDY = "urn:dicom:uid"
+ACSN = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": "ACSN"}]}
+
+
+def orders(arrival: Arrival) -> Decide:
+    """What an ORM^O01 or OMI^O23 means. Raises Refused as the mapper does; Rejected when no order can be followed."""
+    mapped = read_orders(arrival.msg, arrival.site)
+    said = mapped.value
+    controls = [orc.text(1).upper() for orc in arrival.msg.all("ORC")]
+    if all(order.action == "other" for order in said.orders):
+        raise rejected(f"order control {controls[0][:5]!r} asks for nothing that is done here", "ORC^1^1", "103")
+
+    def decide(draft: Draft) -> Taken:
+        taken = Taken()
+        new = any(order.action == "request" for order in said.orders)
+        patient = patient_of(arrival, draft, said.patient, taken, create=new)
+        for number, order in enumerate(said.orders, 1):
+            held = find_request(draft, (*order.placer, *order.filler), patient, f"ORC^{number}^2")
+            if order.action == "request":
+                _asked(arrival, draft, said, order, held, controls[number - 1], patient, taken)
+            elif order.action != "other":
+                known = _known(held, order, number)
+                taken.keys.append(("case", f"ServiceRequest/{known['id']}"))
+                if order.action == "cancel":
+                    _cancelled(arrival, draft, known, order, taken)
+                else:
+                    _completed(arrival, draft, known, order, patient, taken)
+        taken.told(mapped.losses)
+        return taken
+
+    return decide
+
+
+def _known(held: Resource | None, order: Order, number: int) -> Resource:
+    if held is None or not is_case(held):
+        named = ", ".join(value for _, value in (*order.placer, *order.filler))[:60]
+        raise rejected(f"no request {named} of this patient is known here", f"ORC^{number}^2", "204", "900")
+    return held
+
+
+def _asked(
+    arrival: Arrival,
+    draft: Draft,
+    said: OrderMessage,
+    order: Order,
+    held: Resource | None,
+    control: str,
+    patient: str,
+    taken: Taken,
+) -> None:
+    """A new draft; XO and RP rewrite one that is still a draft."""
+    settings = arrival.hub.settings
+    if held and control == "NW":
+        raise rejected(f"the request is known as ServiceRequest/{held['id']}; change it with XO", "ORC^1^2", "205")
+    if held and state_of(held, settings) != "draft":
+        text = f"ServiceRequest/{held['id']} is out already; cancel it (CA) and ask again"
+        raise rejected(text, "ORC^1^1", "207")
+    numbers = [part for pair in (*order.placer, *order.filler) for part in pair]
+    key = held["id"] if held else stable_id("request", *numbers, patient)
+    whole = {name: value for name, value in order.request.resource.items() if name not in ("requester", "status")}
+    missing = [name for name, _ in order.missing if name != "requester"]
+    whole |= {
+        "id": key,
+        "status": "draft",
+        "intent": "proposal",
+        "category": [{"coding": [{"system": CATEGORY_NOS, "code": CATEGORY, "display": "Téléexpertise"}]}],
+        "subject": {"reference": patient},
+        "authoredOn": whole.get("authoredOn") or instant(arrival.hub.clock()),
+        "requester": _requester(arrival, draft, order, missing),
+        "performer": [_performer(arrival, draft, missing)],
+        **encounter_of(draft, said.encounter_ids, patient, taken),
+    }
+    _add_details(whole, order)
+    _add_observations(arrival, draft, whole, order, patient)
+    text = "À compléter avant envoi : " + " ; ".join(MISSING[name] for name in missing)
+    whole["note"] = [*whole.get("note", ()), {"text": text}]
+    whole["meta"] = {"tag": [TO_COMPLETE]}
+    reference = draft.put(with_state(whole, "draft", settings))
+    taken.keys.append(("case", reference))
+    taken.notes.append(f"{reference} is a draft; missing: {', '.join(missing)}")
+
+
+def _requester(arrival: Arrival, draft: Draft, order: Order, missing: list[str]) -> Resource:
+    """The asking professional of the directory; else the establishment, with the name the order gives."""
+    told = order.request.resource.get("requester", {})
+    identifier = told.get("identifier", {})
+    if identifier.get("value") and identifier.get("system"):
+        query = identifier_query(identifier["system"], identifier["value"])
+        found = [one for one in draft.find("PractitionerRole", query) if one.get("active", True)]
+        if len(found) == 1:
+            name = {"display": told["display"]} if told.get("display") else {}
+            return {"reference": f"PractitionerRole/{found[0]['id']}", **name}
+    missing.append("requester")
+    return {**arrival.organization, **({"display": told["display"]} if told.get("display") else {})}
+
+
+def _performer(arrival: Arrival, draft: Draft, missing: list[str]) -> Resource:
+    """The expert group that the port names; else the establishment, until somebody chooses one."""
+    group = arrival.port.group
+    if group and draft.get(f"HealthcareService/{group}"):
+        return {"reference": f"HealthcareService/{group}"}
+    missing.append("performer")
+    return arrival.organization
+
+
+def _add_details(request: Resource, order: Order) -> None:
+    """The coded rows of the profile: the region is a body site, the others are details of the order."""
+    for code, value in order.details:
+        element = "bodySite" if code == "REGION_ANATOMIQUE" else "orderDetail"
+        held = request.get(element, [])
+        if value not in held:
+            request[element] = [*held, value]
+
+
+def _add_observations(arrival: Arrival, draft: Draft, request: Resource, order: Order, patient: str) -> None:
+    """Height, weight, history...: Observations of the patient that the request points at."""
+    info = list(request.get("supportingInfo", ()))
+    for number, built in enumerate(order.observations, 1):
+        key = stable_id("told", request["id"], arrival.msg.kind, str(number))
+        based = [{"reference": f"ServiceRequest/{request['id']}"}]
+        told = {**built.resource, "id": key, "subject": {"reference": patient}, "basedOn": based}
+        reference = {"reference": draft.put(told)}
+        info += [reference] if reference not in info else []
+    if info:
+        request["supportingInfo"] = info
+
+
+def _cancelled(arrival: Arrival, draft: Draft, known: Resource, order: Order, taken: Taken) -> None:
+    settings = arrival.hub.settings
+    if state_of(known, settings) == "revoked":
+        taken.notes.append(f"ServiceRequest/{known['id']} was revoked before")
+        return
+    if state_of(known, settings) in FINAL:
+        text = f"ServiceRequest/{known['id']} is {state_of(known, settings)}: it cannot be taken back any more"
+        raise rejected(text, "ORC^1^1", "207")
+    text = f"Annulation : {order.reason}" if order.reason else "Annulation par le demandeur"
+    noted = {**known, "note": [*known.get("note", ()), {"text": text}]}
+    draft.put(with_state(noted, "revoked", settings))
+    taken.notes.append(f"ServiceRequest/{known['id']} was revoked")
+
+
+def _completed(arrival: Arrival, draft: Draft, known: Resource, order: Order, patient: str, taken: Taken) -> None:
+    """The examination was done: its accession number, study, viewer and details."""
+    if state_of(known, arrival.hub.settings) in FINAL:
+        raise rejected(f"ServiceRequest/{known['id']} is closed: nothing can be added", "ORC^1^1", "207")
+    whole = dict(known)
+    study = order.study
+    if study and study.accession[1]:
+        system, value = study.accession
+        number = {"type": ACSN, **({"system": system} if system else {}), "value": value}
+        held = whole.get("identifier", [])
+        if all((one.get("system", ""), one.get("value")) != study.accession for one in held):
+            whole["identifier"] = [*held, number]
+    if study and study.uid:
+        uid = {"system": STUDY, "value": f"urn:oid:{study.uid}"}
+        about = {"type": "ImagingStudy", "identifier": uid, "display": study.modality or "Examen"}
+        held = whole.get("supportingInfo", [])
+        whole["supportingInfo"] = held if about in held else [*held, about]
+    if order.viewer:
+        note = {"text": f"Visionneuse : {order.viewer}"}
+        held = whole.get("note", [])
+        whole["note"] = held if note in held else [*held, note]
+    _add_details(whole, order)
+    _add_observations(arrival, draft, whole, order, patient)
+    draft.put(whole)
+    taken.notes.append(f"ServiceRequest/{known['id']} was completed")

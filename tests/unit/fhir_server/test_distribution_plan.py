@@ -1,0 +1,135 @@
+"""The plan of a distribution as a function: whatever Endpoints take part, nobody gets a report twice and nobody is
+left out in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fhir_server.config import Settings
+from fhir_server.demo.run import SITES
+from fhir_server.patients.sites import load_sites
+from fhir_server.teleexpertise.distribution import FLAVOURS, plan, road_of
+from fhir_server.teleexpertise.parties import Candidate
+from mappers.fhir_to_report import Code, Org, PatientIdentity, Professional, Report
+
+WHEN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
+HOSPITAL = load_sites(SITES)
+IPP = next(ns for ns in HOSPITAL.default.namespaces if ns.kind == "PI")
+LOCAL = (("DEMO0001", IPP.oid, IPP.hd, "PI"),)
+INS = ("294029912300153", "1.2.250.1.213.1.4.10")
+BORN = date(1994, 2, 11)
+PATIENT = PatientIdentity("Patient/p", "MARTIN", "LUCIE", "LUCIE", "female", BORN, ins=INS, local_ids=LOCAL)
+OPEN = {"extension": [{"url": "urn:passerelle:dmp", "extension": [{"url": "status", "valueCode": "ACTIF"}]}]}
+
+
+def professional(rpps: str, mailbox: str = "") -> Professional:
+    midwife, house = Code("G15_50", "Sage-femme", "1.2"), Org("Cabinet", "990000026")
+    return Professional(rpps, "MOREAU", "Claire", midwife, house, mailbox=mailbox)
+
+
+REPORT = Report(
+    id="i", set_id="s", version=1, title="t", patient=PATIENT, requester=professional("99000000011"),
+    expert=professional("99000000037"), request_id="r", accession="A", requested_at=WHEN, started_at=WHEN,
+    ended_at=WHEN, signed_at=WHEN, consent="c", reason="r", exchange=(), conclusion="c",
+)  # fmt: skip
+HOSTS = ("dpi.example.org", "DPI.Example.org", "dpi.example.org.", "192.0.2.1", "[2001:db8::1]", "[2001:0DB8:0:0::1]")
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> Candidate:
+    query = draw(st.permutations(["application=DPI", "facility=CH"]))
+    scheme = draw(st.sampled_from(["mllp", "MLLP"]))
+    port = draw(st.sampled_from(["2575", "02575", "2576"]))
+    address = f"{scheme}://{draw(st.sampled_from(HOSTS))}:{port}{draw(st.sampled_from(['', '/']))}?{'&'.join(query)}"
+    profile = draw(st.sampled_from([*FLAVOURS, "future-9"]))
+    endpoint: dict[str, Any] = {
+        "id": draw(st.uuids().map(str)),
+        "status": draw(st.sampled_from(["active", "active", "active", "off"])),
+        "address": address,
+        "payloadType": [{"coding": [{"system": "urn:passerelle:profil", "code": profile}]}],
+    }
+    person = draw(st.sampled_from(["", "", "PractitionerRole/asker", "PractitionerRole/expert"]))
+    there = draw(st.integers(0, 9)) > 0
+    site = draw(st.sampled_from(["ch-demo", ""]))
+    return Candidate(f"Endpoint/{endpoint['id']}", endpoint if there else {}, site, person)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(candidates(), max_size=8),
+    st.sampled_from(["", "claire@x.mssante.fr"]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["", "127.0.0.1:25"]),
+)
+def test_nobody_gets_a_report_twice_and_nobody_is_left_out_in_silence(
+    found: list[Candidate], mailbox: str, has_ins: bool, has_number: bool, dmp: bool, smtp: str
+) -> None:
+    patient = dataclasses.replace(PATIENT, ins=INS if has_ins else None, local_ids=LOCAL if has_number else ())
+    report = dataclasses.replace(REPORT, patient=patient, requester=professional("99000000011", mailbox))
+    chosen = Settings(smtp=smtp)
+    made = plan(report, OPEN if dmp else {}, found, "PractitionerRole/asker", HOSPITAL, chosen)
+    roads = [road_of(one.endpoint) if one.kind == "hl7" else one.mailbox.lower() for one in made.destinations]
+    assert len(roads) == len(set(roads)), "one addressee, one road"
+    assert sum(one.dmp for one in made.destinations) <= (1 if dmp and has_ins else 0), "the DMP is fed once"
+    served = {one.lane for one in made.destinations}
+    by_lane = {candidate.reference: candidate for candidate in found}
+    for one in made.destinations:
+        if one.kind == "hl7":
+            assert one.dmp == FLAVOURS[one.flavour].platform, "a platform with nothing to do is not written to"
+            assert has_ins or (has_number and by_lane[one.lane].site == "ch-demo"), "PID-3 names the patient"
+    asker = {c.reference for c in found if c.person == "PractitionerRole/asker"} & served
+    own = [one for one in made.destinations if one.lane in asker and not one.dmp]
+    mailed = [one for one in made.destinations if one.kind == "mail"]
+    assert not (own and mailed), "the requester has one road"
+    told = {shut.whom for shut in made.shut}
+    for candidate in found:
+        twins = [road_of(one.endpoint) for one in made.destinations if one.kind == "hl7"]
+        reached = candidate.endpoint and road_of(candidate.endpoint["address"]) in twins
+        assert reached or candidate.reference in told, "every Endpoint is served or told"
+    assert mailed or own or "Claire MOREAU" in told or any(c.person == "PractitionerRole/asker" for c in found)
+    assert made.destinations or made.shut, "a report without any road says so"
+    again = plan(report, OPEN if dmp else {}, found, "PractitionerRole/asker", HOSPITAL, chosen)
+    assert again == made
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "MLLP://DPI.example.org:2575?application=A&facility=B",
+        "mllp://dpi.example.org:2575?facility=B&application=A",
+        "mllp://dpi.example.org.:02575/?facility=B&application=A#x",
+        " mllp://dpi.example.org:2575?application=%41&facility=B",
+    ],
+)
+def test_two_spellings_of_an_address_are_one(other: str) -> None:
+    assert road_of(other) == road_of("mllp://dpi.example.org:2575?application=A&facility=B")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "mllps://dpi.example.org:2575?application=A&facility=B",
+        "mllp://dpi.example.org:2576?application=A&facility=B",
+        "mllp://dpi2.example.org:2575?application=A&facility=B",
+        "mllp://dpi.example.org:2575?application=A&facility=C",
+        "mllp://dpi.example.org:2575?application=a&facility=B",
+        "mllp://dpi.example.org:2575/x?application=A&facility=B",
+    ],
+)
+def test_two_addresses_are_two(other: str) -> None:
+    assert road_of(other) != road_of("mllp://dpi.example.org:2575?application=A&facility=B")
+
+
+@pytest.mark.parametrize(
+    "address", ["", "x", "mllp://[::1", "mllp://host:99999", "mllp://\udcff:1", "mllp://" + "a" * 70]
+)
+def test_an_address_nobody_can_read_stands_for_itself(address: str) -> None:
+    assert isinstance(road_of(address), str)

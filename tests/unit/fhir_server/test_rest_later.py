@@ -1,0 +1,166 @@
+"""`Prefer: respond-async`: a status address at once, the answer when it is ready, bounds that are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+import time
+from typing import Any
+
+import pytest
+from hubs import ADMIN, PARTNER, hub_on
+from rest_calls import BASE, PATIENT, Answer, ask, stored
+
+from fhir_server.changes import Hub
+from fhir_server.rest import later
+from fhir_server.rest.http import Request, Response
+from fhir_server.store.engine import Store
+
+BUNDLE: dict[str, Any] = {
+    "resourceType": "Bundle",
+    "type": "transaction",
+    "entry": [{"resource": PATIENT, "request": {"method": "PUT", "url": "Patient/p"}}],
+}
+
+
+@pytest.fixture
+def hub(store: Store) -> Hub:
+    return hub_on(store)
+
+
+def started(hub: Hub, method: str, url: str, body: Any = None) -> str:
+    """The status address, without the base."""
+    answer = ask(hub, method, url, body, prefer="respond-async, return=representation")
+    assert answer.status == 202 and answer.body == b""
+    return answer.headers["content-location"].removeprefix(f"{BASE}/")
+
+
+def ended(hub: Hub, address: str) -> Answer:
+    deadline = time.monotonic() + 20
+    while (answer := ask(hub, "GET", address)).status == 202:
+        assert answer.headers["retry-after"] and time.monotonic() < deadline
+        threading.Event().wait(0.01)
+    return answer
+
+
+def test_a_search_is_answered_later_as_it_would_be_at_once(hub: Hub) -> None:
+    stored(hub, PATIENT)
+    manifest = ended(hub, started(hub, "GET", "Patient?_id=p")).json()
+    assert manifest["request"] == f"{BASE}/Patient" and manifest["error"] == []
+    (output,) = manifest["output"]
+    assert output["type"] == "Bundle"
+    lines = ask(hub, "GET", output["url"].removeprefix(f"{BASE}/"))
+    assert lines.headers["content-type"] == later.NDJSON
+    (line,) = lines.body.splitlines()
+    at_once = ask(hub, "GET", "Patient?_id=p").json()
+    assert {**json.loads(line), "timestamp": ""} == {**at_once, "timestamp": ""}
+
+
+def test_a_transaction_is_done_later_once(hub: Hub) -> None:
+    manifest = ended(hub, started(hub, "POST", "", BUNDLE)).json()
+    line = ask(hub, "GET", manifest["output"][0]["url"].removeprefix(f"{BASE}/")).body
+    (entry,) = json.loads(line)["entry"]
+    assert entry["response"]["status"].startswith("201") and entry["resource"]["id"] == "p"
+    assert ask(hub, "GET", "Patient/p").headers["etag"] == 'W/"1"'
+
+
+def test_what_fails_says_so_at_the_status_address(hub: Hub) -> None:
+    answer = ended(hub, started(hub, "GET", "Patient?nonsense=1"))
+    assert answer.status == 400 and "nonsense" in answer.issue["diagnostics"]
+
+
+def test_other_interactions_are_answered_at_once(hub: Hub) -> None:
+    stored(hub, PATIENT)
+    assert ask(hub, "GET", "Patient/p", prefer="respond-async").status == 200
+    assert ask(hub, "PUT", "Patient/p", PATIENT, prefer="respond-async").status == 200
+
+
+def test_a_result_belongs_to_who_asked(hub: Hub) -> None:
+    address = started(hub, "GET", "Patient")
+    ended(hub, address)
+    for path in (address, f"{address}/1"):
+        assert ask(hub, "GET", path, caller=ADMIN).status == 404
+    assert ask(hub, "DELETE", address, caller=ADMIN).status == 404
+    assert ask(hub, "GET", address).status == 200
+
+
+@pytest.mark.parametrize("path", ["_async/0123456789abcdef", "_async/x/1"])
+def test_what_is_not_known_is_told_with_what_may_have_become_of_it(hub: Hub, path: str) -> None:
+    answer = ask(hub, "GET", path)
+    assert answer.status == 404 and "restart" in answer.issue["diagnostics"]
+
+
+def test_a_request_can_be_given_up(hub: Hub) -> None:
+    address = started(hub, "GET", "Patient")
+    ended(hub, address)
+    assert ask(hub, "DELETE", address).status == 202
+    assert ask(hub, "GET", address).status == 404
+    assert ask(hub, "DELETE", address).status == 404
+
+
+def test_only_so_many_are_kept(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(later, "MOST_JOBS", 3)
+    addresses = [started(hub, "GET", "Patient") for _ in range(3)]
+    refused = ask(hub, "GET", "Patient", prefer="respond-async")
+    assert refused.status == 429 and refused.headers["retry-after"]
+    for address in addresses:
+        ended(hub, address)
+    assert ask(hub, "DELETE", addresses[0]).status == 202
+    started(hub, "GET", "Patient")
+
+
+def test_the_oldest_results_go_when_all_are_too_large_and_all_go_in_time(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(hub, PATIENT)
+    first, second = started(hub, "GET", "Patient"), ""
+    size = len(ask(hub, "GET", f"{first}/1").body) if ended(hub, first) else 0
+    monkeypatch.setattr(later, "MOST_BYTES", int(size * 1.5))
+    second = started(hub, "GET", "Patient")
+    ended(hub, second)
+    assert [ask(hub, "GET", one).status for one in (first, second)] == [404, 200]
+    monkeypatch.setattr(later, "KEPT_SECONDS", -1.0)
+    assert ask(hub, "GET", second).status == 404
+
+
+def test_what_a_process_that_died_worked_on_is_said_to_be_lost(hub: Hub) -> None:
+    key = "0" * 32
+    folder = hub.store.blobs.root.parent / "later"
+    later._jobs(hub).kept.begin(key, {"owner": later._owner(PARTNER), "asked": f"{BASE}/Patient", "began": "now"})
+    assert ask(hub, "GET", f"_async/{key}").status == 202
+    long_ago = time.time() - later.SILENT_SECONDS - 1
+    os.utime(folder / f"{key}.asked", (long_ago, long_ago))
+    assert ask(hub, "GET", f"_async/{key}").status == 404
+    assert list(folder.iterdir()) == []
+
+
+def test_results_are_files_for_the_server_alone_and_any_process_answers_for_them(hub: Hub) -> None:
+    stored(hub, PATIENT)
+    address = started(hub, "GET", "Patient?_id=p")
+    ended(hub, address)
+    folder = hub.store.blobs.root.parent / "later"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    later._OF_STORE.clear()  # another process, which never heard of it
+    assert ask(hub, "GET", address).status == 200 and b"Martin" in ask(hub, "GET", f"{address}/1").body
+
+
+def test_a_request_that_works_for_long_shows_that_it_lives(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(later, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(later, "SILENT_SECONDS", 0.4)
+    gate = threading.Event()
+
+    def slow(_: Request) -> Response:
+        gate.wait(20)
+        return Response(200)
+
+    request = Request("GET", "/Patient", (), {"prefer": "respond-async"}, b"", PARTNER, BASE, {})
+    address = dict(later.start(hub, request, slow).headers)["content-location"].removeprefix(f"{BASE}/")
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        assert ask(hub, "GET", address).status == 202
+        threading.Event().wait(0.05)
+    gate.set()
+    assert ended(hub, address).status == 200
