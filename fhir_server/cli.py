@@ -86,6 +86,11 @@ COMMANDS: tuple[Command, ...] = (
         (
             arg("--fresh", action="store_true", help="forget what an earlier demo left"),
             arg("--play", action="store_true", help="replay the whole story on a fresh demo; exit 0 if it holds"),
+            arg("--debug", action="store_true", help="with --play: also where in the program it broke"),
+            arg("--dpi-port", type=int, default=2576, help="where the hospital's DPI listens (2576)"),
+            arg("--pfi-port", type=int, default=2577, help="where its platform listens (2577)"),
+            arg("--smtp-port", type=int, help="SMTP of the mail sandbox (1025)"),
+            arg("--imap-port", type=int, help="IMAP of the mail sandbox (1143)"),
         ),
     ),
     Command("readyz", "is the server ready?", serving.readyz,

@@ -8,6 +8,7 @@ Source: https://hl7.org/fhir/R4/http.html (create, update, conditional interacti
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -207,6 +208,7 @@ class Pending:
         self.view = Overlay(snapshot, sites.default.time_zone)
         self.sites = sites
         self.writes: dict[str, Write] = {}
+        self._deleting: Counter[str] = Counter()
         self.locks: set[str] = set()
         self.conditions: list[Condition] = []
         self._owners: dict[tuple[str, str], list[Write]] = {}
@@ -228,6 +230,7 @@ class Pending:
                 raise Conflict(f"{reference} exists already; update it, or create it without an id of your own")
         elif verb == "delete":
             self.view.pending[reference] = None
+            self._deleting[change.type] += 1
         write = Write(verb, change.type, key, before, after, change.expression, change.full_url)
         self.writes[reference] = write
         if change.type == "Patient" and after is not None:
@@ -249,6 +252,10 @@ class Pending:
         """Whether this request deletes it."""
         write = self.writes.get(reference)
         return write is not None and write.verb == "delete"
+
+    def deleting(self, resource_type: str) -> int:
+        """How many resources of a type this request deletes."""
+        return self._deleting[resource_type]
 
     def version_of(self, reference: str) -> int:
         """The version a resource has when this is written: the next one when it is, else the stored one."""

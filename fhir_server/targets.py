@@ -19,7 +19,7 @@ from fhir_server.errors import (
     Precondition,
     Unsupported,
 )
-from fhir_server.patients import identity
+from fhir_server.patients import identity, writing
 from fhir_server.patients.traits import agree
 from fhir_server.pending import FOUND, Change, Pending, Resource, placed, plan_of, within
 from fhir_server.store.resources import Stored
@@ -52,11 +52,11 @@ def decide(pending: Pending, change: Change, context: workflow.Context) -> tuple
     Raises Invalid, RuleBroken, Conflict, Precondition, NotFound, Gone.
     """
     if change.verb == "create":
-        return _created(pending, change)
+        return _created(pending, change, context)
     return _named(pending, change, context)
 
 
-def _created(pending: Pending, change: Change) -> tuple[int, str]:
+def _created(pending: Pending, change: Change, context: workflow.Context) -> tuple[int, str]:
     assert change.resource is not None
     if change.if_none_exist:
         found = _found(pending, change.type, change.if_none_exist)
@@ -65,8 +65,10 @@ def _created(pending: Pending, change: Change) -> tuple[int, str]:
             raise Precondition(text)
         if found:
             return 200, found[0]
-    if change.type == "Patient" and (known := _known_patient(pending, change.resource)):
-        return 200, known
+    if change.type == "Patient":
+        writing.check_tag(None, change.resource, context.caller)
+        if known := _known_patient(pending, change.resource):
+            return 200, known
     key = change.id or str(uuid.uuid4())
     pending.write("create", change, key, None)
     return 201, key
@@ -80,8 +82,10 @@ def _found(pending: Pending, resource_type: str, text: str) -> list[str]:
     """
     key = _one_identifier(text) if resource_type == "Patient" else None
     if key is None:
-        # Deletions come first (transaction rules): what this request deletes is there no more.
-        return [one for one in pending.matching(resource_type, text) if not pending.deletes(f"{resource_type}/{one}")]
+        # Deletions come first (transaction rules): what this request deletes is there no more, and must not take the
+        # place of what is.
+        matching = pending.matching(resource_type, text, count=3 + pending.deleting(resource_type))
+        return [one for one in matching if not pending.deletes(f"{resource_type}/{one}")]
     pending.matching("Patient", identity.claim_query(key), count=FOUND)
     return [patient["id"] for patient in identity.patient_at(pending.view, key)]
 
@@ -118,7 +122,7 @@ def _named(pending: Pending, change: Change, context: workflow.Context) -> tuple
     if change.verb == "patch":
         change = _patched(change, key, before)
     if change.type == "Patient" and change.resource is not None:
-        _check_patient(pending, change, key, before)
+        _check_patient(pending, change, key, before, context)
     pending.write(change.verb, change, key, before)
     return (200 if _exists(before) else 201), key
 
@@ -195,14 +199,18 @@ def _known_patient(pending: Pending, patient: Resource) -> str | None:
     return found.reference.partition("/")[2]
 
 
-def _check_patient(pending: Pending, change: Change, key: str, before: Stored | None) -> None:
-    """What may be written over a stored Patient, or under an id of the client's. Raises Conflict, Invalid."""
+def _check_patient(
+    pending: Pending, change: Change, key: str, before: Stored | None, context: workflow.Context
+) -> None:
+    """What may be written over a stored Patient or under a client's id. Raises Conflict, Invalid, RuleBroken."""
     patient = change.resource
     assert patient is not None
+    stored = None if before is None or before.deleted else before.resource()
+    writing.check_tag(stored, patient, context.caller)
     _identity_keys(pending, patient)
-    if before is not None and not before.deleted:
+    if stored is not None:
         if not change.identity_change:
-            identity.check_update(before.resource(), patient)
+            writing.check_update(stored, patient)
     elif identity.is_doubtful(patient):
         _only_doubt(pending, patient, key)
 
@@ -223,13 +231,16 @@ def _only_doubt(pending: Pending, patient: Resource, key: str) -> None:
 
 
 def check_owners(pending: Pending) -> None:
-    """No Patient of a request takes an identifier that is another one's when everything is written. Raises Conflict."""
+    """No Patient of a request takes an identifier that is another one's when everything is written, nor keeps such an
+    INS on an inactive record that did not have it before. Raises Conflict."""
     for write in pending.writes.values():
         if write.type != "Patient" or write.after is None:
             continue
-        for identifier in identity.keys(write.after, pending.sites):
+        before = None if write.before is None or write.before.deleted else write.before.resource()
+        dormant = identity.dormant_ins(write.after, before)
+        for identifier in [*identity.keys(write.after, pending.sites), *([dormant] if dormant else [])]:
             owners = {other.reference for other in pending.owners(identifier)}
-            if write.verb != "create":  # nobody stored had it when it was decided to create this one
+            if write.verb != "create" or dormant:  # nobody stored had it when it was decided to create this one
                 stored = (f"Patient/{other['id']}" for other in identity.patient_at(pending.view, identifier))
                 owners |= {reference for reference in stored if reference not in pending.writes}
             if owners - {write.reference}:
@@ -240,10 +251,12 @@ def check_owners(pending: Pending) -> None:
 
 def _identity_keys(pending: Pending, patient: Resource) -> list[tuple[str, str]]:
     """What a Patient is known by; each is locked, and looked up again when writing."""
-    identity.check_mode(patient, pending.sites, pending.view)
-    identity.check_ins(patient)
+    writing.check_mode(patient, pending.sites, pending.view)
+    writing.check_spelling(patient, pending.sites)
+    writing.check_ins(patient)
     keys = identity.keys(patient, pending.sites)
-    for key in keys:
+    dormant = identity.dormant_ins(patient, None)
+    for key in [*keys, *([dormant] if dormant else [])]:
         pending.matching("Patient", identity.claim_query(key), count=FOUND)
     return keys
 

@@ -6,8 +6,13 @@ now and then; it returns JSON-ready values. `JOBS` is what the command line and 
 
 from __future__ import annotations
 
+import fcntl
+import json
+import logging
+import os
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,6 +33,7 @@ Args = Mapping[str, str]
 Tell = Callable[[str], None]
 Json = dict[str, Any]
 DAY = 86_400.0
+log = logging.getLogger("passerelle.upkeep")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 
 
@@ -114,7 +120,7 @@ JOBS: Mapping[str, Callable[[Hub, Args, Tell], Json]] = {
 
 @dataclass(slots=True)
 class Job:
-    """One run in this process. `told` is the last line of progress; `result` is there when it is done."""
+    """One run. `told` is the last line of progress; `result` is there when it is done."""
 
     id: str
     name: str
@@ -124,37 +130,118 @@ class Job:
 
 
 class Jobs:
-    """The long operations a server runs for its operator: one at a time, the last twenty remembered."""
+    """The long operations servers run for their operator: one at a time, the last twenty remembered.
 
-    def __init__(self) -> None:
-        self._gate = threading.Lock()
-        self._all: dict[str, Job] = {}
+    Each is a file in `jobs` of the data folder, so that every process of an installation can tell of it. Who runs one
+    holds a lock there: a crash frees it, and a job that nobody holds a lock for is over.
+    """
 
     def start(self, hub: Hub, name: str, args: Args) -> Job:
         """Begin one. Raises Conflict while another runs."""
-        with self._gate:
-            running = next((job for job in self._all.values() if job.state == "running"), None)
-            if running is not None:
-                raise Conflict(f"`{running.name}` is running ({running.told}); wait for it: job {running.id}")
+        folder = _folder(hub)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = _locked(folder, fcntl.LOCK_EX)
+        if held is None:
+            running = next((job for job in _all(folder) if job.state == "running"), None)
+            told = f"`{running.name}` is running ({running.told})" if running else "another operation begins"
+            raise Conflict(f"{told}; wait for it{f': job {running.id}' if running else ''}")
+        try:
             job = Job(uuid.uuid4().hex[:12], name)
-            self._all[job.id] = job
-            for old in list(self._all)[:-20]:
-                del self._all[old]
-        threading.Thread(target=self._run, args=(job, hub, args), name=f"job-{name}", daemon=True).start()
+            _keep(folder, job)
+            for old in _files(folder)[20:]:
+                old.unlink(missing_ok=True)
+            threading.Thread(target=_run, args=(job, hub, args, held), name=f"job-{name}", daemon=True).start()
+        except BaseException:
+            os.close(held)
+            raise
         return job
 
-    def get(self, key: str) -> Job | None:
-        return self._all.get(key)
-
-    def _run(self, job: Job, hub: Hub, args: Args) -> None:
-        def tell(line: str) -> None:
-            job.told = line
-
+    def get(self, hub: Hub, key: str) -> Job | None:
+        """What is known of a job, whichever process runs it."""
+        folder = _folder(hub)
+        job = _read(folder / f"{key}.json") if _KEY.fullmatch(key) else None
+        if job is None or job.state != "running":
+            return job
+        held = _locked(folder, fcntl.LOCK_SH)
+        if held is None:
+            return job
         try:
-            job.result = JOBS[job.name](hub, args, tell)
-            job.state = "done"
-        except PasserelleError as fault:
-            job.told, job.state = fault.diagnostics, "failed"
-        except Exception as fault:
-            job.told, job.state = f"a defect of this server ({type(fault).__name__}); its log has more", "failed"
-            raise
+            job = _read(folder / f"{key}.json")  # it may have ended a moment ago
+        finally:
+            os.close(held)
+        if job is not None and job.state == "running":
+            job.state, job.told = "failed", f"the process that ran it ended ({job.told}); begin it again"
+        return job
+
+
+_KEY = re.compile(r"[0-9a-f]{12}")
+
+
+def _run(job: Job, hub: Hub, args: Args, held: int) -> None:
+    """Run a job in a thread of its own; `held` is the lock, released when all is written."""
+    folder = _folder(hub)
+
+    def tell(line: str) -> None:
+        job.told = line
+        _told(folder, job)
+
+    try:
+        job.result = JOBS[job.name](hub, args, tell)
+        job.state = "done"
+    except PasserelleError as fault:
+        job.told, job.state = fault.diagnostics, "failed"
+    except Exception as fault:
+        job.told, job.state = f"a defect of this server ({type(fault).__name__}); its log has more", "failed"
+        raise
+    finally:
+        _told(folder, job)
+        os.close(held)
+
+
+def _told(folder: Path, job: Job) -> None:
+    """Progress nobody can read stops no job."""
+    try:
+        _keep(folder, job)
+    except OSError:
+        log.exception("the state of job %s cannot be written", job.id)
+
+
+def _folder(hub: Hub) -> Path:
+    return hub.store.blobs.root.parent / "jobs"
+
+
+def _locked(folder: Path, kind: int) -> int | None:
+    """The lock's descriptor; None when somebody else holds it. Tries a few times: who asks holds it for an instant."""
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for _ in range(5):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            time.sleep(0.01)
+    os.close(file)
+    return None
+
+
+def _keep(folder: Path, job: Job) -> None:
+    """The file changes as a whole."""
+    draft = folder / f"{job.id}.draft"
+    draft.touch(0o600)
+    draft.write_text(json.dumps(asdict(job)), encoding="utf-8")
+    draft.replace(folder / f"{job.id}.json")
+
+
+def _files(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _all(folder: Path) -> list[Job]:
+    return [job for path in _files(folder) if (job := _read(path))]
+
+
+def _read(path: Path) -> Job | None:
+    try:
+        return Job(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

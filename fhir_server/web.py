@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,12 +20,19 @@ from starlette.requests import Request as WebRequest
 from starlette.responses import Response as WebResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fhir_server.rest.asgi import Mounts
+from fhir_server.errors import Malformed, PasserelleError, TooLarge, Unsupported
+from fhir_server.rest.asgi import METHODS, Mounts
+from fhir_server.rest.http import error_response
 from fhir_server.rest.openapi import described
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 # How long the request line and the headers of a request may take, and how large they may be.
 HEAD_SECONDS, HEAD_BYTES = 20.0, 64 * 1024
+# What a request line is looked for in when the parser could not read it.
+_LINE_BYTES = 2048
+_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}) (/[^ \r\n]*)(?: HTTP/1\.[01]\r?\n|[^\n]*\Z)")
+# The mounts whose errors are OperationOutcomes.
+_IN_FHIR = (b"fhir", b"dicomweb")
 
 
 def application(mounts: Mounts, state: Callable[[], tuple[bool, str]], base: str) -> Application:
@@ -58,23 +67,28 @@ def application(mounts: Mounts, state: Callable[[], tuple[bool, str]], base: str
 
 
 class Connection(HttpToolsProtocol):
-    """An HTTP connection whose request lines and headers are bounded in time and size, which uvicorn does not do."""
+    """An HTTP connection whose request lines and headers are bounded in time and size, which uvicorn does not do; what
+    cannot be read is refused in the language of the mount it was meant for."""
 
     _late: asyncio.TimerHandle | None = None
     _head = 0
+    _start = b""
+    url = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
+        known = self._start if self._late is not None else b""
+        self._start = known + data[: max(0, _LINE_BYTES - len(known))]
         super().data_received(data)
         if self.transport.is_closing():
             return
         if self._late is not None:
             self._head += len(data)
             if self._head > HEAD_BYTES:
-                self._refuse(b"431 Request Header Fields Too Large")
+                self._refuse(_large(431))
         elif self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_head()  # something came that begins no request
 
@@ -82,6 +96,22 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         if self._late is None:
             self._wait_for_head()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) >= HEAD_BYTES:  # the parser ends here and asks for `send_400_response`
+            raise ValueError("the address is too long")
+
+    def send_400_response(self, msg: str) -> None:
+        """What to say of a request the parser gave up."""
+        line = None if self.url else _LINE.match(self._start)
+        if len(self.url) >= HEAD_BYTES:
+            self._refuse(_large(414))
+        elif line and line[1].decode() not in METHODS:
+            text = f"{line[1][:20].decode()} is not offered here; offered: {', '.join(METHODS)}"
+            self._refuse(Unsupported(text, http=405), line[2])
+        else:
+            self._refuse(Malformed("this is no HTTP request that can be read; look at its first line and its headers"))
 
     def on_headers_complete(self) -> None:
         self._end_waiting()
@@ -93,15 +123,39 @@ class Connection(HttpToolsProtocol):
 
     def _wait_for_head(self) -> None:
         self._head = 0
-        self._late = self.loop.call_later(HEAD_SECONDS, self._refuse, b"408 Request Timeout")
+        self._late = self.loop.call_later(HEAD_SECONDS, self._refuse, _SLOW)
 
     def _end_waiting(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
 
-    def _refuse(self, status: bytes) -> None:
+    def _refuse(self, error: PasserelleError, address: bytes = b"") -> None:
         self._end_waiting()
         if not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            self.transport.write(_refusal(error, address or self.url))
             self.transport.close()
+
+
+_SLOW = Malformed("the request line and the headers came too slowly; send them in one go", http=408, code="timeout")
+
+
+def _large(status: int) -> TooLarge:
+    what = "address" if status == HTTPStatus.REQUEST_URI_TOO_LONG else "request line and the headers"
+    text = f"the {what} may have {HEAD_BYTES // 1024} KiB; a long search is sent as POST to [type]/_search"
+    return TooLarge(text, http=status)
+
+
+def _refusal(error: PasserelleError, address: bytes) -> bytes:
+    """A whole HTTP answer after which the connection ends."""
+    mount = re.split(rb"[/?#]", address.lstrip(b"/"), maxsplit=1)[0]
+    if mount in _IN_FHIR:
+        answer = error_response(None, error)
+        headers, body = list(answer.headers), answer.body
+    else:
+        headers, body = [("content-type", "text/plain; charset=utf-8")], f"{error.diagnostics}\n".encode()
+    if error.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers.append(("allow", ", ".join(METHODS)))
+    headers += [("connection", "close"), ("content-length", str(len(body)))]
+    head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+    return (head + "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n").encode("latin-1") + body

@@ -18,6 +18,7 @@ from typing import Any
 
 from mappers import french
 from mappers.identity import Site
+from mappers.ins import fault
 from mappers.mapped import Loss
 
 Resource = Mapping[str, Any]
@@ -199,10 +200,7 @@ def _ins(patient: Resource, site: Site, notes: list[Loss]) -> tuple[str, str] | 
 
 def ins_key_holds(value: str) -> bool:
     """Whether a matricule INS has 13 characters and the two-digit key 97 - (N mod 97); 2A counts as 19, 2B as 18."""
-    department = {"2A": "19", "2B": "18"}.get(value[5:7], value[5:7])
-    body, key = value[:5] + department + value[7:13], value[13:]
-    digits = len(value) == 15 and body.isascii() and body.isdigit() and key.isascii() and key.isdigit()
-    return digits and int(key) == 97 - int(body) % 97
+    return not fault(value)
 
 
 def _local_ids(

@@ -16,6 +16,7 @@ from typing import Final
 from hl7v2.message import Message, Value
 from mappers.hl7v2_types_to_fhir import FR_V2_0203, Element, Notes, compact, hd_of, reps
 from mappers.identity import Site
+from mappers.ins import fault, shaped
 
 KINDS: Final = {
     "1.2.250.1.213.1.4.8": "INS-NIR",
@@ -25,7 +26,6 @@ KINDS: Final = {
 }
 """OID of the assigning authority -> type of the identifier in fr-core-cs-v2-0203."""
 TEST_OIDS: Final = ("1.2.250.1.213.1.4.10", "1.2.250.1.213.1.4.11")
-_SHAPE: Final = re.compile(r"[0-9]{5}([0-9]{2}|2[AB])[0-9]{6}([0-9]{2})?\Z")
 
 
 class Refused(Exception):
@@ -61,12 +61,6 @@ class Ins:
             system=self.system,
             value=self.value,
         )
-
-
-def key_of(body: str) -> str:
-    """The two-digit key of the 13 characters of an INS: 97 - (N mod 97), with 2A read as 19 and 2B as 18."""
-    digits = body[:5] + {"2A": "19", "2B": "18"}.get(body[5:7], body[5:7]) + body[7:]
-    return f"{97 - int(digits) % 97:02d}"
 
 
 def is_ins(cx: Value) -> bool:
@@ -143,13 +137,10 @@ def _checked(cx: Value, oid: str, where: str, location: str, notes: Notes) -> In
     if len(value) == 13 and len(cx.part(2).text) == 2:
         value += cx.part(2).text
         notes.add(f"{where}.2", "the key of the INS came apart, in CX-2")
-    if _SHAPE.match(value) and len(value) == 15:
-        if value[13:] == key_of(value[:13]):
-            return Ins(value, oid, where)
-        fault = f"the key of the INS is {value[13:]}, {key_of(value[:13])} was expected"
-    else:
-        fault = "an INS has 13 characters and a key of two digits"
+    wrong = fault(value)
+    if not wrong:
+        return Ins(value, oid, where)
     if oid not in TEST_OIDS:
-        raise Refused(fault, f"{location}^1", condition="102")
-    notes.add(f"{where}.1", f"{fault} (tolerated: test authority)")
-    return Ins(value, oid, where) if _SHAPE.match(value) and len(value) == 15 else None
+        raise Refused(wrong, f"{location}^1", condition="102")
+    notes.add(f"{where}.1", f"{wrong} (tolerated: test authority)")
+    return Ins(value, oid, where) if shaped(value) else None

@@ -300,6 +300,15 @@ def _lines(lines: Iterable[str]) -> bytes:
     return "".join(f"{line}\r\n" for line in lines).encode()
 
 
+def _begin(
+    imap: Imap, sessions: set[asyncio.Task[None]], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """One IMAP session as a task of ours: asyncio would print a traceback for one of its own that `run` cancels."""
+    task = asyncio.get_running_loop().create_task(imap.serve(reader, writer))
+    sessions.add(task)
+    task.add_done_callback(sessions.discard)
+
+
 async def run(settings: Settings, ready: Callable[[int, int], None], stop: asyncio.Event) -> None:
     """Serve until `stop` is set; `ready` is told the two ports (a port 0 is chosen by the system).
 
@@ -310,9 +319,9 @@ async def run(settings: Settings, ready: Callable[[int, int], None], stop: async
     with mailbox.lock(settings.data):
         post = _Post(settings)
         imap = Imap(post.box, settings.password)
-        loop = asyncio.get_running_loop()
+        loop, sessions = asyncio.get_running_loop(), set[asyncio.Task[None]]()
         smtp_side = await loop.create_server(partial(_Server, post), settings.host, settings.smtp_port)
-        imap_side = await asyncio.start_server(imap.serve, settings.host, settings.imap_port)
+        imap_side = await asyncio.start_server(partial(_begin, imap, sessions), settings.host, settings.imap_port)
         ready(smtp_side.sockets[0].getsockname()[1], imap_side.sockets[0].getsockname()[1])
         await stop.wait()
         for server in (smtp_side, imap_side):

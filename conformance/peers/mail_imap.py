@@ -72,10 +72,12 @@ class Imap:
         """One connection, from greeting to close."""
         session = _Session(reader, writer)
         writer.write(f"* OK [CAPABILITY {CAPABILITIES}] sandbox ready\r\n".encode())
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError, asyncio.LimitOverrunError):
-            while await self._turn(session):
-                await writer.drain()
-        writer.close()
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError, asyncio.LimitOverrunError):
+                while await self._turn(session):
+                    await writer.drain()
+        finally:
+            writer.close()
 
     async def _turn(self, session: _Session) -> bool:
         """Read one command and answer it; False when the connection ends."""

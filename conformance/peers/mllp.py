@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,6 +99,7 @@ class Peer:
         self._sockets: set[socket.socket] = set()
         self._queue: queue.Queue[bytes | None] = queue.Queue()
         self._numbers = itertools.count(1)
+        self._recorded = 0
         self._token = secrets.token_hex(4).upper()
         self._listening: socket.socket | None = None
         self.port = port
@@ -107,9 +108,14 @@ class Peer:
 
     def start(self) -> Peer:
         listening = socket.socket()
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(self._address)
-        listening.listen(64)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(self._address)
+            listening.listen(64)
+        except OSError:
+            listening.close()
+            raise
+        self._recorded = _highest(self._record)
         self.port = int(listening.getsockname()[1])
         self._listening = listening
         self._spawn(self._accept)
@@ -188,10 +194,10 @@ class Peer:
         """Record first, then say how to answer."""
         with self._changed:
             step = next(self._script, self._default)
-            number = len(self.received) + 1
             if self._record:
+                self._recorded += 1
                 self._record.mkdir(parents=True, exist_ok=True)
-                with (self._record / f"{number:06d}.hl7").open("wb") as file:
+                with (self._record / f"{self._recorded:06d}.hl7").open("xb") as file:
                     file.write(raw)
                     file.flush()
                     os.fsync(file.fileno())
@@ -254,6 +260,13 @@ class Peer:
                         return answer
             self._stopping.wait(0.1)
         return b""
+
+
+def _highest(record: Path | None) -> int:
+    """The number of the last recording an earlier run left in the folder; 0 when there is none."""
+    if record is None or not record.is_dir():
+        return 0
+    return max((int(path.stem) for path in record.glob("*.hl7") if path.stem.isdecimal()), default=0)
 
 
 def frames(sock: socket.socket) -> Iterator[bytes]:
@@ -377,7 +390,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         zam=options.zam,
         record=options.record,
     )
-    with peer:
+    try:
+        peer.start()
+    except OSError as problem:
+        print(f"mllp: port {options.port}: {problem.strerror or problem}", file=sys.stderr)
+        return 1
+    with closing(peer):
         print(f"listening on {options.host}:{peer.port} as {options.role}", flush=True)
         shown = 0
         while not stop.wait(0.05):

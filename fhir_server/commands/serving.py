@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 from fhir_server.commands.output import Failed
 from fhir_server.commands.settings import Args, loaded
@@ -45,9 +46,13 @@ def demo(args: Args) -> int:
     from fhir_server.demo import play, run
 
     if args.play:
-        return play.play()
+        return play.play(debug=args.debug)
     settings = loaded(args, run.DEFAULTS).settings
-    return run.run(settings, fresh=args.fresh, stop=until_signalled())
+    if args.smtp_port:
+        settings = replace(settings, smtp=f"127.0.0.1:{args.smtp_port}")
+    if args.imap_port:
+        settings = replace(settings, imap=f"127.0.0.1:{args.imap_port}")
+    return run.run(settings, fresh=args.fresh, stop=until_signalled(), dpi=args.dpi_port, pfi=args.pfi_port)
 
 
 def readyz(args: Args, url: str = "") -> int:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import queue
 import runpy
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+from fhir_server.config import ConfigError
+
 _PR_SET_PDEATHSIG = 1
+START_SECONDS = 15.0
 
 
 class Peers:
@@ -37,42 +41,43 @@ class Peers:
             ],
         }  # fmt: skip
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._said: dict[str, queue.SimpleQueue[bytes]] = {}
 
     def start(self) -> None:
+        """Returns when each says that it listens. Raises ConfigError when one does not."""
         for name in self._commands:
-            self.start_one(name)
-        self.wait()
+            self._start_one(name)
+        deadline = time.monotonic() + START_SECONDS
+        for name, said in self._said.items():
+            try:
+                line = said.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                line = b""
+            if not line:
+                raise ConfigError(self._silent(name))
 
-    def start_one(self, name: str) -> None:
-        """Start (again) one peer."""
+    def _start_one(self, name: str) -> None:
         (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self.processes[name] = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "fhir_server.demo.peers", *self._commands[name]],
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self.processes[name], self._said[name] = process, queue.SimpleQueue()
+        threading.Thread(target=_heard, args=(process, self._said[name]), name=f"peer-{name}", daemon=True).start()
 
-    def stop_one(self, name: str) -> None:
-        process = self.processes.pop(name)
-        process.terminate()
-        process.wait(10)
-
-    def wait(self, seconds: float = 15.0) -> None:
-        """Until every peer that was started accepts connections. Raises TimeoutError naming the port."""
-        deadline = time.monotonic() + seconds
-        names = ("dpi", "pfi", "mail", "mail")
-        for name, port in zip(names, self.ports, strict=True):
-            while name in self.processes:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    ended = self.processes[name].poll()
-                    if ended is not None or time.monotonic() > deadline:
-                        text = f"the demo's peer `{name}` does not listen on port {port}; is the port in use?"
-                        raise TimeoutError(text) from None
-                    time.sleep(0.02)
+    def _silent(self, name: str) -> str:
+        dpi, pfi, smtp, imap = self.ports
+        ports, options = {
+            "dpi": (f"port {dpi}", "--dpi-port"),
+            "pfi": (f"port {pfi}", "--pfi-port"),
+            "mail": (f"ports {smtp} and {imap}", "--smtp-port and --imap-port"),
+        }[name]
+        return (
+            f"the demo's peer `{name}` did not start on {ports}; stop the program that uses them, or choose others "
+            f"with {options}"
+        )
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -84,6 +89,15 @@ class Peers:
                 process.kill()
                 process.wait()
         self.processes.clear()
+
+
+def _heard(process: subprocess.Popen[bytes], said: queue.SimpleQueue[bytes]) -> None:
+    """Pass on a peer's first line, which it prints once it listens (b'' when it ends before); drop the others."""
+    assert process.stdout is not None
+    with process.stdout as lines:
+        said.put(lines.readline())
+        for _ in lines:
+            pass
 
 
 def received(folder: Path, name: str) -> list[bytes]:

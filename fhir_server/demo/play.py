@@ -6,6 +6,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from fhir_server.app import Server
 from fhir_server.config import Settings
 from fhir_server.demo import story
 from fhir_server.demo.run import DEFAULTS, peers_of
-from fhir_server.demo.story import Broken, World
+from fhir_server.demo.story import World
 
 
-def play() -> int:
-    """Tell the story, one line a step."""
+def play(*, debug: bool = False) -> int:
+    """Tell the story, one line a step. What breaks it is one line too; `debug` adds where in the program."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="passerelle-play-") as name:
         folder = Path(name)
@@ -50,8 +51,10 @@ def play() -> int:
                     imap=("127.0.0.1", imap),
                 )
             )
-        except (Broken, TimeoutError, OSError) as error:
-            print(f"the story broke: {error}", file=sys.stderr)
+        except Exception as error:
+            if debug:
+                traceback.print_exception(error)
+            print(f"the story broke: {story.told_of(error)}", file=sys.stderr)
             return 1
         finally:
             server.close()

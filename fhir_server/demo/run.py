@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -16,7 +17,8 @@ from fhir_server.config import ConfigError, Settings
 from fhir_server.context import SYSTEM
 from fhir_server.demo import people
 from fhir_server.demo.peers import Peers
-from fhir_server.demo.seed import REQUESTS, seed
+from fhir_server.demo.seed import REQUESTS, moved, seed
+from fhir_server.store import folder
 
 DPI_PORT, PFI_PORT, SMTP_PORT, IMAP_PORT = 2576, 2577, 1025, 1143
 SITES = tuple(tomllib.loads((Path(__file__).parent / "site.toml").read_text(encoding="utf-8"))["sites"])
@@ -34,24 +36,23 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def run(settings: Settings, *, fresh: bool, stop: threading.Event) -> int:
-    """Serve the demo until `stop`."""
+def run(settings: Settings, *, fresh: bool, stop: threading.Event, dpi: int = DPI_PORT, pfi: int = PFI_PORT) -> int:
+    """Serve the demo until `stop`. Raises Unavailable while another process serves the folder, ConfigError for a port
+    in use; nothing was deleted then."""
     began = time.monotonic()
     data = Path(settings.data_dir).resolve()
-    if fresh and data.exists():
-        _forget(data)
-    data.mkdir(parents=True, exist_ok=True)
     server = Server(settings)
-    peers = peers_of(settings, data / "peers", settings.mllp_port)
+    peers = peers_of(settings, data / "peers", settings.mllp_port, dpi, pfi)
+    _prepare(server, data, peers.ports, fresh=fresh)
     try:
         peers.start()
         ports = server.start()
+        hospital = (f"127.0.0.1:{dpi}", f"127.0.0.1:{pfi}")
         if is_empty(server):
-            seed(server.hub, f"127.0.0.1:{peers.ports[0]}", f"127.0.0.1:{peers.ports[1]}")
-        print(_table(settings, ports, time.monotonic() - began), flush=True)
+            seed(server.hub, *hospital)
+        moved(server.hub, *hospital)
+        print(_table(settings, ports, (dpi, pfi), time.monotonic() - began), flush=True)
         stop.wait()
-    except TimeoutError as error:
-        raise ConfigError(str(error)) from error
     finally:
         print("stopping ...", file=sys.stderr)
         server.close()
@@ -71,17 +72,65 @@ def is_empty(server: Server) -> bool:
         return snapshot.get("ServiceRequest", REQUESTS[-1][0]) is None
 
 
-def _forget(data: Path) -> None:
-    """Delete an earlier demo's folder, and nothing that is not one."""
+def _prepare(server: Server, data: Path, peers: tuple[int, int, int, int], *, fresh: bool) -> None:
+    """See that nobody serves the folder and that every port is free; only then forget, when that was asked for."""
+    if fresh and data.exists():
+        _only_ours(data)
+    with folder.DataFolderLock(data):
+        _ports_free(server, peers)
+        if fresh:
+            _forget(data)
+
+
+def _ports_free(server: Server, peers: tuple[int, int, int, int]) -> None:
+    """Raises ConfigError naming the port and the remedy. One taken a moment later is found by its listener."""
+    settings = server.settings
+    wanted = [
+        ("127.0.0.1", port, f"the demo's {name}", f"--{option}-port")
+        for port, name, option in zip(
+            peers,
+            ("DPI", "platform (PFI)", "mail sandbox, SMTP", "mail sandbox, IMAP"),
+            ("dpi", "pfi", "smtp", "imap"),
+            strict=True,
+        )
+    ]
+    ours = [("api", settings.http_port, "http_port"), ("dicom", settings.dicom_port, "dicom_port")]
+    ours += [("mllp", port.port, port.name or "mllp_port") for port in server.hl7_ports]
+    for duty, port, name in ours:
+        if duty in settings.duties and port:
+            option = f"--{name.replace('_', '-')}" if name.endswith("_port") else "hl7_ports"
+            wanted.append((settings.bind, port, name, option))
+    for host, port, name, option in wanted:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise ConfigError(
+                    f"port {port} ({name}) cannot be opened: {error.strerror or error}; stop the program that uses it, "
+                    f"or choose another port with {option}"
+                ) from error
+
+
+def _only_ours(data: Path) -> None:
+    """Raises ConfigError for a folder that is no demo's."""
     known = {"passerelle.db", "passerelle.db-wal", "passerelle.db-shm", "passerelle.lock"}
-    known |= {"blobs", "spool", "peers", "backups", "later"}
+    known |= {"blobs", "spool", "peers", "backups", "later", "jobs"}
     strange = [path.name for path in data.iterdir() if path.name not in known]
     if strange:
         raise ConfigError(f"{data} holds {strange[0]}, which no demo made; --fresh deletes demo folders only")
-    shutil.rmtree(data)
 
 
-def _table(settings: Settings, ports: Ports, seconds: float) -> str:
+def _forget(data: Path) -> None:
+    """Delete what an earlier demo left; its lock, which the caller holds, stays."""
+    for path in data.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != folder.NAME:
+            path.unlink()
+
+
+def _table(settings: Settings, ports: Ports, hospital: tuple[int, int], seconds: float) -> str:
     web = f"http://{settings.bind}:{ports.http}"
     expert = "Authorization: Bearer demo:garnier"
     lines = [
@@ -97,7 +146,7 @@ def _table(settings: Settings, ports: Ports, seconds: float) -> str:
         ),
         f"  DICOM          dicom://{settings.ae_title}@{settings.bind}:{ports.dicom}     C-STORE, C-ECHO",
         f"  Mail sandbox   SMTP {settings.smtp}, IMAP {settings.imap} (any user @ch-demo.mssante.fr, any password)",
-        f"  Partners       DPI mllp://127.0.0.1:{DPI_PORT}, platform (PFI) mllp://127.0.0.1:{PFI_PORT}",
+        f"  Partners       DPI mllp://127.0.0.1:{hospital[0]}, platform (PFI) mllp://127.0.0.1:{hospital[1]}",
         "",
         f"  {len(people.PATIENTS)} patients, requests demo-01 to demo-09 in every state. Try:",
         "",

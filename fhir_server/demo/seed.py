@@ -66,6 +66,18 @@ def seed(hub: Hub, dpi: str, pfi: str) -> None:
             _step(hub, step, key, me, caller(expert, group))
 
 
+def moved(hub: Hub, dpi: str, pfi: str) -> None:
+    """The hospital's endpoints point to the ports its peers have this time."""
+    changes = []
+    for wanted in people.structures(dpi, pfi):
+        if wanted["resourceType"] == "Endpoint":
+            stored = _stored(hub, f"Endpoint/{wanted['id']}")
+            if stored["address"] != wanted["address"]:
+                changes.append(Change("update", "Endpoint", wanted["id"], stored | {"address": wanted["address"]}))
+    if changes:
+        apply(hub, SYSTEM, changes)
+
+
 def caller(key: str, group: str = "") -> Caller:
     """The demo's person as a Caller."""
     person = next(p for p in people.PROFESSIONALS if p[0] == key)

@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode
 
 from dicom_node import archive, sample, scu
 from dicom_node.header import Identifier
+from fhir_server.config import ConfigError
 from fhir_server.demo import people
 from fhir_server.demo.peers import received
 from hl7v2 import ack, mllp
@@ -70,8 +71,17 @@ def tell(world: World) -> None:
     """The whole story in order."""
     for number, (title, step) in enumerate(STEPS, 1):
         began = time.monotonic()
-        said = step(world)
+        try:
+            said = step(world)
+        except Exception as error:
+            raise Broken(f"step {number}. {title}: {told_of(error)}") from error
         world.say(f"{number}. {title}: {said} ({time.monotonic() - began:.1f} s)")
+
+
+def told_of(error: Exception) -> str:
+    """A fault in one line; of a defect also its kind, since its text alone says little."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, Broken | OSError | ConfigError) else f"{type(error).__name__}: {words}"
 
 
 def people_arrive(world: World) -> str:

@@ -23,6 +23,8 @@ from fhir_server.patients.traits import fold, strict_traits
 from fhir_server.store.engine import Store
 from fhir_server.store.instances import Instance, Study, StudyFilter
 from fhir_server.store.session import Tx
+from fhir_server.teleexpertise.accession import bare_or_ours, number_queries
+from fhir_server.teleexpertise.case import is_case
 from mappers.dicom_to_fhir import accession, imaging_study, patient_ids, study_id, study_record
 from mappers.identity import Site
 
@@ -104,13 +106,10 @@ def _same_person(patient: Resource, header: Header) -> bool:
 
 
 def _requests(number: str, view: View, sites: Sites) -> list[Resource]:
-    found: dict[str, Resource] = {}
-    for site in sites.all:
-        for namespace in site.namespaces:
-            if namespace.kind == "ACSN":
-                for request in view.find("ServiceRequest", identity.identifier_query(namespace.fhir_system, number)):
-                    found[request["id"]] = request
-    return list(found.values())
+    """Who has the number, in a namespace of ours or without one; when a téléexpertise has it, that alone."""
+    found = {one["id"]: one for query in number_queries(number, sites) for one in view.find("ServiceRequest", query)}
+    holders = [one for one in found.values() if any(held["value"] == number for _, held in bare_or_ours(one, sites))]
+    return [one for one in holders if is_case(one)] or holders
 
 
 def resource(study: Study, instances: list[Instance], found: Found, sites: Sites) -> Resource:

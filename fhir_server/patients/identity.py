@@ -15,8 +15,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from fhir_server.context import View
-from fhir_server.errors import Conflict, Invalid
-from fhir_server.patients.sites import INS_SYSTEMS, TEST_INS, Sites
+from fhir_server.patients.sites import Sites, is_ins
 from fhir_server.patients.traits import BIRTH_PLACE, agree, birth_name, doubt, strict_traits
 
 Patient = dict[str, Any]
@@ -58,7 +57,7 @@ def qualified_ins(patient: Patient) -> Key | None:
     if status_of(patient) not in QUALIFIED:
         return None
     for identifier in patient.get("identifier", ()):
-        if identifier.get("system") in INS_SYSTEMS and identifier.get("use", "official") == "official":
+        if is_ins(identifier) and identifier.get("use", "official") == "official":
             return (identifier["system"], identifier["value"]) if identifier.get("value") else None
     return None
 
@@ -86,8 +85,17 @@ def keys(patient: Patient, sites: Sites) -> list[Key]:
 
 
 def is_doubtful(patient: Patient) -> bool:
-    """Whether the record is tagged "à rapprocher"."""
-    return any(tag.get("code") == RECONCILE_TAG["code"] for tag in patient.get("meta", {}).get("tag", ()))
+    """Whether the record is tagged "à rapprocher"; the letter case is ignored, as a search ignores it."""
+    codes = (str(tag.get("code", "")) for tag in patient.get("meta", {}).get("tag", ()))
+    return any(code.strip().casefold() == RECONCILE_TAG["code"] for code in codes)
+
+
+def dormant_ins(patient: Patient, before: Patient | None) -> Key | None:
+    """The INS an inactive record says it has and did not have `before` (what is stored): nobody else's, then."""
+    ins = qualified_ins(patient)
+    if ins is None or patient.get("active", True) or (before is not None and qualified_ins(before) == ins):
+        return None
+    return ins
 
 
 # --- looking people up -----------------------------------------------------------------------------------------------
@@ -144,7 +152,7 @@ def patient_at(view: View, key: Key) -> list[Patient]:
         for patient in view.find("Patient", claim_query(key))
         if patient.get("active", True)
         and not is_doubtful(patient)
-        and (system not in INS_SYSTEMS or qualified_ins(patient) == key)
+        and (not is_ins({"system": system}) or qualified_ins(patient) == key)
         and any(
             i.get("system") == system and i.get("value") == value and i.get("use") != "old"
             for i in patient.get("identifier", ())
@@ -166,7 +174,7 @@ def match(view: View, patient: Patient, sites: Sites, *, identity_change: bool =
     if by_local and by_ins and by_local[0]["id"] != by_ins[0]["id"]:
         return _doubt(view, patient, sites, "the local identifier and the INS point at two people")
     if by_local:
-        reason = "" if identity_change else _change_of(by_local[0], patient)
+        reason = "" if identity_change else change_of(by_local[0], patient)
         if reason:
             return _doubt(view, patient, sites, f"the local identifier is known with {reason}")
         return Match("same", f"Patient/{by_local[0]['id']}")
@@ -192,7 +200,7 @@ def _doubt(view: View, patient: Patient, sites: Sites, reason: str) -> Match:
     return Match("reconcile", "", reason)
 
 
-def _change_of(stored: Patient, incoming: Patient) -> str:
+def change_of(stored: Patient, incoming: Patient) -> str:
     """What of a known identity an incoming one would turn into somebody else's; '' for nothing."""
     mine, theirs = qualified_ins(stored), qualified_ins(incoming)
     if mine and theirs and mine != theirs and not _succeeds(stored, incoming):
@@ -215,7 +223,7 @@ def merged(stored: Patient, incoming: Patient, *, identity_change: bool = False)
     A qualified identity keeps its INS, status and strict traits against a message that does not qualify it: silence
     takes nothing away. A message that says a lower status takes the INS away. `merge_notes` tells either.
     """
-    if not identity_change and _keeps(stored, incoming):
+    if not identity_change and keeps(stored, incoming):
         incoming = _without_traits(stored, incoming)
     out = {key: value for key, value in stored.items() if key != "text"}
     said = {identifier.get("system") for identifier in incoming.get("identifier", ())}
@@ -225,8 +233,8 @@ def merged(stored: Patient, incoming: Patient, *, identity_change: bool = False)
     out |= {key: value for key, value in incoming.items() if key not in ("id", "identifier", "extension", "meta")}
     out["extension"] = list(extensions.values())
     out["identifier"] = list(incoming.get("identifier", ())) + _retired(kept, qualified_ins(incoming))
-    if qualified_ins(out) is None:
-        out["identifier"] = [i for i in out["identifier"] if i.get("system") not in INS_SYSTEMS]
+    if qualified_ins(out) is None or is_doubtful(incoming):
+        out["identifier"] = [i for i in out["identifier"] if not is_ins(i)]
     for empty in [key for key in ("identifier", "extension") if not out[key]]:
         del out[empty]
     return out
@@ -237,7 +245,7 @@ def merge_notes(stored: Patient, incoming: Patient, *, identity_change: bool = F
     ins = qualified_ins(stored)
     if ins and qualified_ins(merged(stored, incoming, identity_change=identity_change)) is None:
         return (f"Patient.identifier: the identity is {status_of(incoming)}, no longer qualified: its INS is removed",)
-    if identity_change or not _keeps(stored, incoming):
+    if identity_change or not keeps(stored, incoming):
         return ()
     kept = _without_traits(stored, incoming)
     out = []
@@ -252,7 +260,8 @@ def merge_notes(stored: Patient, incoming: Patient, *, identity_change: bool = F
     return tuple(out)
 
 
-def _keeps(stored: Patient, incoming: Patient) -> bool:
+def keeps(stored: Patient, incoming: Patient) -> bool:
+    """Whether a qualified identity meets silence: no usable INS and no lower status."""
     silent = status_of(incoming) in (*QUALIFIED, "")
     return qualified_ins(stored) is not None and qualified_ins(incoming) is None and silent
 
@@ -270,7 +279,7 @@ def _without_traits(stored: Patient, incoming: Patient) -> Patient:
     kept = {extension["url"]: extension for extension in stored.get("extension", ())}
     fixed = {url: kept[url] for url in (RELIABILITY, BIRTH_PLACE) if url in kept}
     out["extension"] = [*fixed.values(), *(e for e in incoming.get("extension", ()) if e["url"] not in fixed)]
-    out["identifier"] = [i for i in incoming.get("identifier", ()) if i.get("system") not in INS_SYSTEMS]
+    out["identifier"] = [i for i in incoming.get("identifier", ()) if not is_ins(i)]
     return out
 
 
@@ -280,7 +289,7 @@ def _retired(kept: list[dict[str, Any]], ins: Key | None) -> list[dict[str, Any]
         return kept
     out = []
     for identifier in kept:
-        if identifier.get("system") not in INS_SYSTEMS or identifier.get("use") == "old":
+        if not is_ins(identifier) or identifier.get("use") == "old":
             out.append(identifier)
         elif (identifier["system"], ins[0]) == (_NIA, _NIR):
             out.append({**identifier, "use": "old"})
@@ -294,77 +303,14 @@ def _birth_place(patient: Patient) -> Any:
 def to_reconcile(patient: Patient, reason: str) -> Patient:
     """The same Patient without its INS (it belongs to someone else until a person decides), tagged and explained."""
     out = dict(patient)
-    out["identifier"] = [i for i in patient.get("identifier", ()) if i.get("system") not in INS_SYSTEMS]
+    out["identifier"] = [i for i in patient.get("identifier", ()) if not is_ins(i)]
     if not out["identifier"]:
         del out["identifier"]
     out["meta"] = dict(patient.get("meta", {})) | {"tag": [*patient.get("meta", {}).get("tag", ()), RECONCILE_TAG]}
     return out
 
 
-# --- what may not be written -----------------------------------------------------------------------------------------
-
-
-def check_mode(patient: Patient, sites: Sites, view: View | None = None) -> None:
-    """A production site refuses test and demonstration INS. Raises Invalid naming the identifier.
-
-    The site is the one whose namespace a local identifier is of, else the managing organization's. When that cannot be
-    told, one production site among all is enough to refuse.
-    """
-    reference = patient.get("managingOrganization", {}).get("reference", "")
-    organization = view.get(reference) if view and reference else None
-    owners = sites.owners(patient, organization) or sites.all
-    site = next((site for site in owners if site.mode == "production"), None)
-    if site is None:
-        return
-    for index, identifier in enumerate(patient.get("identifier", ())):
-        if str(identifier.get("system", "")).removeprefix("urn:oid:") in TEST_INS:
-            raise Invalid(
-                f"{identifier['system']} is a test or demonstration INS and {site.name} is a production site; "
-                "send the real INS or leave it out",
-                expression=f"Patient.identifier[{index}]",
-                code="value",
-            )
-
-
-def check_ins(patient: Patient) -> None:
-    """An INS goes with a qualified identity and there is one in force (référentiel INS; FR Core fr-core-1, fr-core-2).
-
-    HL7 v2 messages lose such an INS and are taken; a FHIR client is told, since it can send the resource again. Raises
-    Invalid (422) naming the identifier.
-    """
-    ins = qualified_ins(patient)
-    for index, identifier in enumerate(patient.get("identifier", ())):
-        if identifier.get("system") not in INS_SYSTEMS:
-            continue
-        if ins is None:
-            text = (
-                "an INS is kept on a qualified identity only: say identityStatus VALI (or QUAL) in the extension "
-                "fr-core-identity-reliability with the INS as use `official`, or leave the INS out"
-            )
-        elif identifier.get("use") != "old" and (identifier["system"], identifier.get("value")) != ins:
-            text = "a Patient has one INS in force; give any other the use `old` or leave it out"
-        else:
-            continue
-        raise Invalid(text, expression=f"Patient.identifier[{index}]", code="business-rule")
-
-
-def check_update(stored: Patient, incoming: Patient) -> None:
-    """What a FHIR update may not do to a qualified identity: give it another INS, turn it into somebody else, or let
-    the qualification fall by leaving it out. Raises Conflict (409) or Invalid (422).
-
-    A qualification is taken away by saying so: a lower identityStatus and no INS; then the identity can be corrected
-    and qualified again. A record that is set inactive keeps what it had or not, as its sender says.
-    """
-    mine, theirs = qualified_ins(stored), qualified_ins(incoming)
-    if mine is None or not incoming.get("active", True) or is_doubtful(stored):
-        return
-    remedy = "take the qualification away first (identityStatus PROV, no INS), or send the change of identity (A47)"
-    if theirs is None and _keeps(stored, incoming):
-        text = f"Patient/{stored['id']} is a qualified identity: send its INS and identityStatus back; or {remedy}"
-        raise Invalid(text, expression="Patient.extension", code="business-rule")
-    if reason := _change_of(stored, incoming):
-        text = f"Patient/{stored['id']} is a qualified identity and this has {reason}; {remedy}"
-        raise Conflict(text, expression="Patient.identifier" if "INS" in reason else "Patient")
+# --- of pairs and lists ----------------------------------------------------------------------------------------------
 
 
 def _by_system(pairs: Iterable[Key]) -> Mapping[str, set[str]]:

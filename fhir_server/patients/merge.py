@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from fhir_server.context import Caller, View
 from fhir_server.patients import identity
-from fhir_server.patients.sites import INS_SYSTEMS
+from fhir_server.patients.sites import is_ins
 
 Resource = dict[str, Any]
 Kind = Literal["fusion", "deplacement"]
@@ -147,7 +147,7 @@ def given_up_for(view: View, key: tuple[str, str], *, renumbered: bool = True) -
 def without_ins(patient: Resource) -> Resource:
     """The same Patient without any INS."""
     out = dict(patient)
-    out["identifier"] = [one for one in patient.get("identifier", ()) if one.get("system") not in INS_SYSTEMS]
+    out["identifier"] = [one for one in patient.get("identifier", ()) if not is_ins(one)]
     if not out["identifier"]:
         del out["identifier"]
     return out

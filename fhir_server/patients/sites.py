@@ -34,6 +34,7 @@ from __future__ import annotations
 import zoneinfo
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from fhir_server.config import ConfigError
@@ -46,6 +47,7 @@ _INS: tuple[tuple[NamespaceKind, str], ...] = (
     ("INS-NIR-DEMO", "1.2.250.1.213.1.4.11"),
 )
 TEST_INS = frozenset({"1.2.250.1.213.1.4.10", "1.2.250.1.213.1.4.11"})
+_INS_OIDS = frozenset(oid for _, oid in _INS)
 _AUTHORITY = {"INS-NIA": "ASIP-SANTE-INS-NIA"}
 _KINDS: Mapping[str, NamespaceKind] = {"PI": "PI", "VN": "VN", "AN": "AN", "ACSN": "ACSN"}
 _REQUIRED = ("key", "name", "finess_eg", "finess_ej", "mode", "application", "facility")
@@ -63,6 +65,28 @@ INS_NAMESPACES: tuple[Namespace, ...] = tuple(
 )
 _FINESS, _IDNST = "https://finess.esante.gouv.fr", "urn:oid:1.2.250.1.71.4.2.2"
 INS_SYSTEMS = frozenset(ns.fhir_system for ns in INS_NAMESPACES)
+_LONGEST_SYSTEM = 300
+
+
+@lru_cache(maxsize=4096)
+def _plain(system: str) -> str:
+    return "".join(system.split()).casefold().removeprefix("urn:oid:")
+
+
+def plain_system(system: object) -> str:
+    """An Identifier.system or OID as it is compared: without blanks, letter case and `urn:oid:`; '' for none."""
+    text = str(system or "")
+    return _plain(text) if len(text) <= _LONGEST_SYSTEM else text
+
+
+def is_ins(identifier: Mapping[str, Any]) -> bool:
+    """Whether an Identifier is an INS, real, test or demonstration, however its system is spelled."""
+    return plain_system(identifier.get("system")) in _INS_OIDS
+
+
+def is_test_ins(identifier: Mapping[str, Any]) -> bool:
+    """Whether an Identifier is a test or demonstration INS, however its system is spelled."""
+    return plain_system(identifier.get("system")) in TEST_INS
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,28 +127,36 @@ class Sites:
         return None
 
     def of_system(self, system: str) -> tuple[Site, Namespace] | None:
-        """The site and namespace of an Identifier.system (INS systems belong to the default site)."""
+        """The site and namespace of an Identifier.system, however spelled (INS systems are the default site's)."""
+        wanted = plain_system(system)
         for site in (self.default, *self.all):
             for namespace in site.namespaces:
-                if namespace.fhir_system == system:
+                if plain_system(namespace.fhir_system) == wanted:
                     return site, namespace
         return None
 
+    def of_organization(self, organization: Mapping[str, Any]) -> Site | None:
+        """The site an Organization is, by its id or its FINESS (EG, EJ or IDNST)."""
+        if site := next((site for site in self.all if site.key == organization.get("id")), None):
+            return site
+        found = (self.of_finess(_finess(one)) for one in organization.get("identifier", ()))
+        return next((site for site in found if site), None)
+
     def owners(self, patient: Mapping[str, Any], organization: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
-        """The sites a Patient is of: those whose namespaces its identifiers in force are in, else the one of its
+        """The sites a Patient is of: those whose namespaces its identifiers in force are in and the one of its
         managingOrganization; empty when that cannot be told. `organization` is the stored resource that names."""
         found = {}
         for identifier in patient.get("identifier", ()):
             owner = self.of_system(identifier.get("system", "")) if identifier.get("use") != "old" else None
             if owner and owner[1] not in INS_NAMESPACES:
                 found[owner[0].key] = owner[0]
-        if found:
-            return tuple(found.values())
         managing = patient.get("managingOrganization", {})
-        named = [site for site in self.all if managing.get("reference") == f"Organization/{site.key}"]
-        identifiers = [managing.get("identifier", {}), *(organization or {}).get("identifier", ())]
-        named += [site for one in identifiers if (site := self.of_finess(_finess(one)))]
-        return tuple(named[:1])
+        said = {"id": managing.get("reference", "").removeprefix("Organization/")}
+        by_name = {"identifier": [managing.get("identifier", {})]}
+        for house in (said, by_name, organization or {}):
+            if site := self.of_organization(house):
+                found[site.key] = site
+        return tuple(found.values())
 
 
 def load_sites(tables: Iterable[Mapping[str, Any]], default_key: str = "") -> Sites:

@@ -178,10 +178,10 @@ def _partners_forget(hub: Hub, caller: Caller, args: Args) -> Any:
     return {"name": name, "forgotten": gone}
 
 
-def _job_show(_: Hub, __: Caller, args: Args) -> Any:
-    job = _JOBS.get(args.get("id", ""))
+def _job_show(hub: Hub, _: Caller, args: Args) -> Any:
+    job = _JOBS.get(hub, args.get("id", ""))
     if job is None:
-        raise NotFound("no such job runs in this process; a restart forgets them")
+        raise NotFound("no such job is known; the last twenty are remembered")
     return asdict(job)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from fhir_server.errors import Invalid
 from fhir_server.patients.identity import identifier_query
@@ -21,25 +21,15 @@ Claims = tuple[tuple[str, str], ...]
 _TRIES = 100
 
 
-def with_accession(request: Resource, ctx: Context) -> tuple[Resource, Claims]:
-    """The request with an accession number, and the claims that keep it its own.
+def with_accession(before: Resource | None, request: Resource, ctx: Context) -> tuple[Resource, Claims]:
+    """The request of a téléexpertise with an accession number, and the claims that keep it its own.
 
     Raises Invalid for one that does not fit into DICOM or that another request has.
     """
-    claims: list[tuple[str, str]] = []
-    for index, identifier in accessions(request, ctx.sites):
-        where = f"ServiceRequest.identifier[{index}].value"
-        value = identifier["value"]
-        if len(value) > LENGTH:
-            text = f"an accession number has at most {LENGTH} characters (DICOM SH); leave it out to get one"
-            raise Invalid(text, expression=where, code="value")
-        found = list(_queries(identifier.get("system", ""), value, ctx.sites))
-        if _taken(found, request, ctx):
-            raise Invalid(f"another request has the accession number {value}", expression=where, code="duplicate")
-        claims += [("ServiceRequest", query) for query in found]
+    claims = _checked(before, request, accessions(request, ctx.sites), ctx)
     namespace = namespace_of(ctx.sites.default, "ACSN")
-    if claims or namespace is None:
-        return request, tuple(claims)
+    if namespace is None or any(accessions(request, ctx.sites)):
+        return request, claims
     for attempt in range(_TRIES):
         value = _own(request["id"], attempt)
         found = list(_queries(namespace.fhir_system, value, ctx.sites))
@@ -48,6 +38,51 @@ def with_accession(request: Resource, ctx: Context) -> tuple[Resource, Claims]:
     made = {"type": ACSN, "system": namespace.fhir_system, "value": value}
     numbered = {**request, "identifier": [*request.get("identifier", []), made]}
     return numbered, tuple(("ServiceRequest", query) for query in found)
+
+
+def check_accessions(before: Resource | None, request: Resource, ctx: Context) -> Claims:
+    """The claims of a request that is no téléexpertise on the numbers that images know ours by. Raises Invalid."""
+    return _checked(before, request, bare_or_ours(request, ctx.sites), ctx)
+
+
+def _checked(before: Resource | None, request: Resource, found: Iterable[tuple[int, Resource]], ctx: Context) -> Claims:
+    """One that is left as it was is not looked at again: what another request does never blocks this one."""
+    kept = {(one.get("system", ""), one["value"]) for _, one in accessions(before or {}, ctx.sites)}
+    claims: list[tuple[str, str]] = []
+    for index, identifier in found:
+        system, value = identifier.get("system", ""), identifier["value"]
+        if (system, value) in kept:
+            continue
+        where = f"ServiceRequest.identifier[{index}].value"
+        if refused := misspelt(value):
+            raise Invalid(f"{refused}; leave it out to get one", expression=where, code="value")
+        queries = list(_queries(system, value, ctx.sites))
+        if _taken(queries, request, ctx):
+            raise Invalid(f"another request has the accession number {value}", expression=where, code="duplicate")
+        claims += [("ServiceRequest", query) for query in queries]
+    return tuple(claims)
+
+
+def misspelt(value: str) -> str:
+    """Why a number cannot stand in (0008,0050) as it is, or '': PS3.5 6.2 (SH), whose outer spaces say nothing."""
+    if len(value) > LENGTH:
+        return f"an accession number has at most {LENGTH} characters (DICOM SH)"
+    if value != value.strip():
+        return "an accession number neither begins nor ends with a space (DICOM SH)"
+    if "\\" in value or not value.isprintable():
+        return "an accession number holds no backslash and no control or invisible character (DICOM SH)"
+    return ""
+
+
+def bare_or_ours(request: Resource, sites: Sites) -> Iterator[tuple[int, Resource]]:
+    """Those of the accession numbers that images know: in a namespace of ours, or without any."""
+    own = ("", *_own_systems(sites))
+    return ((index, one) for index, one in accessions(request, sites) if one.get("system", "") in own)
+
+
+def number_queries(value: str, sites: Sites) -> Iterator[str]:
+    """Where the number that images carry may stand: in each of our namespaces, or bare."""
+    return _queries("", value, sites)
 
 
 def accessions(request: Resource, sites: Sites) -> Iterator[tuple[int, Resource]]:

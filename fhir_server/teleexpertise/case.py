@@ -65,20 +65,20 @@ def is_case(request: Mapping[str, Any]) -> bool:
 
 
 def case_by_basis(before: Resource | None, after: Resource, name: str, view: View) -> Resource | None:
-    """The téléexpertise a resource belongs to by basedOn, and cannot leave. Raises Invalid for two at once."""
-    for resource in (before, after):
-        cases = [found for key in based_on(resource or {}) if is_case(found := view.get(key) or {})]
-        if len(cases) > 1:
-            text = f"a {name} belongs to one téléexpertise, not to {len(cases)}"
-            raise Invalid(text, expression=f"{name}.basedOn")
-        if cases:
-            return cases[0]
-    return None
+    """The téléexpertise a resource belongs to by basedOn. Raises Invalid for two at once."""
+    wanted, held = (
+        [found for key in based_on(resource or {}) if is_case(found := view.get(key) or {})]
+        for resource in (after, before)
+    )
+    if len(wanted) > 1:
+        text = f"a {name} belongs to one téléexpertise, not to {len(wanted)}"
+        raise Invalid(text, expression=f"{name}.basedOn")
+    return next(iter([*wanted, *held]), None)
 
 
 def based_on(resource: Mapping[str, Any]) -> list[str]:
-    """The ServiceRequests a resource is based on."""
-    references = (item.get("reference", "") for item in resource.get("basedOn", ()))
+    """The ServiceRequests a resource is based on, whatever version it names of them."""
+    references = (item.get("reference", "").split("/_history/")[0] for item in resource.get("basedOn", ()))
     return list(dict.fromkeys(reference for reference in references if reference.startswith("ServiceRequest/")))
 
 

@@ -17,6 +17,9 @@ from fhir_server.teleexpertise.case import Context, Resource
 
 SCOPE = "treatment"
 """Consent.scope of what concerns care (consentscope); an opposition to the DMP is of scope patient-privacy."""
+SCOPES = "http://terminology.hl7.org/CodeSystem/consentscope"
+# To be treated, or to have one's data shared: both agree to an opinion asked of somebody else; research does not.
+_COVERING = frozenset({SCOPE, "patient-privacy"})
 
 
 def consent_of(request: Resource, ctx: Context, *, at: datetime | None = None) -> Resource | None:
@@ -28,7 +31,12 @@ def consent_of(request: Resource, ctx: Context, *, at: datetime | None = None) -
     named = [found for key in _named(request) if (found := ctx.view.get(key)) and _of_patient(found, request)]
     refusals = [found for found in [*named, *_recorded(request, ctx)] if _refuses(found) and _in_force(found, at, ctx)]
     for consent in named:
-        if not _refuses(consent) and _in_force(consent, at, ctx) and _given(consent, request, ctx):
+        if (
+            not _refuses(consent)
+            and not _uncovering(consent)
+            and _in_force(consent, at, ctx)
+            and _given(consent, request, ctx)
+        ):
             later = [refusal for refusal in refusals if _start(refusal, ctx) >= _start(consent, ctx)]
             if not later:
                 return consent
@@ -41,10 +49,11 @@ def need_consent(request: Resource, ctx: Context) -> tuple[Resource, tuple[tuple
     """The consent a request goes out with, and the claim that no refusal stands beside it. Raises RuleBroken."""
     consent = consent_of(request, ctx, at=ctx.now)
     if consent is None:
+        why = "".join(f"{word}; " for key in _named(request) if (word := _uncovering(ctx.view.get(key) or {})))
         raise RuleBroken(
-            "no consent of the patient is recorded: send an active Consent of this patient that permits, is in force "
-            "and that the request names in supportingInfo, or set the draft guide's patientConsent extension to true "
-            "(which counts only when no refusal is recorded); until then the request can be kept as draft",
+            f"{why}no consent of the patient is recorded: send an active Consent of this patient that permits, is in "
+            "force and that the request names in supportingInfo, or set the draft guide's patientConsent extension to "
+            "true (which counts only when no refusal is recorded); until then the request can be kept as draft",
             expression="ServiceRequest.supportingInfo",
         )
     return consent, (("Consent", _query(request)),)
@@ -71,7 +80,26 @@ def _of_patient(consent: Resource, request: Resource) -> bool:
 
 
 def _refuses(consent: Mapping[str, Any]) -> bool:
-    return bool(consent.get("provision", {}).get("type", "permit") != "permit")
+    """A refusal, whole or in part: which part would be a person's to read."""
+    root = consent.get("provision", {})
+    return bool(root.get("type", "permit") != "permit") or _denies_within(root)
+
+
+def _denies_within(provision: Mapping[str, Any]) -> bool:
+    return any(one.get("type") == "deny" or _denies_within(one) for one in provision.get("provision", ()))
+
+
+def _uncovering(consent: Resource) -> str:
+    """Why an agreement does not cover a téléexpertise whatever its dates, or ''."""
+    if not consent:
+        return ""
+    name = f"Consent/{consent['id']}"
+    codings = consent.get("scope", {}).get("coding", ())
+    if not any(one.get("system") == SCOPES and one.get("code") in _COVERING for one in codings):
+        return f"{name} is not about care: its scope is neither treatment nor patient-privacy ({SCOPES})"
+    if consent.get("provision", {}).get("provision"):
+        return f"{name} has provisions within its provision, exceptions that are not interpreted here"
+    return ""
 
 
 def _declared(request: Resource, ctx: Context) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from fhir_server.patients import merge
 from fhir_server.teleexpertise import exchange, opinion, protection, request
+from fhir_server.teleexpertise.belonging import stays_in_case
 from fhir_server.teleexpertise.case import Consequences as Consequences
 from fhir_server.teleexpertise.case import Context as Context
 from fhir_server.teleexpertise.case import Resource
@@ -32,6 +33,7 @@ _RULES: Mapping[str, Rule] = {
 def consequences(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
     """Guards and consequences of writing `after` over `before`. Raises RuleBroken or Invalid (422), Conflict (409)."""
     rule = _RULES.get(after["resourceType"])
-    if rule is None or merge.allows(before, after, ctx.caller, ctx.view):
+    if merge.allows(before, after, ctx.caller, ctx.view):
         return Consequences(after)
-    return rule(before, after, ctx)
+    stays_in_case(before, after, ctx)
+    return rule(before, after, ctx) if rule else Consequences(after)

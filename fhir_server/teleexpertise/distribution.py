@@ -167,14 +167,16 @@ def _by_hl7(
     patient: Mapping[str, Any],
 ) -> None:
     address = str(candidate.endpoint.get("address", ""))
-    addressee = road_of(address)
-    same = roads.taken.get(addressee)
+    same = roads.taken.get(addressee_of(address))
     if candidate.person and not flavour.platform and (same is None or same.flavour == code):
         roads.people.add(candidate.person)
     if same is not None:
         # Another spelling of an Endpoint that is served already.
         if same.flavour != code:
             roads.close(whom, f"son adresse est celle de {same.display}, qui le reçoit déjà sous une autre forme")
+        elif road_of(same.endpoint) != road_of(address):
+            named = f"{same.application} de {same.facility}"
+            roads.close(whom, f"l'application {named} le reçoit déjà par {same.display}, à une autre adresse")
         return
     if flavour.platform:
         why = dmp_refusal(report, patient)
@@ -197,7 +199,7 @@ def hl7_road(candidate: Candidate, code: str, *, platform: bool = False) -> Dest
         endpoint=address,
         display=_display(candidate),
         second_leg="zam" if platform else "none",
-        addressee=road_of(address),
+        addressee=addressee_of(address),
         flavour=code,
         application=query.get("application", [""])[0],
         facility=query.get("facility", [""])[0],
@@ -233,8 +235,16 @@ def _by_mail(roads: _Roads, report: Report, requester: str, settings: Settings) 
         )
 
 
+def addressee_of(address: str) -> str:
+    """Who is at the end of an address: the receiver named for MSH-5 and MSH-6, else the address in one spelling."""
+    query = _query(address)
+    application, facility = (query.get(name, [""])[0].strip() for name in ("application", "facility"))
+    return f"hl7:{application}|{facility}" if application and facility else road_of(address)
+
+
 def road_of(address: str) -> str:
-    """An address in one spelling: scheme and host in lower case, port as a number, query sorted, no fragment.
+    """An address in one spelling: scheme and host in lower case, port as a number, query sorted, no fragment; every
+    name of this very machine is `localhost`.
 
     One that cannot be read stands for itself (and fails in the outbox).
     """
@@ -243,12 +253,19 @@ def road_of(address: str) -> str:
         host, port = (parts.hostname or "").rstrip("."), parts.port
     except ValueError:
         return address
-    try:
-        host = ipaddress.ip_address(host.partition("%")[0]).compressed
-    except ValueError:
-        host = _punycode(host)
+    host = _host(host)
     query = urlencode(sorted(parse_qsl(parts.query)))
     return f"{parts.scheme}://{host}:{port or ''}{unquote(parts.path).rstrip('/')}?{query}"
+
+
+def _host(name: str) -> str:
+    try:
+        ip = ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        name = _punycode(name)
+        return "localhost" if name == "localhost" or name.endswith(".localhost") else name
+    mapped = getattr(ip, "ipv4_mapped", None) or ip
+    return "localhost" if mapped.is_loopback else str(mapped.compressed)
 
 
 def _punycode(host: str) -> str:

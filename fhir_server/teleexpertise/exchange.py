@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fhir_server.context import instant
 from fhir_server.errors import Invalid, RuleBroken
+from fhir_server.teleexpertise.belonging import outside_claims
 from fhir_server.teleexpertise.case import (
     Consequences,
     Context,
@@ -39,7 +40,7 @@ def communication(before: Resource | None, after: Resource, ctx: Context) -> Con
     """Guards and consequences of writing a Communication. Raises RuleBroken or Invalid."""
     request = case_by_basis(before, after, "Communication", ctx.view)
     if request is None:
-        return Consequences(after)
+        return Consequences(after, claims=outside_claims(after))
     source = state_of(request, ctx.settings)
     if before is not None and before.get("status") in SENT | {"entered-in-error"}:
         return _already_sent(before, after, request, ctx)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fhir_server.context import instant
 from fhir_server.errors import Invalid, RuleBroken
+from fhir_server.teleexpertise.belonging import outside_claims
 from fhir_server.teleexpertise.case import (
     Consequences,
     Context,
@@ -29,7 +30,7 @@ def diagnostic_report(before: Resource | None, after: Resource, ctx: Context) ->
     """Guards and consequences of writing a DiagnosticReport. Raises RuleBroken or Invalid."""
     request = case_by_basis(before, after, "DiagnosticReport", ctx.view)
     if request is None:
-        return Consequences(after)
+        return Consequences(after, claims=outside_claims(after))
     source = state_of(request, ctx.settings)
     if before and before.get("status") in SIGNED:
         if roles_in_case(ctx.caller, request, ctx.view) and same(before, after, _FILLED):
@@ -40,9 +41,12 @@ def diagnostic_report(before: Resource | None, after: Resource, ctx: Context) ->
     if after.get("status") in SIGNED - {"final"}:
         text = f"`{after['status']}` corrects a report that was sent, and none was; sign it as final"
         raise Invalid(text, expression="DiagnosticReport.status", code="value")
+    _about_the_patient(after, request)
     if after.get("status") != "final":
         return Consequences(after, (), "", request["id"])
-    _about_the_case(after, request)
+    if not after.get("conclusion"):
+        text = "a final report needs a conclusion: it is what the requester reads"
+        raise Invalid(text, expression="DiagnosticReport.conclusion", code="required")
     stored = _signed(after, ctx)
     updated = with_state(request, "completed", ctx.settings)
     targets = [f"ServiceRequest/{request['id']}", f"DiagnosticReport/{after['id']}"]
@@ -50,11 +54,10 @@ def diagnostic_report(before: Resource | None, after: Resource, ctx: Context) ->
     return Consequences(stored, others, taken.name, request["id"], final=True)
 
 
-def _about_the_case(report: Resource, request: Resource) -> None:
-    if not report.get("conclusion"):
-        text = "a final report needs a conclusion: it is what the requester reads"
-        raise Invalid(text, expression="DiagnosticReport.conclusion", code="required")
-    if report.get("subject", {}).get("reference") != request["subject"].get("reference"):
+def _about_the_patient(report: Resource, request: Resource) -> None:
+    """The patient of the case and no other; one in preparation need not name them yet. Raises RuleBroken."""
+    about = report.get("subject", {}).get("reference")
+    if (about or report.get("status") == "final") and about != request["subject"].get("reference"):
         text = f"the report is about another patient than its request ({request['subject'].get('reference')})"
         raise RuleBroken(text, expression="DiagnosticReport.subject")
 

@@ -10,10 +10,18 @@ from fhir_server.errors import Conflict, RuleBroken
 from fhir_server.teleexpertise.case import STEP_SYSTEM, Consequences, Context, Resource, based_on, is_case, same
 from fhir_server.teleexpertise.opinion import SIGNED
 from fhir_server.teleexpertise.scopes import case_of
-from fhir_server.teleexpertise.states import refusal, state_of
+from fhir_server.teleexpertise.states import FINAL, refusal, state_of
 
 WITHDRAWN = ("inactive", "rejected", "entered-in-error")
 _PEOPLE = ("Practitioner/", "PractitionerRole/")
+_DIRECTORY = frozenset({"Practitioner", "PractitionerRole", "Organization", "HealthcareService"})
+_LIVE = "draft,active,on-hold"
+# Type, search parameter, statuses of what is not over.
+_USES = (
+    ("ServiceRequest", "requester", _LIVE),
+    ("ServiceRequest", "performer", _LIVE),
+    ("Task", "owner", "draft,requested,in-progress,on-hold"),
+)
 
 
 def document_reference(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
@@ -60,6 +68,7 @@ def guard_delete(before: Resource, ctx: Context) -> None:
             if is_case(request):
                 text = f"this patient has the téléexpertise ServiceRequest/{request['id']}; set active to false instead"
                 raise Conflict(text, expression="Patient")
+    _not_in_use(before, ctx)
     finder = _CASES.get(kind)
     found = finder(before, ctx) if finder else None
     own = before if kind == "ServiceRequest" else ctx.view.get(case_of(before))
@@ -67,6 +76,25 @@ def guard_delete(before: Resource, ctx: Context) -> None:
     if is_case(request):
         source = state_of(request, ctx.settings)
         raise refusal(ctx.caller, request, source, f"deleting a {kind}", "id", ctx.view)
+
+
+def _not_in_use(before: Resource, ctx: Context) -> None:
+    """Who asks, is asked or answers in a case that is not over stays in the directory. Raises Conflict."""
+    kind, own = before["resourceType"], f"{before['resourceType']}/{before['id']}"
+    if kind not in _DIRECTORY:
+        return
+    links = {"Practitioner": ("practitioner",), "Organization": ("organization",)}.get(kind, ())
+    roles = [
+        f"PractitionerRole/{one['id']}" for link in links for one in ctx.view.find("PractitionerRole", f"{link}={own}")
+    ]
+    for party in (own, *roles):
+        for other, element, states in _USES:
+            for found in ctx.view.find(other, f"{element}={party}&status={states}"):
+                request = found if other == "ServiceRequest" else ctx.view.get(case_of(found)) or {}
+                if is_case(request) and state_of(request, ctx.settings) not in FINAL:
+                    case = f"ServiceRequest/{request['id']}"
+                    text = f"{party} is {element} of {case}, which is not over; set active to false instead"
+                    raise Conflict(text, expression=kind)
 
 
 def _kept(

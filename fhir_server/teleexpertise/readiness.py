@@ -11,6 +11,7 @@ from typing import Any
 
 from fhir_server.errors import Invalid, RuleBroken
 from fhir_server.patients.sites import Sites
+from fhir_server.patients.writing import check_asked
 from fhir_server.teleexpertise.case import Context, Resource
 from mappers.fhir_to_report import Incomplete, Sources, expert_complete_in, reason_of, request_complete_in
 from mappers.identity import Site
@@ -19,6 +20,7 @@ from mappers.identity import Site
 def request_complete(request: Resource, consent: Resource, ctx: Context) -> None:
     """Raises Invalid (422) naming the element and the remedy when the report of this request could not be written."""
     patient = ctx.view.get(request["subject"]["reference"]) or {}
+    check_asked(request, patient, ctx.sites, ctx.view)
     role, person, organization = professional(request["requester"]["reference"], ctx)
     sources = Sources(
         service_request=request,

@@ -11,7 +11,8 @@ from typing import Any
 
 from fhir_server.errors import Conflict, Invalid, RuleBroken
 from fhir_server.teleexpertise import readiness
-from fhir_server.teleexpertise.accession import with_accession
+from fhir_server.teleexpertise.accession import check_accessions, with_accession
+from fhir_server.teleexpertise.belonging import begins_empty
 from fhir_server.teleexpertise.case import (
     SERVER,
     Consequences,
@@ -39,20 +40,42 @@ from fhir_server.teleexpertise.states import (
 
 # Who asks, and who may do so in somebody's name; the others in a case are asked.
 _ASKING = frozenset({"requester", "partner", "system", "admin"})
+CORRECTION = "correct"
+"""Provenance.activity when the asking side rewrites the question of a request that is out."""
+_QUESTION = (
+    "code",
+    "orderDetail",
+    "reasonCode",
+    "reasonReference",
+    "bodySite",
+    "occurrenceDateTime",
+    "occurrencePeriod",
+    "occurrenceTiming",
+    "quantityQuantity",
+    "patientInstruction",
+    "encounter",
+    "authoredOn",
+)
 _TASK_FIXED = ("focus", "for", "intent", "code", "requester", "owner", "authoredOn", "executionPeriod", "statusReason")
 
 
 def service_request(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
     """Guards and consequences of writing a ServiceRequest. Raises RuleBroken, Invalid or Conflict."""
-    if not is_case(after) and not (before and is_case(before)):
-        return Consequences(after)
+    held = before if before and is_case(before) else None
+    if held is None and not is_case(after):
+        return Consequences(after, claims=check_accessions(before, after, ctx))
+    return _case(held, after, ctx)
+
+
+def _case(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
+    """`before` is None for a request that becomes a téléexpertise, new or not: it enters as a new one does."""
     source = state_of(before, ctx.settings) if before else None
     target = state_of(after, ctx.settings)
     _shape(after)
     if before:
         _not_taken_by_another(before, target, source, "ServiceRequest.status", ctx)
         _unchanged(before, after, source, ctx)
-    after, claims = with_accession(after, ctx)
+    after, claims = with_accession(before, after, ctx)
     if source == target:
         if target in FINAL or (before and not roles_in_case(ctx.caller, before, ctx.view)):
             raise refusal(ctx.caller, before or after, source, "changing the request", "ServiceRequest", ctx.view)
@@ -61,8 +84,12 @@ def service_request(before: Resource | None, after: Resource, ctx: Context) -> C
         if target != "draft":
             readiness.reason_given(after)
             _need_people(after, ctx)
-        return Consequences(with_state(after, target, ctx.settings), (), "", after["id"], claims=claims)
+        stored = with_state(after, target, ctx.settings)
+        rewritten = before is not None and source != "draft" and _rewritten(before, after)
+        told = (provenance(stored, [f"ServiceRequest/{stored['id']}"], CORRECTION, ctx),) if rewritten else ()
+        return Consequences(stored, told, "", after["id"], claims=claims)
     base = before or after
+    claims += () if before else begins_empty(after, ctx)
     taken = step(ctx.caller, base, source, target, "ServiceRequest.status", ctx.view)
     if taken.name in INDIRECT:
         text = f"`{taken.name}` through the ServiceRequest alone (create the {INDIRECT[taken.name]} instead)"
@@ -148,10 +175,19 @@ def _unchanged(before: Resource, after: Resource, source: State | None, ctx: Con
             raise RuleBroken(text, expression="ServiceRequest.requester")
     if source == "draft":
         return
+    changed = _rewritten(before, after)
+    if changed and not roles_in_case(ctx.caller, before, ctx.view) & _ASKING:
+        text = f"what was asked is the requester's to correct, not that of who answers; leave {changed} as it is"
+        raise RuleBroken(text, expression=f"ServiceRequest.{changed}")
     covered = consent_of(before, ctx)
     if covered and consent_of(after, ctx) is None:
         text = "a request that is out keeps the consent it was sent with; cancel it if the patient withdrew"
         raise RuleBroken(text, expression="ServiceRequest.supportingInfo")
+
+
+def _rewritten(before: Resource, after: Resource) -> str:
+    """The first element of what is asked that differs, or ''."""
+    return next((name for name in _QUESTION if before.get(name) != after.get(name)), "")
 
 
 def _whom(reference: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -35,7 +36,8 @@ def children(house: House) -> set[int]:
     assert house.process is not None
     found: set[int] = set()
     for thread in Path(f"/proc/{house.process.pid}/task").iterdir():
-        found |= {int(pid) for pid in (thread / "children").read_text().split()}
+        with contextlib.suppress(OSError):  # a thread may end while its list is read
+            found |= {int(pid) for pid in (thread / "children").read_text().split()}
     return {pid for pid in found if b"web_process" in Path(f"/proc/{pid}/cmdline").read_bytes()}
 
 

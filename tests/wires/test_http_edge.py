@@ -171,6 +171,32 @@ def test_a_method_nobody_offers_is_405(port: int, method: str) -> None:
     assert answer[0] == 405 and method in said(answer)
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_method_no_parser_knows_is_405_too(port: int, before: int) -> None:
+    with connected(port) as sock:
+        for _ in range(before):  # the connection may have served already
+            sock.sendall(f"GET /fhir/Patient/none HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+            assert answer_of(sock)[0] == 404
+        sock.sendall(f"FOO /fhir/Patient HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        answer = answer_of(sock)
+    assert answer[0] == 405 and "FOO" in said(answer)
+    assert "GET" in answer[1]["allow"] and answer[1]["connection"] == "close"
+
+
+def test_an_address_too_long_for_the_parser_is_414(port: int) -> None:
+    answer = get(port, "/fhir/Patient?name=" + "x" * 70_000)
+    assert answer[0] == 414 and "_search" in said(answer)
+    answer = get(port, "/fhir/Patient?name=" + "x" * 60_000)
+    assert answer[0] == 413 and said(answer), "one the parser takes is refused by the search itself"
+
+
+def test_a_head_that_cannot_be_read_is_400_in_the_language_of_the_api(port: int) -> None:
+    answer = raw(port, "GET /fhir/Patient HTTP/1.1", f"Host: {HOST}", "no header")
+    assert answer[0] == 400 and said(answer)
+    answer = raw(port, "FOO /elsewhere HTTP/1.1", f"Host: {HOST}")
+    assert answer[0] == 405 and answer[1]["content-type"].startswith("text/plain")
+
+
 def test_what_is_no_http_is_refused_and_the_server_goes_on(port: int) -> None:
     for junk in (b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"\x00" * 100, b"MSH|^~\\&|" + b"\r" * 50):
         with connected(port) as sock:

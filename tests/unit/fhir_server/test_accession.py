@@ -15,6 +15,7 @@ from fhir_server.demo import people
 from fhir_server.demo.run import SITES
 from fhir_server.errors import Invalid
 from fhir_server.patients.sites import load_sites
+from fhir_server.search.index import rows as index_rows
 from fhir_server.store.engine import Store
 from fhir_server.store.instances import NewInstance
 from fhir_server.teleexpertise.accession import accessions
@@ -113,3 +114,49 @@ def test_a_request_lets_the_images_of_its_number_be_matched_again(hub: Hub, form
     with hub.store.read(hubs.SYSTEM) as snapshot:
         again = snapshot.study(uid)
     assert again is not None and again.dirty
+
+
+# --- requests that are no téléexpertise ------------------------------------------------------------------------------
+
+
+def order(key: str, value: str, form: Resource, **more: Any) -> Resource:
+    """Anybody's order, outside any téléexpertise."""
+    out = {name: found for name, found in numbered(key, value, form).items() if name != "category"}
+    return out | {"status": "active"} | more
+
+
+@pytest.mark.parametrize("form", [TYPED, PLAIN, BARE])
+def test_an_order_takes_no_number_of_a_case(hub: Hub, form: Resource) -> None:
+    hubs.asked(hub)
+    ours = numbers(hub, "r")[0]
+    with pytest.raises(Invalid, match="another request") as told:
+        put(hub, PARTNER, order("thief", ours, form))
+    assert told.value.issues[0].code == "duplicate"
+    put(hub, PARTNER, order("o", "N1", form))
+    with pytest.raises(Invalid, match="another request"):
+        put(hub, PARTNER, numbered("t", "N1", TYPED))
+    put(hub, PARTNER, order("f", ours, FOREIGN))
+    assert "identifier" not in read(hub, "ServiceRequest/o") or len(read(hub, "ServiceRequest/o")["identifier"]) == 1
+
+
+def test_a_case_whose_number_somebody_else_has_by_now_goes_on(hub: Hub) -> None:
+    hubs.asked(hub)
+    thief = order("thief", numbers(hub, "r")[0], PLAIN)
+    hub.store.write(hubs.SYSTEM, lambda tx: tx.create(thief, index_rows(thief)))
+    hubs.take(hub)
+    put(hub, hubs.EXPERT, hubs.opinion(hub))
+    put(hub, PARTNER, thief | {"priority": "urgent"})
+    with pytest.raises(Invalid, match="another request"):
+        put(hub, PARTNER, numbered("new", numbers(hub, "r")[0], TYPED))
+
+
+@pytest.mark.parametrize("value", ["N1 ", " N1", "N1\u00a0", "N\u00a01", "X\\Y", "N\u200b1", "N\t1", "N" * 17])
+@pytest.mark.parametrize("make", [numbered, order])
+def test_a_number_that_dicom_would_not_carry_as_it_is_is_refused(
+    hub: Hub, value: str, make: Callable[..., Resource]
+) -> None:
+    for form in (TYPED, BARE):
+        with pytest.raises(Invalid) as told:
+            put(hub, PARTNER, make("r", value, form))
+        assert told.value.issues[0].expression == "ServiceRequest.identifier[0].value"
+    put(hub, PARTNER, make("r", "N 1-é", TYPED))

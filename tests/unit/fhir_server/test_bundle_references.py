@@ -298,12 +298,12 @@ def test_ten_thousand_entries_with_ten_references_each_are_linked_in_linear_time
     links = Links(("http://ours.example.org/fhir",), conditional=refuse)
     for n in range(10_000):
         links.name(f"{A}/Patient/{n}", f"Patient/p{n}", "")
-    started = time.perf_counter()
+    started = time.process_time()
     for n in range(10_000):
         others = [{"reference": f"Patient/{(n + k) % 10_000}"} for k in range(10)]
         done = links.replaced({"resourceType": "List", "entry": [{"item": o} for o in others]}, "x", f"{A}/List/{n}")
         assert done["entry"][9]["item"]["reference"] == f"Patient/p{(n + 9) % 10_000}"
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize(
@@ -324,10 +324,10 @@ def test_ten_thousand_entries_with_ten_references_each_are_linked_in_linear_time
 def test_hostile_narrative_is_read_once(text: str) -> None:
     links = Links((), conditional=refuse)
     links.name(URN, "Patient/p", "")
-    started = time.perf_counter()
+    started = time.process_time()
     assert links.of_narrative(text) == text
     assert links.of_narrative(text + f'><a href="{URN}">').count("Patient/p") <= 1
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_deeply_nested_extensions_are_typed_all_the_same() -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import hubs
 import pytest
-from hubs import PARTNER, at_once, found, hub_on, post, put, results
+from hubs import ADMIN, PARTNER, at_once, found, hub_on, post, put, results
 
 from fhir_server.changes import Applied, Change, Hub, apply, view_of
 from fhir_server.context import SYSTEM
 from fhir_server.demo import people
 from fhir_server.demo.run import SITES
-from fhir_server.errors import Conflict, Invalid
+from fhir_server.errors import Conflict, Invalid, RuleBroken
 from fhir_server.patients import identity
 from fhir_server.patients.identity import RECONCILE_TAG, doubt_query
 from fhir_server.patients.sites import load_sites
@@ -161,7 +161,7 @@ def provisional(index: int = 0, **changes: Any) -> Resource:
 
 def test_records_that_claim_nobodys_identity_may_repeat_it(hub: Hub) -> None:
     post(hub, PARTNER, person())
-    put(hub, PARTNER, person(id="replaced", active=False), person(id="doubt", meta={"tag": [RECONCILE_TAG]}))
+    put(hub, SYSTEM, doubtful("doubt"), provisional(id="replaced", active=False))
     put(hub, PARTNER, provisional(id="elsewhere", identifier=[{"system": "urn:oid:1.9", "value": "DEMO0001"}]))
     assert len(found(hub, "Patient")) == 4
     assert post(hub, PARTNER, person()).status == 200
@@ -173,7 +173,7 @@ def test_any_number_of_doubtful_records_does_not_hide_the_one_who_has_the_identi
         for n in range(60)
     ]
     before = post(hub, PARTNER, person(without=people.INS_SYSTEM))
-    put(hub, PARTNER, *doubtful)
+    put(hub, SYSTEM, *doubtful)
     assert post(hub, PARTNER, person(without=people.INS_SYSTEM)).id == before.id
     hubs.delete(hub, PARTNER, f"Patient/{before.id}")
     after = post(hub, PARTNER, person(without=people.INS_SYSTEM))
@@ -208,7 +208,7 @@ def about(query: str) -> Change:
 
 BEDSIDE: dict[str, Resource] = {
     "inactive": {"active": False},
-    "doubtful": {"meta": {"tag": [RECONCILE_TAG]}},
+    "doubtful": {"meta": {"tag": [RECONCILE_TAG]}, "identifier": person(without=people.INS_SYSTEM)["identifier"]},
 }
 
 
@@ -216,7 +216,7 @@ BEDSIDE: dict[str, Resource] = {
 @pytest.mark.parametrize("system", [people.INS_SYSTEM, people.IPP_SYSTEM])
 def test_a_record_that_claims_nobodys_identity_makes_no_condition_ambiguous(hub: Hub, kind: str, system: str) -> None:
     query = f"identifier={system}|{next(i['value'] for i in person()['identifier'] if i['system'] == system)}"
-    put(hub, PARTNER, person(id="beside", **BEDSIDE[kind]))
+    put(hub, SYSTEM, person(id="beside", **BEDSIDE[kind]))
     with pytest.raises(Invalid, match="no resource matches"):
         apply(hub, PARTNER, [about(query)])
     first = post(hub, PARTNER, person())
@@ -227,7 +227,7 @@ def test_a_record_that_claims_nobodys_identity_makes_no_condition_ambiguous(hub:
 
 
 def test_if_none_exist_finds_no_doubtful_record_and_makes_the_person(hub: Hub) -> None:
-    put(hub, PARTNER, person(id="beside", meta={"tag": [RECONCILE_TAG]}))
+    put(hub, SYSTEM, doubtful("beside"))
     assert post(hub, PARTNER, person(), if_none_exist=QUERY).status == 201
 
 
@@ -282,6 +282,89 @@ def test_an_identity_is_corrected_in_two_steps_that_both_say_so(hub: Hub) -> Non
     assert put(hub, PARTNER, another_ins(id=first.id))[0].status == 200
 
 
+def test_a_qualified_identity_is_not_replaced_on_the_way_through_inactive(hub: Hub) -> None:
+    first = post(hub, PARTNER, person())
+    other = another_ins(id=first.id, name=person(1)["name"], birthDate="1950-01-01")
+    with pytest.raises(Conflict, match="another INS"):
+        put(hub, PARTNER, other | {"active": False})
+    with pytest.raises(Invalid, match="send its INS and identityStatus back"):
+        put(hub, PARTNER, person(id=first.id, without=people.INS_SYSTEM, active=False))
+    assert put(hub, PARTNER, person(id=first.id, active=False))[0].status == 200
+    with pytest.raises(Conflict, match="another INS"):
+        put(hub, PARTNER, other | {"active": True})
+    assert put(hub, PARTNER, person(id=first.id, active=True))[0].status == 200
+
+
+def test_a_record_that_becomes_active_again_finds_its_ins_taken_meanwhile(hub: Hub) -> None:
+    first = post(hub, PARTNER, person())
+    put(hub, PARTNER, person(id=first.id, active=False))
+    second = post(hub, PARTNER, person())
+    assert second.status == 201
+    with pytest.raises(Conflict, match=f"is that of Patient/{second.id}"):
+        put(hub, PARTNER, person(id=first.id, active=True))
+    kept = put(hub, PARTNER, person(id=first.id, active=False, telecom=[{"value": "1"}]))[0]
+    assert kept.status == 200, "an INS it had before may stay on an inactive record"
+
+
+@pytest.mark.parametrize("verb", ["post", "put", "update", "bundle"])
+def test_an_inactive_record_takes_no_ins_of_an_active_patient(hub: Hub, verb: str) -> None:
+    first = post(hub, PARTNER, person())
+    put(hub, PARTNER, provisional(id="p", identifier=[{"system": "urn:oid:1.9", "value": "1"}]))
+    hidden = person(active=False, without=people.IPP_SYSTEM)
+    doors: dict[str, Callable[[], object]] = {
+        "post": lambda: post(hub, PARTNER, hidden),
+        "put": lambda: put(hub, PARTNER, hidden | {"id": "new"}),
+        "update": lambda: put(hub, PARTNER, hidden | {"id": "p"}),
+        "bundle": lambda: in_a_bundle(hub, hidden),
+    }
+    with pytest.raises(Conflict, match=f"is that of Patient/{first.id}") as refused:
+        doors[verb]()
+    assert refused.value.status == 409
+    assert [one["id"] for one in found(hub, "Patient", QUERY)] == [first.id]
+
+
+@pytest.mark.parametrize("code", ["a-rapprocher", "A-Rapprocher"])
+@pytest.mark.parametrize("verb", ["post", "put", "update", "patch"])
+def test_a_client_does_not_tag_a_record_as_doubtful(hub: Hub, verb: str, code: str) -> None:
+    put(hub, PARTNER, provisional(id="p"))
+    tagged = provisional(id="p", meta={"tag": [RECONCILE_TAG | {"code": code}]})
+    doors: dict[str, Callable[[], object]] = {
+        "post": lambda: post(hub, PARTNER, tagged),
+        "put": lambda: put(hub, PARTNER, tagged | {"id": "new"}),
+        "update": lambda: put(hub, PARTNER, tagged),
+        "patch": lambda: apply(hub, PARTNER, [Change("patch", "Patient", "p", patch=lambda _: tagged)]),
+    }
+    with pytest.raises(RuleBroken, match="set by this server") as refused:
+        doors[verb]()
+    assert (refused.value.status, refused.value.issues[0].expression) == (422, "Patient.meta")
+
+
+def test_only_an_administrator_takes_the_tag_of_a_doubtful_record_away(hub: Hub) -> None:
+    put(hub, SYSTEM, doubtful("a"))
+    settled = person(id="a")
+    with pytest.raises(RuleBroken, match="send it back as it is"):
+        put(hub, PARTNER, settled)
+    assert put(hub, PARTNER, doubtful("a", telecom=[{"value": "1"}]))[0].status == 200
+    assert put(hub, dataclasses.replace(ADMIN, channel="http"), settled)[0].status == 200
+
+
+def test_a_doubtful_record_has_no_ins_whoever_writes_it(hub: Hub) -> None:
+    with pytest.raises(Invalid, match="until a person has settled") as refused:
+        put(hub, SYSTEM, person(id="a", meta={"tag": [RECONCILE_TAG]}))
+    assert (refused.value.status, refused.value.issues[0].expression) == (422, "Patient.identifier[0]")
+
+
+@pytest.mark.parametrize("value", [f"{INS} ", f" {INS}", f"{INS[:5]} {INS[5:]}", f"{INS}\u00a0", INS[:13]])
+def test_a_test_ins_with_blanks_or_without_its_key_makes_no_second_patient(hub: Hub, value: str) -> None:
+    post(hub, PARTNER, person())
+    spaced = person(without=people.IPP_SYSTEM)
+    spaced["identifier"][0]["value"] = value
+    with pytest.raises(Invalid, match="13 characters and a key") as refused:
+        post(hub, PARTNER, spaced)
+    assert (refused.value.status, refused.value.issues[0].expression) == (422, "Patient.identifier[0].value")
+    assert len(found(hub, "Patient")) == 1
+
+
 def test_a_known_local_identifier_with_another_ins_is_a_conflict(hub: Hub) -> None:
     post(hub, PARTNER, person())
     with pytest.raises(Conflict, match="the local identifier is known with another INS") as refused:
@@ -315,7 +398,7 @@ def doubtful(key: str, **changes: Any) -> Resource:
 
 def test_two_doubtful_records_of_one_person_at_once_become_one(hub: Hub) -> None:
     """Each message finds nobody and makes a record under an id of its own; only the first comes to exist."""
-    outcomes = at_once(*[lambda n=n: put(hub, PARTNER, doubtful(f"d{n}"))[0] for n in range(6)])
+    outcomes = at_once(*[lambda n=n: put(hub, SYSTEM, doubtful(f"d{n}"))[0] for n in range(6)])
     assert sum(isinstance(one, Applied) for one in outcomes) == 1
     refused = [one for one in outcomes if isinstance(one, Conflict)]
     assert len(refused) == 5
@@ -333,26 +416,26 @@ def test_two_doubtful_records_of_one_person_at_once_become_one(hub: Hub) -> None
     ],
 )
 def test_doubtful_records_of_two_people_stand_beside_each_other(hub: Hub, other: Resource) -> None:
-    put(hub, PARTNER, doubtful("a"))
-    put(hub, PARTNER, doubtful("b") | other)
-    assert put(hub, PARTNER, doubtful("a", telecom=[{"value": "1"}]))[0].status == 200
+    put(hub, SYSTEM, doubtful("a"))
+    put(hub, SYSTEM, doubtful("b") | other)
+    assert put(hub, SYSTEM, doubtful("a", telecom=[{"value": "1"}]))[0].status == 200
     assert len(found(hub, "Patient")) == 2
 
 
 @pytest.mark.parametrize("family", ["D'ÉBÈNE", "A,B|C$D", "O&active=x", "ŒUVRE", "Ł", "%2C", "\\", "*", "e\u0301"])
 def test_hostile_names_of_doubtful_people_are_found_again_all_the_same(hub: Hub, family: str) -> None:
     name = [{"use": "official", "family": family, "given": ["X"]}]
-    put(hub, PARTNER, doubtful("a", name=name))
+    put(hub, SYSTEM, doubtful("a", name=name))
     with pytest.raises(Conflict, match="Patient/a is a doubtful record of the same person"):
-        put(hub, PARTNER, doubtful("b", name=name))
+        put(hub, SYSTEM, doubtful("b", name=name))
 
 
 def test_a_doubtful_person_of_whom_little_is_known_is_found_again(hub: Hub) -> None:
     nobody = {"name": [], "birthDate": "", "gender": ""}
     poor = {key: value for key, value in (doubtful("a") | nobody).items() if value}
-    put(hub, PARTNER, poor)
+    put(hub, SYSTEM, poor)
     with pytest.raises(Conflict, match="doubtful record of the same person"):
-        put(hub, PARTNER, poor | {"id": "b"})
+        put(hub, SYSTEM, poor | {"id": "b"})
 
 
 def test_a_patient_replaced_in_the_same_bundle_frees_its_identifiers(hub: Hub) -> None:
@@ -408,6 +491,12 @@ def test_with_two_sites_the_one_that_owns_the_patient_decides_about_test_identit
         with pytest.raises(Invalid, match="Clinique en production is a production site") as refused:
             post(hub, PARTNER, patient)
         assert refused.value.issues[0].expression == "Patient.identifier[0]"
+    for managing in ({"reference": "Organization/clinique"}, {"identifier": FINESS | {"value": "990000984"}}):
+        with pytest.raises(Invalid, match="Clinique en production is a production site"):
+            post(hub, PARTNER, person(3, managingOrganization=managing))
+    loud = person(1, identifier=[person(1)["identifier"][0] | {"system": people.INS_SYSTEM.upper()}, theirs[1]])
+    with pytest.raises(Invalid, match="Clinique en production is a production site"):
+        post(hub, PARTNER, loud)
     put(hub, PARTNER, {"resourceType": "Organization", "id": "service", "identifier": [FINESS]})
     placed = unplaced | {"managingOrganization": {"reference": "Organization/service"}}
     assert post(hub, PARTNER, placed).status == 201
@@ -422,7 +511,7 @@ def test_a_birth_date_is_found_on_the_one_clock_of_the_server(store: Store, zone
     assert hubs.read(hub, f"Basic/{done.id}")["subject"]["reference"] == f"Patient/{first.id}"
     with pytest.raises(Invalid, match="no resource matches"):
         apply(hub, PARTNER, [about("birthdate=1994-02-12")])
-    put(hub, PARTNER, doubtful("a"))
+    put(hub, SYSTEM, doubtful("a"))
     with hub.store.read(SYSTEM) as snapshot:
         assert [p["id"] for p in view_of(snapshot).find("Patient", doubt_query(doubtful("b")))] == ["a"]
 

@@ -76,6 +76,13 @@ def goes_out(hub: Hub, wanted: Resource) -> bool:
         ({"status": "entered-in-error"}, False),
         ({"patient": {"reference": "Patient/patient-02"}}, False),
         ({"patient": {"display": "Lucie"}}, False),
+        ({"scope": {"coding": [{"system": SCOPES, "code": "research"}]}}, False),
+        ({"scope": {"coding": [{"system": "urn:x", "code": "treatment"}]}}, False),
+        ({"scope": {"text": "Soins"}}, False),
+        ({"scope": {"coding": [{"system": SCOPES, "code": "patient-privacy"}]}}, True),
+        ({"provision": {"type": "permit", "provision": [{"type": "deny"}]}}, False),
+        ({"provision": {"type": "permit", "provision": [{"type": "permit", "provision": [{"type": "deny"}]}]}}, False),
+        ({"provision": {"type": "permit", "provision": [{"type": "permit"}]}}, False),
     ],
 )
 def test_a_consent_counts_while_it_is_in_force_for_this_patient(hub: Hub, change: Resource, counts: bool) -> None:
@@ -91,9 +98,10 @@ def test_a_consent_counts_while_it_is_in_force_for_this_patient(hub: Hub, change
         (DENY | {"status": "inactive"}, True),
         ({"provision": {"type": "deny", "period": {"end": "2026-11-20"}}}, True),
         (DENY | {"patient": {"reference": "Patient/patient-02"}}, True),
+        ({"provision": {"type": "permit", "provision": [{"type": "deny"}]}}, False),
         (DENY | {"scope": {"coding": [{"system": SCOPES, "code": "patient-privacy"}]}}, True),
     ],
-    ids=["a refusal", "an old one", "withdrawn", "expired", "somebody else's", "about the DMP"],
+    ids=["a refusal", "an old one", "withdrawn", "expired", "somebody else's", "in part", "about the DMP"],
 )
 @pytest.mark.parametrize("named", [True, False])
 def test_the_guides_boolean_never_beats_a_refusal_on_record(
@@ -125,6 +133,15 @@ def test_the_last_word_of_the_patient_counts(hub: Hub, agreed: str, refused: str
 
     put(hub, PARTNER, dated("r", agreed), dated("no", refused) | DENY)
     assert goes_out(hub, request()) is counts
+
+
+def test_what_keeps_a_consent_from_counting_is_told(hub: Hub) -> None:
+    research = {"scope": {"coding": [{"system": SCOPES, "code": "research"}]}}
+    partly = {"provision": {"type": "permit", "provision": [{"type": "permit"}]}}
+    for change, words in ((research, "not about care"), (partly, "not interpreted")):
+        put(hub, PARTNER, people.consent("r", 0) | change)
+        with pytest.raises(RuleBroken, match=f"Consent/r .*{words}"):
+            put(hub, REQUESTER, request())
 
 
 def test_a_report_may_be_signed_after_the_consent_has_run_out(hub: Hub, clock: Clock) -> None:

@@ -216,7 +216,79 @@ def test_the_requester_may_correct_a_request_that_nobody_took(hub: Hub) -> None:
     current = asked(hub)
     put(hub, REQUESTER, current | {"reasonCode": [{"text": "Mesure corrigée"}]})
     assert read(hub, "ServiceRequest/r")["reasonCode"] == [{"text": "Mesure corrigée"}]
-    assert len(found(hub, "Provenance", "target=ServiceRequest/r")) == 1, "a correction is no step"
+    told = [p["activity"]["coding"][0]["code"] for p in found(hub, "Provenance", "target=ServiceRequest/r")]
+    assert sorted(told) == ["ask", "correct"], "no step, but traced"
+
+
+@pytest.mark.parametrize("element", ["reasonCode", "orderDetail", "bodySite"])
+@pytest.mark.parametrize("state", ["ready", "in_progress"])
+def test_who_answers_does_not_rewrite_what_was_asked(hub: Hub, state: str, element: str) -> None:
+    current = asked(hub, state=state)
+    other = current | {element: [{"text": "Autre question"}]}
+    words = refused(RuleBroken, f"ServiceRequest.{element}", lambda: put(hub, EXPERT, other))
+    assert "requester's to correct" in words
+    assert read(hub, "ServiceRequest/r") == current
+
+
+# --- becoming a téléexpertise ----------------------------------------------------------------------------------------
+
+
+def plain(**changes: Any) -> Resource:
+    """The request without the category: anybody's order."""
+    return {name: value for name, value in request(**changes).items() if name != "category"}
+
+
+def test_a_request_that_becomes_a_teleexpertise_enters_as_a_new_one_does(hub: Hub) -> None:
+    put(hub, REQUESTER, plain())
+    refused(RuleBroken, "ServiceRequest.supportingInfo", lambda: put(hub, REQUESTER, request()))
+    put(hub, REQUESTER, people.consent("r", 0))
+    refused(RuleBroken, "ServiceRequest.status", lambda: put(hub, REQUESTER, request(status="completed")))
+    refused(RuleBroken, "ServiceRequest.status", lambda: put(hub, EXPERT, request()))
+    assert hubs.stored(hub, "Task/r") is None
+    put(hub, REQUESTER, request())
+    assert status(hub) == "ready" and accession(read(hub, "ServiceRequest/r"))
+    assert [p["activity"]["coding"][0]["code"] for p in found(hub, "Provenance", "target=ServiceRequest/r")] == ["ask"]
+
+
+def early(kind: str) -> Resource:
+    """What somebody stored as that of a case before there was one."""
+    if kind == "Communication":
+        return message("early")
+    return {
+        "resourceType": "DiagnosticReport",
+        "id": "early",
+        "status": "final",
+        "basedOn": [{"reference": "ServiceRequest/r"}],
+        "code": {"text": "Avis"},
+        "subject": {"reference": "Patient/patient-01"},
+        "conclusion": "Rien à signaler",
+    }
+
+
+@pytest.mark.parametrize("kind", ["DiagnosticReport", "Communication"])
+@pytest.mark.parametrize("ordered", [False, True], ids=["before the request", "on a plain request"])
+def test_a_case_begins_without_a_report_that_its_steps_did_not_make(hub: Hub, kind: str, ordered: bool) -> None:
+    if ordered:
+        put(hub, REQUESTER, plain())
+    put(hub, PARTNER, early(kind))
+    put(hub, PARTNER, people.consent("r", 0))
+    words = refused(RuleBroken, "ServiceRequest.id", lambda: put(hub, REQUESTER, request()))
+    assert f"{kind}/early" in words
+    put(hub, PARTNER, early(kind) | {"status": "entered-in-error"})
+    put(hub, REQUESTER, request())
+    assert status(hub) == "ready"
+
+
+@pytest.mark.parametrize("kind", ["DiagnosticReport", "Communication"])
+def test_a_report_that_comes_while_its_case_begins_is_seen(hub: Hub, kind: str) -> None:
+    put(hub, REQUESTER, people.consent("r", 0))
+    late = hubs.meddled(hub, lambda _: put(hub, PARTNER, early(kind)))
+    refused(RuleBroken, "ServiceRequest.id", lambda: put(late, REQUESTER, request()))
+    put(hub, REQUESTER, people.consent("s", 0))
+    other = early(kind) | {"basedOn": [{"reference": "ServiceRequest/s"}], "id": "other"}
+    late = hubs.meddled(hub, lambda _: put(hub, REQUESTER, request("s")))
+    with pytest.raises(PasserelleError):
+        put(late, PARTNER, other)
 
 
 @pytest.mark.parametrize("state", ["completed", "revoked", "entered-in-error"])

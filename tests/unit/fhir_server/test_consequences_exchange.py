@@ -107,9 +107,9 @@ def test_a_message_that_was_sent_stays_and_does_not_leave_its_case(hub: Hub) -> 
     asked(hub, state="on-hold")
     said = read(hub, "Communication/r-question")
     other = {name: value for name, value in said.items() if name != "basedOn"}
-    for change in (said | {"payload": [{"contentString": "autre"}]}, other):
-        words = refused(RuleBroken, "Communication", lambda change=change: put(hub, EXPERT, change))
-        assert "already sent" in words
+    change = said | {"payload": [{"contentString": "autre"}]}
+    assert "already sent" in refused(RuleBroken, "Communication", lambda: put(hub, EXPERT, change))
+    assert "stays there" in refused(RuleBroken, "Communication.basedOn", lambda: put(hub, EXPERT, other))
 
 
 def test_a_message_belongs_to_one_case(hub: Hub) -> None:
@@ -165,9 +165,10 @@ def test_a_report_that_was_sent_stays_and_does_not_leave_its_case(hub: Hub) -> N
     asked(hub, state="completed")
     said = read(hub, "DiagnosticReport/r")
     other = {name: value for name, value in said.items() if name != "basedOn"}
-    for change in (said | {"conclusion": "autre"}, said | {"status": "preliminary"}, other):
+    for change in (said | {"conclusion": "autre"}, said | {"status": "preliminary"}):
         words = refused(RuleBroken, "DiagnosticReport", lambda change=change: put(hub, EXPERT, change))
         assert "already sent" in words
+    assert "stays there" in refused(RuleBroken, "DiagnosticReport.basedOn", lambda: put(hub, EXPERT, other))
     assert len(hubs.deliveries(hub)) == 3
 
 

@@ -209,7 +209,19 @@ def test_two_endpoints_with_one_address_are_one_road(hub: Hub) -> None:
     references = [{"reference": f"Endpoint/{key}"} for key in ("dpi", "dpi", "twin", "pfi", "shout", "small", "gone")]
     put(hub, PARTNER, *twins, read(hub, "Organization/ch-demo") | {"endpoint": references})
     found = finished(hub)
-    assert sorted(one.lane for one in found) == ["Endpoint/dpi", "Endpoint/pfi", "Endpoint/shout", MAIL]
+    assert sorted(one.lane for one in found) == ["Endpoint/dpi", "Endpoint/pfi", MAIL]
+
+
+def test_one_receiver_at_two_addresses_gets_a_report_once_and_that_is_told(hub: Hub) -> None:
+    address = endpoint("dpi")["address"]
+    twins = [endpoint("dpi", id="local", address=address.replace("127.0.0.1", "localhost"))]
+    twins.append(endpoint("dpi", id="second", address=address.replace("127.0.0.1:9", "192.0.2.7:2576")))
+    references = [{"reference": f"Endpoint/{key}"} for key in ("dpi", "local", "second", "pfi")]
+    put(hub, PARTNER, *twins, read(hub, "Organization/ch-demo") | {"endpoint": references})
+    found = finished(hub)
+    assert sorted(one.lane for one in found) == ["Endpoint/dpi", "Endpoint/pfi", MAIL]
+    told = [note["text"] for note in read(hub, "Task/r").get("note", ())]
+    assert len(told) == 1 and "à une autre adresse" in told[0]
 
 
 def only_ins(hub: Hub) -> None:

@@ -128,6 +128,12 @@ def test_two_addresses_are_two(other: str) -> None:
     assert road_of(other) != road_of("mllp://dpi.example.org:2575?application=A&facility=B")
 
 
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "127.0.0.1", "127.1.2.3", "[::1]", "[::ffff:127.0.0.1]"])
+def test_this_machine_has_one_name(host: str) -> None:
+    assert road_of(f"mllp://{host}:2576") == road_of("mllp://localhost:2576")
+    assert road_of(f"mllp://{host}:2576") != road_of("mllp://localhost:2577")
+
+
 @pytest.mark.parametrize(
     "address", ["", "x", "mllp://[::1", "mllp://host:99999", "mllp://\udcff:1", "mllp://" + "a" * 70]
 )

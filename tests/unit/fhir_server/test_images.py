@@ -307,7 +307,7 @@ class Shelf:
             r
             for r in self.resources
             if r["resourceType"] == resource_type
-            and any((i.get("system"), i.get("value")) == (system, value) for i in r.get("identifier", ()))
+            and any((i.get("system", ""), i.get("value")) == (system, value) for i in r.get("identifier", ()))
         ]
 
 
@@ -315,6 +315,17 @@ def asking(key: str, patient: int = 0, number: str = "ACC1") -> Resource:
     return people.request(key, patient, "moreau", "avis-echo", "?") | {
         "identifier": [{"system": people.ACCESSION_SYSTEM, "value": number}]
     }
+
+
+def plain(key: str, patient: int = 0) -> Resource:
+    """An order outside any téléexpertise."""
+    return {name: value for name, value in asking(key, patient).items() if name != "category"}
+
+
+def bare(key: str, code: str = "ACSN") -> Resource:
+    """A number without a system."""
+    kind = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": code}]}
+    return asking(key) | {"identifier": [{"type": kind, "value": "ACC1"}]}
 
 
 MARTIN, BERNARD = people.patient(0), people.patient(1)
@@ -351,6 +362,14 @@ CASES: Mapping[str, tuple[tuple[Resource, ...], Identifier, str, str, str, str, 
     ),
     "two requests, one number": (
         (MARTIN, asking("r"), asking("s")), HOSPITAL, "X", "", "ACC1", "ECHO1", ("unmatched", P1, ""),
+    ),
+    "an order beside the case": (
+        (MARTIN, BERNARD, plain("o", 1), asking("r")), HOSPITAL, "X", "", "ACC1", "ECHO1", ("matched", P1, ASKED),
+    ),
+    "an order alone": ((MARTIN, plain("r")), HOSPITAL, "X", "", "ACC1", "ECHO1", ("matched", P1, ASKED)),
+    "a number without a system": ((MARTIN, bare("r")), HOSPITAL, "X", "", "ACC1", "ECHO1", ("matched", P1, ASKED)),
+    "a bare number of another kind": (
+        (MARTIN, bare("r", "PLAC")), HOSPITAL, "X", "", "ACC1", "ECHO1", ("patient", P1, ""),
     ),
     "our number, a patient we do not know": (
         (BERNARD, asking("r", 1)), HOSPITAL, "X", "", "ACC1", "ECHO1", ("unmatched", "", ""),

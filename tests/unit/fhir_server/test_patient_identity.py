@@ -14,9 +14,6 @@ from fhir_server.errors import Conflict, Invalid
 from fhir_server.patients.identity import (
     RECONCILE_TAG,
     Match,
-    check_ins,
-    check_mode,
-    check_update,
     match,
     merge_notes,
     merged,
@@ -26,6 +23,8 @@ from fhir_server.patients.identity import (
 )
 from fhir_server.patients.sites import load_sites
 from fhir_server.patients.traits import agree, birth_name, differences, fold, strict_traits
+from fhir_server.patients.writing import check_asked, check_ins, check_mode, check_spelling, check_update
+from mappers.ins import key_of
 
 SITES_ = load_sites(SITES)
 INS = people.ins(people.PATIENTS[0][5])
@@ -306,10 +305,10 @@ def test_an_event_that_is_meant_to_change_an_identity_may_change_the_ins_and_the
 
 
 def test_a_provisional_matricule_becomes_the_definitive_one_of_the_same_person() -> None:
-    nia, nir = with_ins("794029912300188", NIA), with_ins("294029912300199", NIR, id="n")
+    nia, nir = with_ins(people.ins("7940299123001"), NIA), with_ins(INS, NIR, id="n")
     assert match(Shelf(nia), nir, SITES_).kind == "same"
     out = merged(nia, nir)
-    assert qualified_ins(out) == (NIR, "294029912300199")
+    assert qualified_ins(out) == (NIR, INS)
     assert [i.get("use") for i in out["identifier"] if i["system"] == NIA] == ["old"]
     check_ins(out)
     check_update(nia, out)
@@ -406,7 +405,7 @@ def test_a_qualified_identity_has_one_ins_in_force() -> None:
     check_ins(with_status(person(), "QUAL"))
     check_ins(unqualified(person()))
     two = person()
-    two["identifier"].append({"use": "official", "system": NIR, "value": "294029912300199"})
+    two["identifier"].append({"use": "official", "system": NIR, "value": INS})
     with pytest.raises(Invalid, match="one INS in force") as refused:
         check_ins(two)
     assert refused.value.issues[0].expression == "Patient.identifier[2]"
@@ -414,6 +413,37 @@ def test_a_qualified_identity_has_one_ins_in_force() -> None:
     check_ins(two)
     with pytest.raises(Invalid, match="kept on a qualified identity only"):
         check_ins(person(identifier=[{"system": NIR}]))
+
+
+CORSICA = "175032A004012"
+
+
+@pytest.mark.parametrize("system", [NIR, NIA])
+@pytest.mark.parametrize("use", ["official", "old"])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (f"{INS[:13]}{int(INS[13:]) % 97 + 1:02d}", f"{INS[13:]} was expected"),
+        (INS[:13], "13 characters and a key"),
+        (f"{INS} ", "13 characters and a key"),
+        (f"{CORSICA}00", "was expected"),
+        (f"{CORSICA.lower()}{key_of(CORSICA)}", "13 characters and a key"),
+    ],
+)
+def test_a_real_ins_has_fifteen_characters_and_the_right_key(system: str, use: str, value: str, told: str) -> None:
+    patient = person()
+    patient["identifier"].append({"use": use, "system": system, "value": value})
+    if use == "official":
+        del patient["identifier"][0]
+    with pytest.raises(Invalid, match=told) as refused:
+        check_ins(patient)
+    place = f"Patient.identifier[{len(patient['identifier']) - 1}].value"
+    assert (refused.value.status, refused.value.issues[0].expression) == (422, place)
+
+
+def test_a_right_key_is_taken_in_corsica_too_and_a_test_ins_may_have_a_wrong_one() -> None:
+    check_ins(with_ins(CORSICA + key_of(CORSICA), NIR))
+    check_ins(with_ins(INS[:13] + "00"))
 
 
 def test_a_fhir_update_does_not_give_a_qualified_identity_another_ins() -> None:
@@ -435,7 +465,8 @@ def test_a_qualification_does_not_fall_by_being_left_out() -> None:
         with pytest.raises(Invalid, match="send its INS and identityStatus back") as refused:
             check_update(person(), silent)
         assert (refused.value.status, refused.value.issues[0].expression) == (422, "Patient.extension")
-        check_update(person(), silent | {"active": False})
+        with pytest.raises(Invalid, match="send its INS and identityStatus back"):
+            check_update(person(), silent | {"active": False})
     check_update(person(), with_status(without(person(), people.INS_SYSTEM), "PROV"))
     check_update(person(), changed("family"))
 
@@ -484,13 +515,13 @@ FINESS = {"system": people.FINESS, "value": "990000992"}
         ({"identifier": person()["identifier"][:1], "managingOrganization": {"identifier": FINESS}}, False),
         ({"identifier": person()["identifier"][:1], "managingOrganization": {"reference": "Organization/x"}}, True),
         ({"identifier": person()["identifier"][:1], "managingOrganization": {"reference": "Organization/y"}}, False),
-        ({"managingOrganization": {"reference": "Organization/autre"}}, True),
+        ({"managingOrganization": {"reference": "Organization/autre"}}, False),
     ],
 )
 def test_the_site_that_owns_a_patient_decides_about_test_identities(
     order: tuple[Any, ...], change: dict[str, Any], taken: bool
 ) -> None:
-    """The namespace of the local identifier first, then the managing organization, else strict."""
+    """The namespaces of the local identifiers and the managing organization; strict when either is, or nobody knows."""
     ours = {"id": "x", "identifier": [{"system": "urn:oid:1.2.250.1.71.4.2.2", "value": "1" + SITES[0]["finess_eg"]}]}
 
     class Directory(Shelf):
@@ -504,3 +535,61 @@ def test_the_site_that_owns_a_patient_decides_about_test_identities(
     with pytest.raises(Invalid, match="Clinique en production is a production site") as refused:
         check_mode(patient, sites, Directory())
     assert refused.value.issues[0].expression == "Patient.identifier[0]"
+
+
+LOUD = (
+    "URN:OID:1.2.250.1.213.1.4.10",
+    " urn:oid:1.2.250.1.213.1.4.10 ",
+    "1.2.250.1.213.1.4.10",
+    "Urn:Oid:1.2.250.1.213.1.4.11",
+)
+
+
+@pytest.mark.parametrize("system", LOUD)
+def test_a_test_ins_is_one_however_its_namespace_is_spelled(system: str) -> None:
+    production = load_sites([dict(SITES[0]) | {"mode": "production"}])
+    with pytest.raises(Invalid, match="production site"):
+        check_mode(with_ins(INS, system), production)
+    with pytest.raises(Invalid, match="this namespace is written urn:oid:") as refused:
+        check_spelling(with_ins(INS, system), SITES_)
+    assert refused.value.issues[0].expression == "Patient.identifier[0].system"
+    assert len(to_reconcile(with_ins(INS, system), "")["identifier"]) == 1
+    check_spelling(person(), SITES_)
+
+
+@pytest.mark.parametrize(
+    ("performer", "refused"),
+    [
+        ({"resourceType": "HealthcareService", "providedBy": {"reference": "Organization/autre"}}, True),
+        ({"resourceType": "PractitionerRole", "organization": {"reference": "Organization/service"}}, True),
+        ({"resourceType": "Organization", "identifier": [FINESS]}, True),
+        ({"resourceType": "HealthcareService", "providedBy": {"reference": "Organization/ch-demo"}}, False),
+        ({"resourceType": "HealthcareService"}, False),
+    ],
+)
+def test_a_patient_with_a_test_ins_is_not_asked_about_at_a_production_site(
+    performer: dict[str, Any], refused: bool
+) -> None:
+    sites = load_sites((SITES[0], OTHER))
+    stored = [
+        performer | {"id": "asked"},
+        {"resourceType": "Organization", "id": "service", "partOf": {"reference": "Organization/autre"}},
+        {"resourceType": "Organization", "id": "autre"},
+        {"resourceType": "Organization", "id": "ch-demo"},
+    ]
+    view = Directory(*stored)
+    request = {"performer": [{"reference": f"{performer['resourceType']}/asked"}]}
+    check_asked(request, without(person(), people.INS_SYSTEM), sites, view)
+    if not refused:
+        check_asked(request, person(), sites, view)
+        return
+    with pytest.raises(Invalid, match="Clinique en production is a production site") as told:
+        check_asked(request, person(), sites, view)
+    assert (told.value.status, told.value.issues[0].expression) == (422, "ServiceRequest.subject")
+
+
+class Directory(Shelf):
+    """A View that finds resources of any type by their reference."""
+
+    def get(self, reference: str) -> dict[str, Any] | None:
+        return next((p for p in self.patients if f"{p['resourceType']}/{p['id']}" == reference), None)

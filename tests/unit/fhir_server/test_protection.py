@@ -31,7 +31,7 @@ from hubs import (
 from fhir_server.changes import Change, Hub, apply
 from fhir_server.context import Caller
 from fhir_server.demo import people
-from fhir_server.errors import PasserelleError, RuleBroken
+from fhir_server.errors import Conflict, Invalid, PasserelleError, RuleBroken
 from fhir_server.store.engine import Store
 
 Resource = dict[str, Any]
@@ -255,3 +255,100 @@ def test_a_consent_of_a_draft_is_still_its_writers(hub: Hub) -> None:
     put(hub, REQUESTER, people.consent("r", 0), request(status="draft"))
     put(hub, REQUESTER, people.consent("r", 0) | {"dateTime": "2026-11-01T08:00:00Z"})
     delete(hub, REQUESTER, "Consent/r")
+
+
+# --- nothing changes its case ----------------------------------------------------------------------------------------
+
+
+def of_request(kind: str, case: str, **more: Any) -> Resource:
+    """Something in preparation that belongs to a case."""
+    based = [{"reference": case}]
+    about = {"reference": "Patient/patient-01"}
+    made: dict[str, Resource] = {
+        "DiagnosticReport": {"status": "preliminary", "basedOn": based, "code": {"text": "Avis"}, "subject": about},
+        "Communication": {"status": "preparation", "basedOn": based, "payload": [{"contentString": "?"}]},
+        "Task": {"status": "requested", "intent": "order", "focus": based[0]},
+        "DocumentReference": {
+            "status": "current",
+            "content": [{"attachment": {"title": "x"}}],
+            "context": {"related": based},
+        },
+        "ImagingStudy": {"status": "available", "basedOn": based, "subject": about},
+        "Observation": {"status": "final", "basedOn": based, "code": {"text": "Poids"}, "subject": about},
+    }
+    return {"resourceType": kind, "id": "mv", **made[kind]} | more
+
+
+PLACES = {"Task": "focus", "DocumentReference": "context.related"}
+
+
+@pytest.mark.parametrize(
+    "kind", ["DiagnosticReport", "Communication", "Task", "DocumentReference", "ImagingStudy", "Observation"]
+)
+@pytest.mark.parametrize("other", ["ServiceRequest/s", "ServiceRequest/s/_history/1", "ServiceRequest/none"])
+def test_what_belongs_to_a_case_does_not_move_to_another(hub: Hub, kind: str, other: str) -> None:
+    asked(hub, state="in_progress")
+    asked(hub, "s", 1, state="in_progress")
+    put(hub, EXPERT, of_request(kind, "ServiceRequest/r"))
+    for who in EVERYBODY:
+        with pytest.raises(RuleBroken, match="belongs to ServiceRequest/r") as told:
+            put(hub, who, of_request(kind, other))
+        assert told.value.issues[0].expression == f"{kind}.{PLACES.get(kind, 'basedOn')}"
+    assert version(hub, f"{kind}/mv") == 1
+
+
+def test_a_report_in_preparation_is_not_signed_into_another_patients_case(hub: Hub) -> None:
+    asked(hub, state="in_progress")
+    asked(hub, "s", 1, state="in_progress")
+    put(hub, EXPERT, of_request("DiagnosticReport", "ServiceRequest/r"))
+    with pytest.raises(RuleBroken, match="stays there"):
+        put(hub, EXPERT, opinion(hub, "s", id="mv"))
+    assert hubs.deliveries(hub) == [] and read(hub, "Task/s")["status"] == "in-progress"
+    both = [{"reference": "ServiceRequest/r"}, {"reference": "ServiceRequest/s"}]
+    with pytest.raises(PasserelleError):
+        put(hub, EXPERT, of_request("DiagnosticReport", "ServiceRequest/r", basedOn=both))
+    with pytest.raises(Invalid, match="one téléexpertise"):
+        put(hub, EXPERT, of_request("DiagnosticReport", "", id="two", basedOn=both))
+    wrong = of_request("DiagnosticReport", "ServiceRequest/r", id="w", subject={"reference": "Patient/patient-02"})
+    with pytest.raises(RuleBroken, match="another patient"):
+        put(hub, EXPERT, wrong)
+    put(hub, EXPERT, opinion(hub, "r", id="mv"))
+
+
+def test_a_report_that_names_a_version_of_its_request_belongs_to_it(hub: Hub) -> None:
+    asked(hub)
+    with pytest.raises(RuleBroken, match="Legal steps"):
+        put(hub, PARTNER, opinion(hub, basedOn=[{"reference": "ServiceRequest/r/_history/1"}]))
+
+
+def test_images_may_be_matched_again_by_their_own_wire(hub: Hub) -> None:
+    asked(hub)
+    asked(hub, "s", 1)
+    put(hub, hubs.DEVICE, of_request("ImagingStudy", "ServiceRequest/r"))
+    put(hub, hubs.DEVICE, of_request("ImagingStudy", "ServiceRequest/s"))
+    assert version(hub, "ImagingStudy/mv") == 2
+
+
+# --- the directory ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "party",
+    [
+        "PractitionerRole/moreau",
+        "Practitioner/moreau",
+        "HealthcareService/avis-echo",
+        "PractitionerRole/garnier",
+        "Practitioner/garnier",
+        "Organization/ch-demo",
+    ],
+)
+def test_who_takes_part_in_a_case_stays_in_the_directory_until_it_is_over(hub: Hub, party: str) -> None:
+    asked(hub, state="in_progress")
+    with pytest.raises(Conflict, match="ServiceRequest/r, which is not over") as told:
+        delete(hub, ADMIN, party)
+    assert told.value.status == 409
+    put(hub, SYSTEM, read(hub, party) | {"active": False})
+    put(hub, SYSTEM, read(hub, party) | {"active": True})
+    put(hub, EXPERT, opinion(hub))
+    delete(hub, ADMIN, party)

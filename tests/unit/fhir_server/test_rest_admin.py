@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,12 +14,12 @@ import pytest
 from hubs import PARTNER, SYSTEM, hub_on
 
 from dicom_node.scp import AssociationInfo
-from fhir_server import app, cli
+from fhir_server import app, cli, upkeep
 from fhir_server.changes import Hub
 from fhir_server.context import Caller
 from fhir_server.delivery.knocks import Knocks, admits, host_of
 from fhir_server.demo import story
-from fhir_server.errors import PasserelleError
+from fhir_server.errors import Conflict, PasserelleError
 from fhir_server.rest import admin
 from fhir_server.rest.http import Request
 from fhir_server.security.identity import operator
@@ -188,6 +189,40 @@ def done(hub: Hub, job: Mapping[str, Any]) -> Any:
         assert time.monotonic() < deadline
         job = call(hub, "job-show", json.dumps({"id": job["id"]}).encode())[1]
     return job
+
+
+def test_any_process_tells_of_a_job_and_none_begins_another(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    going, ending = threading.Event(), threading.Event()
+
+    def long(_: Hub, __: upkeep.Args, tell: upkeep.Tell) -> dict[str, Any]:
+        tell("half of it")
+        going.set()
+        assert ending.wait(20)
+        return {"ok": True}
+
+    monkeypatch.setitem(upkeep.JOBS, "check", long)
+    one, other = upkeep.Jobs(), upkeep.Jobs()
+    job = one.start(hub, "check", {})
+    assert going.wait(20)
+    seen = other.get(hub, job.id)
+    assert seen is not None and (seen.state, seen.told) == ("running", "half of it")
+    with pytest.raises(Conflict, match=job.id):
+        other.start(hub, "check", {})
+    ending.set()
+    deadline = time.monotonic() + 20
+    while (seen := other.get(hub, job.id)) is None or seen.state == "running":
+        assert time.monotonic() < deadline
+    assert (seen.state, seen.result) == ("done", {"ok": True})
+
+
+def test_a_job_whose_process_died_is_over(hub: Hub) -> None:
+    folder = hub.store.blobs.root.parent / "jobs"
+    folder.mkdir()
+    (folder / "0123456789ab.json").write_text(json.dumps(dataclasses.asdict(upkeep.Job("0123456789ab", "check"))))
+    status, told = call(hub, "job-show", b'{"id": "0123456789ab"}')
+    assert status == 200 and told["state"] == "failed" and "ended" in told["told"]
+    assert done(hub, call(hub, "check")[1])["state"] == "done", "it holds up no other"
+    assert call(hub, "job-show", b'{"id": "../../x"}')[0] == 404
 
 
 def test_a_long_operation_is_a_job_that_tells_how_far_it_is(hub: Hub) -> None:

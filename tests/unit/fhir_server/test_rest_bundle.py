@@ -130,6 +130,17 @@ def test_conditions_hold_inside_a_bundle(hub: Hub) -> None:
     assert statuses(send(hub, "transaction", entry("DELETE", "Patient?identifier=urn:x|1"))) == ["204"]
 
 
+def test_deletions_of_a_transaction_do_not_hide_that_a_condition_is_ambiguous(hub: Hub) -> None:
+    for n in range(5):
+        stored(hub, {"resourceType": "Basic", "id": f"b{n}", "code": {"coding": [{"system": "urn:x", "code": "y"}]}})
+    gone = [entry("DELETE", f"Basic/b{n}") for n in range(3)]
+    made = entry("POST", "Basic", {"resourceType": "Basic", "code": {"text": "new"}}, ifNoneExist="code=urn:x|y")
+    answer = send(hub, "transaction", *gone, made)
+    assert answer.status == 412, "two are left that match"
+    answer = send(hub, "transaction", *gone, entry("DELETE", "Basic/b3"), made)
+    assert statuses(answer) == ["204"] * 4 + ["200"]
+
+
 def test_two_bundles_at_once_with_one_condition_make_one_resource(hub: Hub) -> None:
     person = PATIENT | {"identifier": [{"system": "urn:x", "value": "1"}]}
     create = entry("POST", "Patient", person, ifNoneExist="identifier=urn:x|1")

@@ -31,6 +31,28 @@ def test_the_demo_site_is_found_by_each_of_its_spellings() -> None:
     assert {namespace.fhir_system for namespace in site.namespaces} >= INS_SYSTEMS
 
 
+def test_a_namespace_is_found_in_any_spelling_of_its_system() -> None:
+    sites = load_sites([table()])
+    ipp = namespace_of(sites.default, "PI")
+    assert ipp is not None
+    for system in (ipp.fhir_system.upper(), f" {ipp.fhir_system}", ipp.oid):
+        assert sites.of_system(system) == (sites.default, ipp)
+    assert sites.of_system(ipp.fhir_system + "1") is None
+    assert sites.of_system("") is None
+
+
+def test_the_owners_of_a_patient_are_those_of_its_identifiers_and_its_managing_organization() -> None:
+    other = table() | {"key": "autre", "finess_eg": "990000992", "finess_ej": "990000984", "namespaces": []}
+    sites = load_sites([table(), other])
+    ipp = namespace_of(sites.default, "PI")
+    assert ipp is not None
+    patient = {"identifier": [{"system": ipp.fhir_system, "value": "1"}]}
+    assert [site.key for site in sites.owners(patient)] == ["ch-demo"]
+    managed = patient | {"managingOrganization": {"reference": "Organization/autre"}}
+    assert [site.key for site in sites.owners(managed)] == ["ch-demo", "autre"]
+    assert sites.owners({}) == ()
+
+
 def test_a_site_is_an_organization_and_naming_systems_that_hold_as_fhir() -> None:
     site = load_sites([table()]).default
     resources = [organization(site), *naming_systems(site)]

@@ -13,10 +13,10 @@ import pytest
 
 from hl7v2.check import check, errors
 from hl7v2.message import Message, parse
-from mappers.hl7v2_ins_to_fhir import key_of
 from mappers.hl7v2_to_fhir import AdtResult, Refused, adt, zam
 from mappers.hl7v2_types_to_fhir import date_of, datetime_of
 from mappers.identity import Namespace, Site
+from mappers.ins import key_of
 from mappers.mapped import Mapped
 from profiles.validator import structure
 

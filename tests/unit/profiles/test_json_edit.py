@@ -375,13 +375,13 @@ def test_edits_cannot_nest_deeper_than_what_can_be_read() -> None:
 def test_a_text_of_very_many_parts_is_written_anew_in_bounded_time() -> None:
     text = '{"a":[' + "1.0," * 410_000 + '1.0],"b":1}'
     tree = Tree(text)
-    started = time.perf_counter()
+    started = time.process_time()
     tree.apply(Edit("delete", ("a", 0)))
     tree.apply(Edit("set", ("b",), 2))
     with pytest.raises(json_edit.TooManyParts):
         edited(text, tree.edits)
     assert tree.done().text(text) == '{"a":[' + "1.0," * 409_999 + '1.0],"b":2}'
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize(
@@ -389,10 +389,10 @@ def test_a_text_of_very_many_parts_is_written_anew_in_bounded_time() -> None:
 )
 def test_hostile_text_is_compacted_and_framed_in_bounded_time(body: str) -> None:
     text = f'{{ "x" : {body} }}'
-    started = time.perf_counter()
+    started = time.process_time()
     assert compact(text) == f'{{"x":{body}}}'
     framed(text, {"resourceType": "Basic", **parse(text)}, "i")
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_an_error_shows_a_short_path() -> None:

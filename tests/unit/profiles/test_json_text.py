@@ -273,10 +273,10 @@ ATTACKS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_refused_in_bounded_time(name: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(JsonError) as caught:
         parse(ATTACKS[name])
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
     assert len(str(caught.value)) < 600
 
 
@@ -386,11 +386,11 @@ def test_every_official_example_is_read_and_written_losslessly() -> None:
 @pytest.mark.timeout(600)
 def test_a_text_of_the_largest_size_is_settled_in_bounded_time() -> None:
     size = json_text.MAX_BYTES - 20
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(parse(b'{"a":"' + b"x" * size + b'"}')["a"]) == size
     for body in (b"[" * size, b'"' * size, b"[" + b'{"a":1},' * (size // 8), b"1" * size, b"-" * size):
         with pytest.raises(JsonError):
             parse(b'{"a":' + body)
     with pytest.raises(JsonError, match="longer than"):
         parse(b"{" + b" " * 100_000_000)
-    assert time.perf_counter() - started < 300
+    assert time.process_time() - started < 300

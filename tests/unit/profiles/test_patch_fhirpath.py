@@ -147,10 +147,10 @@ ATTACKS["deep parts"][0]["value"] = _deep_parts(120)
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_refused_in_bounded_time(name: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(PatchError) as caught:
         fhirpath_patch.apply(MANY, parameters(ATTACKS[name]))
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 40
     assert len(str(caught.value)) < 5000
 
 

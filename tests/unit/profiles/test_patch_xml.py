@@ -111,10 +111,10 @@ ATTACKS: dict[str, str] = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_refused_in_bounded_time(name: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(PatchError) as caught:
         xml_patch.apply(WIDE, ATTACKS[name].encode())
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert len(str(caught.value)) < 700
     assert "root:" not in str(caught.value)
 

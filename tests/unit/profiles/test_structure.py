@@ -284,9 +284,9 @@ HOSTILE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_content_is_refused_in_bounded_time(name: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     found = check(HOSTILE[name])
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
     assert 0 < len(found) <= MAX_FINDINGS
     assert all(len(finding.diagnostics) + len(finding.expression) < 700 for finding in found)
 

@@ -174,25 +174,25 @@ def test_what_is_no_number_is_refused(value: str, code: str) -> None:
 @pytest.mark.parametrize("value", ["1E+999999", "-1E+999999", "1E-999999", "1E+999999999999999999"])
 @pytest.mark.parametrize("code", ["mm", "deg", "Cel", "[pH]", "dB", "Np", "bit_s", "[p'diop]", "%[slope]", "[hp'_Q]"])
 def test_a_number_of_any_size_is_answered_or_refused_at_once(value: str, code: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UcumError, match="too large or too small"):
         canonical(Decimal(value), code)
     with pytest.raises(UcumError, match="too large or too small"):
         convert(Decimal(value), code, code)
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
 
 
 @pytest.mark.parametrize("code", ["[pH]", "dB", "Np", "bit_s", "[hp'_Q]", "[hp'_X]"])
 @pytest.mark.parametrize("value", ["1E+1000", "-1E+1000", "1E+5", "9999"])
 def test_a_logarithmic_value_cannot_explode(code: str, value: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         number, _ = canonical(Decimal(value), code)
     except UcumError:
         pass
     else:
         assert abs(number.adjusted()) <= 2000
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
 
 
 def test_a_zero_stays_a_zero() -> None:
@@ -208,11 +208,11 @@ def test_a_value_of_ten_thousand_digits_is_rounded() -> None:
 
 @pytest.mark.parametrize("code", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_code_is_refused_in_bounded_time(code: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     problem = validate(code)
     assert problem
     assert len(problem) < 500
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
 
 
 def test_the_bounds_leave_room_for_real_codes() -> None:

@@ -344,10 +344,10 @@ ATTACKS: dict[str, str] = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_refused_in_bounded_time(name: str) -> None:
     data = ATTACKS[name].encode()
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(XmlError) as caught:
         from_xml(data)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert len(str(caught.value)) < 700
     assert "passwd" not in str(caught.value)
 
