@@ -3,7 +3,7 @@ PY := .venv/bin/python
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-dev system run test test-long check fix scoreboard bench
+.PHONY: help setup setup-dev system run test coverage test-long check fix scoreboard bench
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ fix: setup-dev ## format and mend what ruff can mend
 	.venv/bin/ruff check --fix .
 
 test: check system ## everything but the full counts, under 12 minutes
+	$(PY) -m pytest -n 2 --dist loadgroup -m "not long" $(PYTEST_ARGS)
+
+coverage: check system ## the same, with line coverage; takes longer
 	$(PY) -m coverage erase
 	$(PY) -m pytest -n 2 --dist loadgroup -m "not long" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
