@@ -19,8 +19,9 @@ HERE = Path(__file__).parent
 ISSUER, AUDIENCE = "https://auth.hospital.example", "https://fhir.hospital.example"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all of them, so that one server is enough."""
+    """One worker runs all of them, so that one server is enough and npm installs once; told before xdist reads it."""
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.xdist_group("clients"))
