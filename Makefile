@@ -1,9 +1,10 @@
 # Passerelle: install, run, test. `make help` lists the targets.
 PY := .venv/bin/python
 PYTEST_ARGS ?=
+SLICE ?= $(shell expr $$(date +%s) / 86400)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-dev system run test coverage test-long check fix scoreboard bench
+.PHONY: help setup setup-dev system run test coverage test-slice test-long check fix scoreboard bench
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +26,8 @@ setup-dev: .venv/.dev
 system: ## install the Debian packages the tests use (as root), or name what is missing
 	@sh tests/system.sh
 
-run: setup ## start the demo: SQLite, local folders, fictitious patients
-	@.venv/bin/passerelle demo
+run: setup ## start the demo on SQLite with fictitious patients: DEMO='--dpi-port 3576' for other ports
+	@.venv/bin/passerelle demo $(DEMO)
 
 check: setup-dev ## format, lint, types, import contracts
 	.venv/bin/ruff format --check .
@@ -50,6 +51,9 @@ bench: setup-dev ## measure: ONLY=topic PEERS='hapi=http://... wso2=http://...'
 
 scoreboard: setup-dev ## the official suites, a line each
 	$(PY) -m benchmarks.scoreboard
+
+test-slice: setup-dev system ## today's part of the full counts, at most 20 minutes (SLICE=number for another)
+	$(PY) -m pytest --slice $(SLICE) $(PYTEST_ARGS)
 
 test-long: setup-dev system ## the full counts; run before an issue is closed
 	$(PY) -m pytest -m long $(PYTEST_ARGS)

@@ -13,7 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from benchmarks import report, servers, topics_hl7, topics_paths, topics_rest, topics_search, topics_text
+from benchmarks import (
+    report,
+    servers,
+    topics_delivery,
+    topics_growth,
+    topics_hl7,
+    topics_paths,
+    topics_rest,
+    topics_search,
+    topics_text,
+)
 from benchmarks.machine import machine
 from benchmarks.rounds import QUICK, Effort
 from benchmarks.target import Address
@@ -28,6 +38,9 @@ LOCAL: dict[str, Callable[[Effort], report.Report]] = {
     "ucum": topics_paths.ucum_topic,
     "hl7-parse": topics_hl7.parse_topic,
     "hl7-answered": topics_hl7.answered_topic,
+    "delivery-rate": topics_delivery.rate_topic,
+    "delivery-dead": topics_delivery.dead_topic,
+    "delivery-growth": topics_delivery.growth_topic,
 }
 HTTP: dict[str, Callable[[topics_rest.Field, Effort], report.Report]] = {
     "rest-generator": topics_rest.generator_topic,
@@ -35,6 +48,7 @@ HTTP: dict[str, Callable[[topics_rest.Field, Effort], report.Report]] = {
     **{f"rest-{work}": topics_rest.interaction(work) for work in topics_rest.GOALS if work != "load"},
     "rest-load": topics_rest.load_topic,
     **{f"search-{shape}": topics_search.search(shape) for shape in topics_search.SHAPES},
+    "search-growth": topics_growth.growth_topic,
 }
 
 

@@ -14,18 +14,15 @@ import importlib.util
 import itertools
 import multiprocessing
 import shutil
-import sqlite3
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from benchmarks import report, servers
+from benchmarks.inserts import inserting
 from benchmarks.rounds import Effort, Subject, Timing, measured
 from hl7v2 import ack
 from hl7v2.message import parse
@@ -162,7 +159,7 @@ def _measured(
     numbers = next(_blocks)
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(count))
-        inserts = [stack.enter_context(contextlib.closing(_inserting(url, folder))) for _ in range(count)]
+        inserts = [stack.enter_context(contextlib.closing(inserting(url, folder))) for _ in range(count)]
         subjects = [Subject("limit", lambda: _all(pool, inserts, batch, numbers, body))]
         for when in WHEN:
             links = [stack.enter_context(contextlib.closing(_Link(ports[when]))) for _ in range(count)]
@@ -198,38 +195,6 @@ class _Link:
         self._sender.close()
 
 
-class _Insert:
-    """One row, one commit: what no store of messages can be faster than."""
-
-    lock = threading.Lock()
-
-    def __init__(self, connection: Any, statement: str, alone: bool) -> None:
-        self._connection, self._statement, self._alone = connection, statement, alone
-
-    def put(self, raw: bytes) -> None:
-        # SQLite has one writer at a time: waiting for it outside is kinder than its busy handler.
-        with self.lock if self._alone else contextlib.nullcontext():
-            self._connection.execute(self._statement, (raw,))
-            self._connection.commit()
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-def _inserting(url: str, folder: Path) -> _Insert:
-    if url.startswith("sqlite"):
-        plain = sqlite3.connect(folder / "limit.db", check_same_thread=False, timeout=60)
-        plain.execute("PRAGMA journal_mode = WAL")
-        plain.execute("PRAGMA synchronous = FULL")
-        plain.execute("CREATE TABLE IF NOT EXISTS bench (id INTEGER PRIMARY KEY, raw BLOB)")
-        return _Insert(plain, "INSERT INTO bench (raw) VALUES (?)", True)
-    connection = psycopg.connect(url)
-    connection.execute("SELECT pg_advisory_xact_lock(1)")
-    connection.execute("CREATE TABLE IF NOT EXISTS bench (id bigserial PRIMARY KEY, raw bytea)")
-    connection.commit()
-    return _Insert(connection, "INSERT INTO bench (raw) VALUES (%s)", False)
-
-
 @contextlib.contextmanager
 def _served(url: str, folder: Path) -> Iterator[dict[str, int]]:
     """Our two listeners on a store at `url`, in a process of their own; the port of each answer."""
@@ -256,8 +221,8 @@ def _serve(url: str, folder: str, pipe: Connection) -> None:
     from fhir_server.delivery.ports import Port
     from fhir_server.patients.sites import load_sites
 
-    sites = load_sites((_SITE,))
-    settings = Settings(data_dir=folder, database_url=url, auth="none", sites=(_SITE,))
+    sites = load_sites((SITE,))
+    settings = Settings(data_dir=folder, database_url=url, auth="none", sites=(SITE,))
     hub = open_hub(settings, sites, migrate=True)
     seed_sites(hub, sites)
     listeners = {}
@@ -273,7 +238,7 @@ def _serve(url: str, folder: str, pipe: Connection) -> None:
     hub.store.close()
 
 
-_SITE: dict[str, Any] = {
+SITE: dict[str, Any] = {
     "key": _KEY,
     "name": "Banc d'essai",
     "finess_eg": "990009999",
@@ -294,7 +259,7 @@ _SITE: dict[str, Any] = {
 def _site() -> Any:
     from fhir_server.patients.sites import load_sites
 
-    return load_sites((_SITE,)).default
+    return load_sites((SITE,)).default
 
 
 def _walked(raw: bytes) -> int:

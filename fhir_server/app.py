@@ -42,6 +42,7 @@ from fhir_server.security import scopes
 from fhir_server.security.certificates import on_port
 from fhir_server.security.identity import Gate, at_hand, http_caller
 from fhir_server.store import parameters, reindex
+from fhir_server.store.blobs import blobs_of
 from fhir_server.store.engine import open_store
 from fhir_server.store.folder import DataFolderLock
 from fhir_server.store.inbox import InboxRow
@@ -165,7 +166,7 @@ class Server:
     def _open(self, data: Path, port: int) -> None:
         sqlite = self.settings.database.startswith("sqlite")
         if sqlite:
-            lock = DataFolderLock(data, http_url=f"http://{self.settings.bind}:{port}", token=self.gate.local_token)
+            lock = DataFolderLock(data, http_url=f"http://{in_url(self.settings.bind)}:{port}", token=self.gate.local_token)
             self.closing.append(lock.close)
         self.hub = open_hub(self.settings, self.sites, migrate=sqlite)
         self.closing.append(self.hub.store.close)
@@ -226,7 +227,7 @@ class Server:
         operators = frozenset({"admin", "metrics", "pull"})
         who, quick = partial(_caller, self), partial(at_hand, self.gate)
         mounts = Mounts(lambda: self.hub, _MOUNTS, who, operators, at_hand=quick)
-        base = f"http://{self.settings.bind}:{web.getsockname()[1]}/fhir"
+        base = f"http://{in_url(self.settings.bind)}:{web.getsockname()[1]}/fhir"
         config = uvicorn.Config(
             application(mounts, self.state, base),
             log_config=None,
@@ -308,7 +309,8 @@ def open_hub(settings: Settings, sites: Sites, *, migrate: bool) -> Hub:
     """The store the settings name, and what works on it. The settings then say which installation this is."""
     data = Path(settings.data_dir).resolve()
     seconds = settings.statement_timeout_seconds
-    store = open_store(settings.database, data, migrate=migrate, statement_seconds=seconds)
+    blobs = blobs_of(settings, data)
+    store = open_store(settings.database, data, migrate=migrate, statement_seconds=seconds, blobs=blobs)
     parameters.refresh(store, 0)
     known = settings.installation or identity(store)
     return Hub(replace(settings, installation=known), store, sites)

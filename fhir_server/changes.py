@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from functools import partial
 
 from fhir_server.config import Settings
 from fhir_server.context import Caller, Clock, instant, now
@@ -29,11 +30,11 @@ from fhir_server.store.session import Snapshot, Tx
 from fhir_server.store.view import EPOCH, Stale
 from fhir_server.targets import check_owners, decide, referred, validate
 from fhir_server.teleexpertise import consequences as workflow
-from fhir_server.teleexpertise import documents, orders
+from fhir_server.teleexpertise import documents, orders, overtaken
 from fhir_server.teleexpertise.accession import accessions
 from fhir_server.teleexpertise.scopes import case_of, scopes
 
-__all__ = ["ATTEMPTS", "Applied", "Change", "Hub", "apply", "plan_of", "read_current", "view_of"]
+__all__ = ["ATTEMPTS", "Applied", "Change", "Hub", "apply", "judge", "plan_of", "read_current", "view_of"]
 
 ATTEMPTS = 10
 # Identifiers of Patients whose studies one statement looks for.
@@ -99,6 +100,12 @@ def apply(
     raise AssertionError("unreachable")
 
 
+def judge(hub: Hub, caller: Caller, changes: Sequence[Change]) -> None:
+    """Decide as `apply` does and write nothing. Raises what `apply` would raise."""
+    with hub.store.read(caller) as snapshot:
+        _Deciding(hub, caller, snapshot).run(changes)
+
+
 class _Deciding:
     """One attempt at deciding a list of changes on one snapshot."""
 
@@ -135,7 +142,7 @@ class _Deciding:
                 write.rows = index.rows(write.after, zone=self.hub.sites.default.time_zone)
                 write.rows.scopes = scopes(write.after)
                 write.ready = prepare(write.after)
-                held += sum(len(getattr(write.rows, part.name)) for part in fields(write.rows))
+                held += sum(len(getattr(write.rows, part.name) or ()) for part in fields(write.rows))
                 if held > MOST_ROWS:
                     text = f"this request has more than {MOST_ROWS} searchable values; send it in several"
                     raise TooLarge(text, expression="Bundle.entry")
@@ -176,7 +183,8 @@ class _Deciding:
                 raise Conflict(text, expression=write.expression or write.type)
 
     def _context(self) -> workflow.Context:
-        return workflow.Context(self.caller, self.view, self.hub.settings, self.hub.sites, self.hub.clock())
+        handed = partial(overtaken.handed, self.view.snapshot)
+        return workflow.Context(self.caller, self.view, self.hub.settings, self.hub.sites, self.hub.clock(), handed)
 
     def _consequence(self, write: Write) -> None:
         if write.after is None:
@@ -205,6 +213,7 @@ class _Deciding:
             (*self.rendered.resources, *more.resources),
             (*self.rendered.deliveries, *more.deliveries),
             {**self.rendered.notes, **more.notes},
+            (*self.rendered.unsent, *more.unsent),
         )
         for document in more.resources:
             self.pending.add(document)
@@ -234,6 +243,7 @@ def _commit(tx: Tx, decided: _Decided, also: Callable[[Tx, list[Applied]], None]
     stored: dict[str, Stored | None] = {}
     for reference, write in pending.writes.items():
         stored[reference] = _put(tx, write)
+    overtaken.give_up(tx, decided.rendered.unsent, "nobody had received it when its report was corrected or withdrawn")
     for delivery in decided.rendered.deliveries:
         tx.send(delivery)
     for row in decided.audit:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import parse_qs, urlsplit
 
 PREFIX = "PASSERELLE_"
 FILE = "passerelle.toml"
@@ -44,6 +45,15 @@ class Settings:
 
     data_dir: str = _doc("passerelle-data", "folder of the SQLite database and the blobs")
     database_url: str = _doc("", "sqlite:///FILE or postgresql://...; empty = SQLite in data_dir")
+    blob_url: str = _doc(
+        "", "where large content lies: s3://BUCKET/PREFIX?endpoint=https://HOST&region=...; empty = in data_dir"
+    )
+    blob_access_key: str = _doc("", "access key of the bucket; empty = AWS_* variables or the machine's role")
+    blob_secret_key: str = _doc("", "secret key of the bucket", secret=True)
+    blob_timeout_seconds: float = _doc(30.0, "how long the bucket may be silent, and how long a failure is retried")
+    blob_keys: str = _doc(
+        "", "content is encrypted with these keys: lines `ID BASE64` of 32 bytes, the newest last", secret=True
+    )
     roles: str = _doc("all", "what this process does: all, or some of api,workers,mllp,dicom,mailbox")
     bind: str = _doc("127.0.0.1", "address every listener binds")
     http_port: int = _doc(8080, "HTTP: /fhir, /dicomweb, /pull, /livez, /readyz")
@@ -104,7 +114,9 @@ class Settings:
     lease_seconds: float = _doc(
         30.0, "how long a lane stays taken by a worker that fell silent; renewed while it sends"
     )
-    senders: int = _doc(4, "deliveries one process sends at the same time")
+    senders: int = _doc(
+        4, "deliveries one process sends at the same time, beside those whose partner takes over a second"
+    )
     stop_seconds: float = _doc(30.0, "how long a stopping process may finish what is under way")
     keep_days: float = _doc(0.0, "days after which settled messages and deliveries go; 0 = only `passerelle retention`")
     study_quiet_seconds: float = _doc(2.0, "silence after which a received study is summed up as ImagingStudy")
@@ -286,6 +298,11 @@ def is_loopback(host: str) -> bool:
         return host in LOOPBACK
 
 
+def in_url(host: str) -> str:
+    """A bind address as it stands in a URL: IPv6 in brackets (RFC 3986 3.2.2)."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
 def host_and_port(name: str, text: str) -> tuple[str, int]:
     """The parts of `host:port`. Raises ConfigError that names the setting."""
     host, _, port = text.rpartition(":")
@@ -332,7 +349,12 @@ def _convert(key: str, raw: Any, where: str) -> Any:
 
 
 def _check(settings: Settings) -> None:
-    for wrong, text in (*_bind_rules(settings), *_mail_rules(settings), *_number_rules(settings)):
+    for wrong, text in (
+        *_bind_rules(settings),
+        *_mail_rules(settings),
+        *_content_rules(settings),
+        *_number_rules(settings),
+    ):
         if wrong:
             raise ConfigError(text)
 
@@ -386,7 +408,27 @@ def _mail_rules(settings: Settings) -> Iterator[tuple[bool, str]]:
     )
 
 
+def _content_rules(settings: Settings) -> Iterator[tuple[bool, str]]:
+    url = settings.blob_url
+    if not url:
+        return
+    found = re.match(r"s3://[a-z0-9][a-z0-9.-]+(/[^?#]*)?(\?[^#]*)?\Z", url)
+    yield found is None, f"blob_url={url!r} is no s3://BUCKET/PREFIX?endpoint=https://HOST"
+    asked = parse_qs(urlsplit(url).query)
+    yield bool(set(asked) - {"endpoint", "region"}), "blob_url takes `endpoint` and `region`, and no secret"
+    endpoint = urlsplit(asked.get("endpoint", [""])[-1])
+    yield (
+        endpoint.scheme not in ("", "http", "https") or (bool(endpoint.scheme) and not endpoint.hostname),
+        f"blob_url: the endpoint of {url!r} is no https://HOST",
+    )
+    yield (
+        endpoint.scheme == "http" and not is_loopback(endpoint.hostname or ""),
+        "blob_url: an http:// endpoint is for loopback only; write https://",
+    )
+
+
 _POSITIVE = (
+    "blob_timeout_seconds",
     "mail_poll_seconds", "mail_answer_seconds", "retry_first_seconds", "retry_cap_seconds", "send_timeout_seconds",
     "send_limit_seconds", "lease_seconds", "senders", "stop_seconds", "statement_timeout_seconds", "max_body_mib",
     "max_object_mib", "max_bundle_entries",

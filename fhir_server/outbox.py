@@ -147,8 +147,8 @@ def outbox_regenerate(store: Store, args: Args, context: Callable[[Snapshot], Co
         if old is None:
             raise NotFound(f"the outbox has no delivery {_id(args)}; `passerelle outbox list` shows them")
         sources = [_current(snapshot, reference) for reference in (old.document, old.case_key, old.patient)]
-        rendered = documents.render(sources[0].resource(), sources[1].id, context(snapshot))
-    new = next((one for one in rendered.deliveries if one.lane == old.lane), None)
+        rendered = documents.again(sources[0].resource(), sources[1].id, context(snapshot), old.lane)
+    new = next(iter(rendered.deliveries), None)
     if new is None:
         raise RuleBroken(f"the report does not go to {old.title or old.lane} any more; cancel this delivery")
     new = replace(new, parent=old.id)
@@ -326,7 +326,8 @@ def _status(stored: Stored) -> str:
         return ", deleted"
     resource = stored.resource()
     status = [resource["status"]] if isinstance(resource.get("status"), str) else []
-    return "".join(f", {words}" for words in (*status, *documents.not_reached(resource)))
+    step = [word] if (word := documents.step_of(resource)) else []
+    return "".join(f", {words}" for words in (*status, *step, *documents.noted(resource)))
 
 
 OPERATIONS: Mapping[str, Callable[[Store, Args], Json]] = {

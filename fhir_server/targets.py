@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from collections.abc import Callable
 
 from fhir_server.errors import (
     Conflict,
@@ -22,6 +23,7 @@ from fhir_server.errors import (
 from fhir_server.patients import identity, writing
 from fhir_server.patients.traits import agree
 from fhir_server.pending import FOUND, Change, Pending, Resource, placed, plan_of, within
+from fhir_server.security import binaries
 from fhir_server.store.resources import Stored
 from fhir_server.teleexpertise import consequences as workflow
 from profiles.validator.structure import check
@@ -38,8 +40,8 @@ def validate(change: Change) -> None:
     if change.resource is None:
         return
     content = {name: value for name, value in change.resource.items() if name != "id"}
-    named = change.id or ("" if change.verb == "create" else change.resource.get("id", ""))
-    bad = [f for f in check(content | ({"id": named} if named else {})) if f.severity in ("fatal", "error")]
+    named = change.id or (None if change.verb == "create" else change.resource.get("id"))
+    bad = [f for f in check(content if named is None else content | {"id": named}) if f.severity in ("fatal", "error")]
     if bad:
         place = change.expression
         issues = tuple(Issue(f.severity, f.code, f.diagnostics, within(place, f.expression)) for f in bad[:50])
@@ -116,6 +118,8 @@ def _named(pending: Pending, change: Change, context: workflow.Context) -> tuple
             return 204, ""
         key = key or str(uuid.uuid4())
     before = pending.view.stored(f"{change.type}/{key}")
+    if change.type == "Binary" and before is not None and _exists(before):
+        binaries.demand_context(context.caller, before.resource(), _looked_up(pending))
     _check_version(change, key, before)
     if change.verb == "delete":
         return _deleted(pending, change, key, before, context)
@@ -158,9 +162,15 @@ def _all_deleted(pending: Pending, change: Change, context: workflow.Context) ->
     for key in pending.matching(change.type, change.criteria, most=MOST_DELETED):
         before = pending.view.stored(f"{change.type}/{key}")
         assert before is not None  # it was found on this snapshot
+        if change.type == "Binary":
+            binaries.demand_context(context.caller, before.resource(), _looked_up(pending))
         workflow.guard_delete(before.resource(), context)
         pending.write("delete", change, key, before)
     return 204, ""
+
+
+def _looked_up(pending: Pending) -> Callable[[str, str], object]:
+    return lambda kind, key: pending.view.get(f"{kind}/{key}")
 
 
 def _patched(change: Change, key: str, before: Stored | None) -> Change:

@@ -31,6 +31,7 @@ HEAD_SECONDS, HEAD_BYTES = 20.0, 64 * 1024
 # What a request line is looked for in when the parser could not read it.
 _LINE_BYTES = 2048
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}) (/[^ \r\n]*)(?: HTTP/1\.[01]\r?\n|[^\n]*\Z)")
+_LINES = re.compile(rb"^" + _LINE.pattern, re.MULTILINE)
 # The mounts whose errors are OperationOutcomes.
 _IN_FHIR = (b"fhir", b"dicomweb")
 
@@ -73,26 +74,34 @@ class Connection(HttpToolsProtocol):
     _late: asyncio.TimerHandle | None = None
     _head = 0
     _start = b""
-    url = b""
+    _data = b""
+    _body = False
+    _later: bytes | None = None
+    _before = url = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._later is not None:
+            return  # nothing is read behind what could not be read
+        self._data = data
         known = self._start if self._late is not None else b""
         self._start = known + data[: max(0, _LINE_BYTES - len(known))]
         super().data_received(data)
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._later is not None:
             return
         if self._late is not None:
-            self._head += len(data)
+            # The rest of a body that was refused early is no head; it has the time of one to end.
+            self._head += 0 if self._body else len(data)
             if self._head > HEAD_BYTES:
                 self._refuse(_large(431))
         elif self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_head()  # something came that begins no request
 
     def on_message_begin(self) -> None:
+        self._before = self.url
         super().on_message_begin()
         if self._late is None:
             self._wait_for_head()
@@ -105,6 +114,8 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What to say of a request the parser gave up."""
         line = None if self.url else _LINE.match(self._start)
+        if line and line[1].decode() in METHODS:  # that of a request before it, in the same breath
+            line = next((one for one in _LINES.finditer(self._data) if one[1].decode() not in METHODS), None)
         if len(self.url) >= HEAD_BYTES:
             self._refuse(_large(414))
         elif line and line[1].decode() not in METHODS:
@@ -115,7 +126,22 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_waiting()
+        self._body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._body = False
+        super().on_message_complete()
+        if self._late is not None and self.cycle.response_complete:  # refused early: it waits as after any answer
+            self._end_waiting()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._later is not None and self.cycle.response_complete:
+            self._end(self._later)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_waiting()
@@ -132,8 +158,15 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: PasserelleError, address: bytes = b"") -> None:
         self._end_waiting()
+        told = _refusal(error, address or self.url or self._before)
+        if self.cycle is not None and not self.cycle.response_complete and not self._body:
+            self._later = told  # requests before this one, sent in the same breath, are answered first
+        else:
+            self._end(told)
+
+    def _end(self, told: bytes) -> None:
         if not self.transport.is_closing():
-            self.transport.write(_refusal(error, address or self.url))
+            self.transport.write(told)
             self.transport.close()
 
 

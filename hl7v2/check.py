@@ -11,30 +11,18 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from hl7v2 import tables
-from hl7v2.message import Message, Segment, Value, path
-from hl7v2.tables import Coded, Required, Severity, Structure
+from hl7v2 import overlays, tables, versions
+from hl7v2.findings import MOST_SEGMENTS, Finding, at, name_of
+from hl7v2.message import Message, Segment, path
+from hl7v2.tables import Coded, Required, Structure
 
 _TIME: Final = re.compile(
     r"(\d{4})(?:(\d{2})(?:(\d{2})(?:(\d{2})(?:(\d{2})(?:(\d{2})(?:\.\d{1,4})?)?)?)?)?)?([+-]\d{4})?\Z", re.ASCII
 )
 _MAX_FINDINGS: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One remark. `location` is a path (`PID-5[1].1`), `code` from table 0357, `rule` such as `pam.fr/ZBE-4/table`."""
-
-    location: str
-    rule: str
-    code: str
-    text: str
-    severity: Severity = "error"
-    span: tuple[int, int] = (-1, -1)
 
 
 def check(msg: Message) -> list[Finding]:
@@ -78,34 +66,36 @@ def is_time(text: str) -> bool:
 
 def _all(msg: Message, structure: Structure | None, pam: bool) -> Iterator[Finding]:
     yield from _header(msg)
-    required = [*tables.REQUIRED]
-    coded = [*tables.CODED]
+    overlay = None if pam else overlays.of(msg)
+    source = "pam.fr" if pam else overlay.name if overlay else "v2"
     if structure:
         yield from _segments(msg, structure, pam)
-    if pam:
-        required += tables.PAM_REQUIRED
-        coded = [rule for rule in coded if rule.path != "PID-8"] + [*tables.PAM_CODED]
-        yield from _forbidden(msg)
-    if msg.kind == "ZAM":
-        required += tables.ZAM_REQUIRED
-        coded += tables.ZAM_CODED
     transaction = structure.transaction if structure else ""
-    for rule in required:
-        if msg.kind == "ADT" or rule.path.startswith(("MSH", "OBX")):
-            yield from _required(msg, rule, transaction, pam)
-    for code in coded:
-        yield from _coded(msg, code, pam)
+    for rule in tables.REQUIRED:
+        if msg.kind == "ADT" or rule.path.startswith("MSH"):
+            yield from _required(msg, rule, transaction, source)
+    for rule in tables.PAM_REQUIRED if pam else overlay.required if overlay else ():
+        yield from _required(msg, rule, transaction, source)
+    more = tables.PAM_CODED if pam else overlay.coded if overlay else ()
+    narrowed = {code.path for code in more}
+    for code in (*(one for one in tables.CODED if one.path not in narrowed), *more):
+        yield from _coded(msg, code, source)
+    if pam:
+        yield from _forbidden(msg)
     yield from _values(msg)
     if msg.kind == "ADT":
         yield from _name(msg)
+    if overlay:
+        yield from overlays.judge(msg, overlay)
+    yield from versions.judge(msg)
 
 
 def _header(msg: Message) -> Iterator[Finding]:
     signs = msg.separators
     if not all((signs.component, signs.repetition, signs.escape, signs.subcomponent)):
-        yield _at(msg, "MSH-2", "v2/MSH-2", "102", "MSH-2 must declare four different delimiters, normally ^~\\&")
+        yield at(msg, "MSH-2", "v2/MSH-2", "102", "MSH-2 must declare four different delimiters, normally ^~\\&")
     if msg.version and msg.version not in tables.VERSIONS:
-        yield _at(msg, "MSH-12", "v2/MSH-12", "203", f"version {msg.version[:20]!r} is unknown; 2.1 to 2.8.2 are read")
+        yield at(msg, "MSH-12", "v2/MSH-12", "203", f"version {msg.version[:20]!r} is unknown; 2.1 to 2.8.2 are read")
     if len(msg.all("MSH")) > 1:
         yield Finding("MSH[2]", "v2/segments", "100", "a second MSH: send one message in a frame")
     if len(msg.all("PID")) > 1 and msg.trigger not in ("A40", "A17", "A44"):
@@ -125,7 +115,7 @@ def _segments(msg: Message, structure: Structure, pam: bool) -> Iterator[Finding
         segment = msg.first(name)
         if segment is None:
             told = f"{msg.kind}^{msg.trigger} needs a segment {name}"
-            yield Finding(name, f"{_source(pam)}/segments", "100", told)
+            yield Finding(name, f"{'pam.fr' if pam else 'v2'}/segments", "100", told)
         else:
             first.append((name, segment))
     for (before, one), (after, two) in itertools.pairwise(first):
@@ -135,25 +125,25 @@ def _segments(msg: Message, structure: Structure, pam: bool) -> Iterator[Finding
     third = msg.text("MSH-9.3")
     if third and third != structure.name:
         told = f"MSH-9.3 is {third[:20]}, {structure.name} was expected"
-        yield _at(msg, "MSH-9[1].3", "v2/MSH-9", "199", told, "warning")
+        yield at(msg, "MSH-9[1].3", "v2/MSH-9", "199", told, "warning")
 
 
-def _required(msg: Message, rule: Required, transaction: str, pam: bool) -> Iterator[Finding]:
+def _required(msg: Message, rule: Required, transaction: str, source: str) -> Iterator[Finding]:
     if rule.when and transaction not in rule.when:
         return
     name = path(rule.path).segment
     # A rule that names an occurrence (OBX[1]-4) holds for that one only.
-    for segment in msg.all(name)[: 1 if "[" in rule.path else 20]:
+    for segment in msg.all(name)[: 1 if "[" in rule.path else MOST_SEGMENTS]:
         where = rule.path if segment.number == 1 else rule.path.replace(name, f"{name}[{segment.number}]", 1)
         if msg.at(where).valued:
             continue
         told = f"{rule.path} is required"
-        yield _at(msg, where, f"{_source(pam)}/{rule.path}/required", "101", told, rule.severity)
+        yield at(msg, where, f"{source}/{rule.path}/required", "101", told, rule.severity)
 
 
-def _coded(msg: Message, rule: Coded, pam: bool) -> Iterator[Finding]:
+def _coded(msg: Message, rule: Coded, source: str) -> Iterator[Finding]:
     spot = path(rule.path)
-    for segment in msg.all(spot.segment)[:20]:
+    for segment in msg.all(spot.segment)[:MOST_SEGMENTS]:
         field = segment.field(spot.field)
         if field.state in ("absent", "empty", "null"):
             continue
@@ -163,7 +153,7 @@ def _coded(msg: Message, rule: Coded, pam: bool) -> Iterator[Finding]:
             where = _where(segment, spot.field, number)
             told = f"{rep.text[:20]!r} is not in table {rule.table} ({' '.join(sorted(rule.codes)[:12])})"
             span = (rep.start, rep.end)
-            yield Finding(where, f"{_source(pam)}/{rule.path}/table", rule.code, told, rule.severity, span)
+            yield Finding(where, f"{source}/{rule.path}/table", rule.code, told, rule.severity, span)
 
 
 def _values(msg: Message) -> Iterator[Finding]:
@@ -172,18 +162,18 @@ def _values(msg: Message) -> Iterator[Finding]:
         if value.valued and not is_time(value.text):
             told = f"{value.text[:30]!r} is no date or time; write YYYYMMDD[HHMM[SS]][+/-ZZZZ]"
             rule = f"v2/{where}/type"
-            yield _at(msg, where, rule, "102", told, "error" if severity == "error" else "warning")
+            yield at(msg, where, rule, "102", told, "error" if severity == "error" else "warning")
     for where, most in tables.REPEATS.items():
         value = msg.at(where)
         count = value.message.raw.count(msg.below[0], value.start, value.end) if value.valued and msg.below[0] else 0
         if count >= most:
-            yield _at(msg, where, f"v2/{where}/repeat", "198", f"{where} has more than {most} repetitions")
+            yield at(msg, where, f"v2/{where}/repeat", "198", f"{where} has more than {most} repetitions")
 
 
 def _name(msg: Message) -> Iterator[Finding]:
     reps = msg.at("PID-5").repetitions()[: tables.REPEATS["PID-5"]]
     if not any(rep.component(7).text == "L" for rep in reps):
-        yield _at(msg, "PID-5", "pam.fr/PID-5/L", "101", "no repetition of type L (birth name)", "warning")
+        yield at(msg, "PID-5", "pam.fr/PID-5/L", "101", "no repetition of type L (birth name)", "warning")
     for number, rep in enumerate(reps, 1):
         if rep.valued and not rep.component(1).part(1).text:
             where = f"PID-5[{number}].1"
@@ -193,18 +183,11 @@ def _name(msg: Message) -> Iterator[Finding]:
 def _forbidden(msg: Message) -> Iterator[Finding]:
     for where in tables.PAM_FORBIDDEN:
         if msg.at(where).valued:
-            yield _at(msg, where, f"pam.fr/{where}/forbidden", "199", f"{where} is forbidden in France", "warning")
-
-
-def _source(pam: bool) -> str:
-    return "pam.fr" if pam else "v2"
+            yield at(msg, where, f"pam.fr/{where}/forbidden", "199", f"{where} is forbidden in France", "warning")
 
 
 def _where(segment: Segment, field: int, repetition: int) -> str:
-    name = segment.name if segment.number == 1 else f"{segment.name}[{segment.number}]"
-    return f"{name}-{field}[{repetition}]"
+    return f"{name_of(segment)}-{field}[{repetition}]"
 
 
-def _at(msg: Message, where: str, rule: str, code: str, text: str, severity: Severity = "error") -> Finding:
-    value: Value = msg.at(where)
-    return Finding(where, rule, code, text, severity, (value.start, value.end))
+__all__ = ["Finding", "check", "errors", "is_pam_fr", "is_time"]

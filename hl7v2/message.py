@@ -409,10 +409,11 @@ class Message:
         return self.text("MSH-12.1")
 
 
-def parse(raw: bytes, *, charset: str | None = None) -> Message:
+def parse(raw: bytes, *, charset: str | None = None, fallback: str = "windows-1252") -> Message:
     """Read a message without changing it.
 
-    `charset` (an HL7 table 0211 value or a codec name) overrules MSH-18. Accepted: CR, LF and CRLF line ends, a
+    `charset` (an HL7 table 0211 value or a codec name) overrules MSH-18; `fallback` is what a
+    message is read in that is neither what MSH-18 says nor UTF-8. Accepted: CR, LF and CRLF line ends, a
     byte order mark, a leading VT, blank lines, no last line end, any delimiters. What was tolerated stands in
     `Message.notes` as (location, remark). Raises Unreadable when there is no MSH or more than MAX_SEGMENTS lines.
     """
@@ -420,7 +421,7 @@ def parse(raw: bytes, *, charset: str | None = None) -> Message:
     separators = delimiters(raw, begin)
     spans, more = segment_spans(raw, begin, separators.field.encode("ascii"))
     header = Message(raw, separators, Charset("latin-1", ""), spans[:1], ())
-    found = detect(raw, header.text("MSH-18"), charset)
+    found = detect(raw, header.text("MSH-18"), charset, fallback)
     if found.note:
         more.append(("MSH-18", found.note))
     return Message(raw, separators, found, spans, (*notes, *more))

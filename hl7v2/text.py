@@ -169,10 +169,10 @@ def codec_of(name: str) -> str:
         return ""
 
 
-def detect(raw: bytes, declared: str, override: str | None = None) -> Charset:
+def detect(raw: bytes, declared: str, override: str | None = None, fallback: str = "windows-1252") -> Charset:
     """The character set of a message: `override` (a partner's setting), else MSH-18, else what the bytes allow.
 
-    Order when MSH-18 is absent or wrong: UTF-8 if the bytes are valid UTF-8, else windows-1252. Reads the
+    Order when MSH-18 is absent or wrong: UTF-8 if the bytes are valid UTF-8, else the partner's `fallback`. Reads the
     message in pieces: no second copy of a large document.
     """
     if override is not None:
@@ -187,9 +187,10 @@ def detect(raw: bytes, declared: str, override: str | None = None) -> Charset:
         if codec == "iso8859-1" and _has_c1(raw):
             return Charset("cp1252", declared, f"MSH-18 says {declared}, the bytes are windows-1252")
         return Charset(codec, declared)
-    found = "utf-8" if codec != "utf-8" and _readable(raw, "utf-8") else "cp1252"
+    last = codec_of(fallback) or "cp1252"
+    found = "utf-8" if codec != "utf-8" and _readable(raw, "utf-8") else last
     told = f"MSH-18 says {declared}" if declared else "MSH-18 is empty"
-    return Charset(found, declared, f"{told}, read as {'UTF-8' if found == 'utf-8' else 'windows-1252'}")
+    return Charset(found, declared, f"{told}, read as {'UTF-8' if found == 'utf-8' else fallback}")
 
 
 def _readable(raw: bytes, codec: str, step: int = 1 << 20) -> bool:

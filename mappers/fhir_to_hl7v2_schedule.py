@@ -31,6 +31,8 @@ STATUS: Final = {
 }  # fmt: skip
 """SCH-25 (HL7 table 0278)."""
 _ACTIONS: Final = {"S12": "A", "S13": "U", "S14": "U", "S15": "D"}
+_WHY: Final = {"S12": "Réservation", "S13": "Déplacement", "S14": "Modification", "S15": "Annulation"}
+"""SCH-6, which base HL7 requires, when the appointment says no reason of its own."""
 _SYSTEMS: Final = {"http://snomed.info/sct": "SCT", "http://loinc.org": "LN"}
 
 
@@ -105,7 +107,7 @@ def _sch(
     return {
         1: placer.components if placer else None,
         2: filler.components,
-        6: _concept(appointment.get("cancelationReason")) if event == "S15" else None,
+        6: (_concept(appointment.get("cancelationReason")) if event == "S15" else None) or (None, _WHY[event]),
         7: _concept(next(iter(appointment.get("reasonCode", ())), None)),
         8: _concept(appointment.get("appointmentType")),
         9: minutes,

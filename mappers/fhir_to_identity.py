@@ -155,7 +155,7 @@ def patient_identity(patient: Resource, site: Site, notes: list[Loss]) -> Patien
         used_given=joined(usual.get("given"), first=True),
         ins=ins,
         local_ids=_local_ids(patient, site, notes),
-        mailbox=_mailbox(patient) if ins else "",
+        mailbox=mailbox_of(patient) if ins else "",
     )
 
 
@@ -256,7 +256,7 @@ def professional(
         org=_org(org, who, site, notes),
         prefix=prefix,
         suffix=suffix,
-        mailbox=_mailbox(role) or _mailbox(person) or _mailbox(org),
+        mailbox=mailbox_of(role) or mailbox_of(person) or mailbox_of(org),
     )
 
 
@@ -351,7 +351,8 @@ def _finess(org: Resource) -> str:
     return min(candidates)[1] if candidates else ""
 
 
-def _mailbox(resource: Resource) -> str:
+def mailbox_of(resource: Resource) -> str:
+    """The MSSanté address of a Patient, Practitioner, PractitionerRole or Organization, or ''."""
     for point in resource.get("telecom") or ():
         kind = coded_value(find_extension(point, FR_CORE + "fr-core-contact-point-email-type"))
         if point.get("system") == "email" and kind == "MSSANTE":

@@ -41,6 +41,7 @@ _CLASS_OF_TYPE = {
 _CLASS_LABELS = {"10": "Compte rendu", "31": "Imagerie médicale", "42": "Prescription"}
 _PDF_FORMAT = Code(coherence.PDF_FORMAT, "Document à corps non structuré en Pdf/A-1", FORMAT_OID)
 _REFERENCES = "urn:ihe:iti:xds:2013:referenceIdList"
+_REPLACES = "urn:ihe:iti:2007:AssociationType:RPLC"
 _SEX = {"male": "M", "female": "F"}
 
 
@@ -72,12 +73,20 @@ def files(
     submission_id: str,
     submitted_at: datetime,
     application: Application = DEFAULT_APPLICATION,
+    replaced_submission: str = "",
 ) -> dict[str, bytes]:
     """The files of IHE_XDM.ZIP by their short names, ready for `envelope.xdm_zip`.
 
     Arguments as for `metadata`. Raises Incoherent when METADATA.XML contradicts the CDA.
     """
-    described = metadata(report, site, cda=cda, submission_id=submission_id, submitted_at=submitted_at)
+    described = metadata(
+        report,
+        site,
+        cda=cda,
+        submission_id=submission_id,
+        submitted_at=submitted_at,
+        replaced_submission=replaced_submission,
+    )
     differences = coherence.incoherences(ebrim.read(described).entries[0], cda)
     if differences:
         raise Incoherent(differences)
@@ -89,12 +98,22 @@ def files(
     }
 
 
-def metadata(report: Report, site: Site, *, cda: bytes, submission_id: str, submitted_at: datetime) -> bytes:
+def metadata(
+    report: Report,
+    site: Site,
+    *,
+    cda: bytes,
+    submission_id: str,
+    submitted_at: datetime,
+    replaced_submission: str = "",
+) -> bytes:
     """METADATA.XML of one submission of one document: UTF-8, CRLF; the same arguments give the same bytes.
 
     `cda` is the exact content of DOC0001.XML; `submission_id` a UUID, new for each submission (a resend of the same
-    mail keeps it); `submitted_at` is aware. Raises ValueError when the document type has no class (ASS_X04), or the
-    patient has neither a qualified INS nor a local identifier.
+    mail keeps it); `submitted_at` is aware. `replaced_submission` is the UUID of the one that brought the receiver the
+    version this replaces: its entry is the target of an association RPLC, beside what the CDA says itself. Raises
+    ValueError when the document type has no class (ASS_X04), or the patient has neither a qualified INS nor a local
+    identifier.
     """
     if report.type.code not in _CLASS_OF_TYPE:
         raise ValueError(f"ASS_X04 gives no class to the document type {report.type.code}: add it to the table")
@@ -107,6 +126,10 @@ def metadata(report: Report, site: Site, *, cda: bytes, submission_id: str, subm
     member = {"associationType": ebrim.HAS_MEMBER, "sourceObject": ids.set, "targetObject": ids.entry}
     association = _add(objects, "Association", {"id": ids.next("association"), **member})
     _slot(association, "SubmissionSetStatus", "Original")
+    if replaced_submission:
+        old = _Ids(UUID(replaced_submission)).entry
+        link = {"associationType": _REPLACES, "sourceObject": ids.entry, "targetObject": old}
+        _add(objects, "Association", {"id": ids.next("replacement"), **link})
     return _text(root)
 
 
@@ -162,16 +185,42 @@ def readme_txt(report: Report, site: Site, *, application: Application = DEFAULT
     ).encode()
 
 
-def letter(report: Report, site: Site) -> Letter:
-    """What the mail to the requester says: values for `envelope.mail`."""
-    patient = report.patient
+def letter(report: Report, site: Site, reason: str = "") -> Letter:
+    """What the mail with a report says: values for `envelope.mail`. `reason`: why it replaces an earlier one."""
     sender = " ".join(filter(None, (report.expert.suffix, report.expert.given, report.expert.family)))
     test = "Message de test : patient fictif.\n\n" if report.test or site.mode == "test" else ""
     text = (
         f"Bonjour,\n\n{test}Veuillez trouver ci-joint le document « {plain(report.title)} » concernant votre patient, "
-        f"établi par {sender} ({plain(report.expert.org.name)}).\n\n"
+        f"établi par {sender} ({plain(report.expert.org.name)}).\n\n{_replacing(report, reason)}"
         "L'archive IHE_XDM.ZIP est destinée à votre logiciel ; le fichier PDF porte le même contenu.\n"
     )
+    return _letter(report, text)
+
+
+def withdrawal(report: Report, site: Site, reason: str) -> Letter:
+    """What the mail says that takes a report back: values for `envelope.notice`. It names the report, never repeats
+    it."""
+    sender = " ".join(filter(None, (report.expert.suffix, report.expert.given, report.expert.family)))
+    test = "Message de test : patient fictif.\n\n" if report.test or site.mode == "test" else ""
+    signed = report.signed_at.astimezone(ZoneInfo(report.zone)).strftime("%d/%m/%Y")
+    text = (
+        f"Bonjour,\n\n{test}Le document « {plain(report.title)} » concernant votre patient, signé le {signed} par "
+        f"{sender} ({plain(report.expert.org.name)}) et reçu de notre part, est retiré par son auteur.\n\n"
+        f"Motif : {plain(reason)}\n\nIl ne doit plus être utilisé : supprimez-le du dossier du patient, ou marquez-le "
+        "comme erroné.\n"
+    )
+    return _letter(report, text)
+
+
+def _replacing(report: Report, reason: str) -> str:
+    if not report.replaces:
+        return ""
+    why = f"Motif : {plain(reason)}\n\n" if reason else ""
+    return f"Il annule et remplace la version que vous avez reçue : ne l'utilisez plus.\n\n{why}"
+
+
+def _letter(report: Report, text: str) -> Letter:
+    patient = report.patient
     return Letter(
         label=report.type.display, family=patient.birth_family, given=patient.birth_given,
         birth_date=patient.birth_date, performed=report.started_at.astimezone(ZoneInfo(report.zone)).date(),

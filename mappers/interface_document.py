@@ -61,7 +61,7 @@ FIELDS: Final[Mapping[str, Mapping[int, str]]] = {
             15: "MSSanté address"},
     "SCH": {
         1: "Placer appointment id: the agenda's own", 2: "Filler appointment id: ours, unless the agenda gave one",
-        6: "Reason of a cancellation", 7: "Appointment reason", 8: "Appointment type", 9: "Duration", 10: "Its unit",
+        6: "Reason of the event", 7: "Appointment reason", 8: "Appointment type", 9: "Duration", 10: "Its unit",
         11: "Timing: start (.4) and end (.5)", 16: "Contact: the first professional", 20: "Entered by: the same",
         25: "Filler status", 26: "Placer order number of the request",
     },
@@ -115,7 +115,7 @@ def document(partner: Partner, site: Site, samples: Mapping[str, Sequence[Sample
         *_identifiers(site),
         "## Tables",
         "",
-        *_table(("Table", "Values sent"), TABLES),
+        *table(("Table", "Values sent"), TABLES),
     ]
     for profile, made in samples.items():
         lines += [f"## Messages of profile `{profile}`", ""]
@@ -123,9 +123,9 @@ def document(partner: Partner, site: Site, samples: Mapping[str, Sequence[Sample
         for event, msg in {one.event: msg for one, msg in parsed}.items():
             names = " ".join(dict.fromkeys(segment.name for segment in msg.segments))
             lines.append(f"- `{msg.at('MSH-9').encoded}` when {event}: {names}")
-        lines += ["", *_fields([msg for _, msg in parsed])]
+        lines += ["", *fields_of([msg for _, msg in parsed], FIELDS)]
         for one, msg in parsed:
-            lines += [f"Sample, {one.event}:", "", "```", *_shown(msg), "```", ""]
+            lines += [f"Sample, {one.event}:", "", "```", *shown(msg), "```", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -140,12 +140,12 @@ def _connection(partner: Partner, site: Site) -> list[str]:
         ("Character set (MSH-18)", site.charset),
         ("Segments", "end with CR; separators `|^~\\&`"),
     )  # fmt: skip
-    return ["## Connection", "", *_table(("What", "Value"), rows)]
+    return ["## Connection", "", *table(("What", "Value"), rows)]
 
 
 def _acknowledgements(partner: Partner) -> list[str]:
     rest = f"Without an answer: {partner.on_silence}. Delivery is at least once: know a repetition by MSH-10."
-    return ["## Acknowledgements expected", "", *_table(("MSA-1", "What we do"), _ANSWERS), rest, ""]
+    return ["## Acknowledgements expected", "", *table(("MSA-1", "What we do"), _ANSWERS), rest, ""]
 
 
 def _identifiers(site: Site) -> list[str]:
@@ -153,10 +153,11 @@ def _identifiers(site: Site) -> list[str]:
     rows += [("Professionals (`8` + RPPS, type IDNPS)", PERSONS[1]), ("Structures (FINEG)", STRUCTURES[1])]
     rows += [(f"{one.name} ({one.cx_type})", f"{'&'.join(one.hd)} = {one.oid}") for one in site.namespaces
              if one.cx_type != "INS"]  # fmt: skip
-    return ["## Identifiers", "", *_table(("What", "Authority"), rows)]
+    return ["## Identifiers", "", *table(("What", "Authority"), rows)]
 
 
-def _fields(messages: Sequence[Message]) -> list[str]:
+def fields_of(messages: Sequence[Message], names: Mapping[str, Mapping[int, str]]) -> list[str]:
+    """A row for every field that stands in a message. Raises ValueError for one that `names` does not name."""
     seen: dict[tuple[str, int], str] = {}
     order: list[str] = []
     for msg in messages:
@@ -169,19 +170,20 @@ def _fields(messages: Sequence[Message]) -> list[str]:
     rows = []
     for name in order:
         for number in sorted(n for held, n in seen if held == name):
-            rows.append((f"{name}-{number}", name_of(name, number), f"`{_cut(seen[name, number])}`"))
-    return _table(("Field", "Name", "As sent"), rows)
+            rows.append((f"{name}-{number}", name_of(name, number, names), f"`{_cut(seen[name, number])}`"))
+    return table(("Field", "Name", "As sent"), rows)
 
 
-def name_of(segment: str, number: int) -> str:
+def name_of(segment: str, number: int, names: Mapping[str, Mapping[int, str]] = FIELDS) -> str:
     """The name of a field. Raises ValueError for one nobody named."""
     try:
-        return FIELDS[segment][number]
+        return names[segment][number]
     except KeyError:
-        raise ValueError(f"{segment}-{number} is sent and has no name in FIELDS") from None
+        raise ValueError(f"{segment}-{number} is sent and has no name") from None
 
 
-def _shown(msg: Message) -> list[str]:
+def shown(msg: Message) -> list[str]:
+    """The segments of a message, long fields cut."""
     codec = codec_of(msg.text("MSH-18")) or "utf-8"
     lines = [segment.raw.decode(codec, "replace").rstrip("\r") for segment in msg.segments]
     return ["|".join(_cut(field, 160) for field in line.split("|")) for line in lines]
@@ -191,7 +193,8 @@ def _cut(text: str, most: int = _SHOWN) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table and the blank line behind it."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [head, ["---"] * len(head), *cells]
     return [f"| {' | '.join(line)} |" for line in lines] + [""]

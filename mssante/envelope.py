@@ -10,10 +10,11 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from mssante import archive, received
-from mssante.letter import Address, Letter, pdf_name, plain, subject
+from mssante.letter import SUBJECT_PREFIX, Address, Letter, pdf_name, plain, subject
 from mssante.received import Received
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -23,6 +24,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ATOM_TEXT = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._")
 _LINE = 76
+SUBJECT_WITHDRAWN = "[Retrait] "
 
 
 def xdm_zip(files: Mapping[str, bytes], *, at: datetime | None = None) -> bytes:
@@ -47,25 +49,68 @@ def mail(
     pdf: bytes | None = None,
     reply_to: Address | None = None,
     notify_to: Address | None = None,
+    about: str = "",
 ) -> bytes:
     """Write the whole message, CRLF, 7-bit; the same arguments give the same bytes.
 
     `delivery_id` becomes the Message-ID `<delivery_id@domain of the sender>`; `date` is aware; `product` is the
     X-MSS-NIL reference; `xdm` the bytes of IHE_XDM.ZIP; `pdf` the PDF/A-1 attached beside it, byte for byte.
     `notify_to` receives the MDN and is the sender unless told otherwise: a receiver may not answer by itself when it
-    differs from the return path (RFC 8098 2.1). Raises ValueError for an address or an id that is not well formed.
+    differs from the return path (RFC 8098 2.1). `about` is the Message-ID of an earlier mail this one follows. Raises
+    ValueError for an address or an id that is not well formed.
     """
+    head = _head(subject(letter), letter, delivery_id, date, sender, recipients, product, reply_to, notify_to, about)
+    parts = [_text(letter), _file("application/zip", archive.FILE_NAME, xdm)]
+    if pdf is not None:
+        parts.append(_file("application/pdf", pdf_name(letter), pdf))
+    return _written(head, parts)
+
+
+def notice(
+    letter: Letter,
+    *,
+    delivery_id: str,
+    date: datetime,
+    sender: Address,
+    recipients: Sequence[Address],
+    product: str,
+    reply_to: Address | None = None,
+    notify_to: Address | None = None,
+    about: str = "",
+) -> bytes:
+    """A mail that takes back what an earlier one brought: text alone, arguments as for `mail`.
+
+    No archive and so neither the prefix of ECO.2.1.3 nor X-MSS-CODECDA: a software would file what it is told to drop.
+    """
+    named = SUBJECT_WITHDRAWN + subject(replace(letter, replaces=False)).removeprefix(SUBJECT_PREFIX)
+    bare = replace(letter, codes=())
+    head = _head(named, bare, delivery_id, date, sender, recipients, product, reply_to, notify_to, about)
+    return _written(head, [_text(letter)])
+
+
+def _head(
+    named: str,
+    letter: Letter,
+    delivery_id: str,
+    date: datetime,
+    sender: Address,
+    recipients: Sequence[Address],
+    product: str,
+    reply_to: Address | None,
+    notify_to: Address | None,
+    about: str,
+) -> list[tuple[str, str]]:
     if date.tzinfo is None:
         raise ValueError("the date of a mail needs a time zone")
     if not recipients:
         raise ValueError("a mail needs a recipient")
-    message_id = message_id_of(delivery_id, sender.address)
-    headers = [
+    return [
         _people("From", [sender]),
         *([_people("Reply-To", [reply_to])] if reply_to else []),
         _people("To", recipients),
-        _text_field("Subject", subject(letter)),
-        ("Message-ID", message_id),
+        _text_field("Subject", named),
+        ("Message-ID", message_id_of(delivery_id, sender.address)),
+        *([("In-Reply-To", about), ("References", about)] if about else []),
         ("Date", rfc5322_date(date)),
         _people("Disposition-Notification-To", [notify_to or sender]),
         *([_text_field("X-MSS-CODECDA", ",".join(letter.codes))] if letter.codes else []),
@@ -74,11 +119,16 @@ def mail(
         *([("X-MSS-MES", "FIN")] if letter.last_word else []),
         ("MIME-Version", "1.0"),
     ]
+
+
+def _text(letter: Letter) -> bytes:
     text = "\r\n".join(letter.text.splitlines()) + "\r\n"
-    parts = [_part("text/plain; charset=utf-8", "", text.encode()), _file("application/zip", archive.FILE_NAME, xdm)]
-    if pdf is not None:
-        parts.append(_file("application/pdf", pdf_name(letter), pdf))
+    return _part("text/plain; charset=utf-8", "", text.encode())
+
+
+def _written(headers: list[tuple[str, str]], parts: Sequence[bytes]) -> bytes:
     # base64 lines never begin with "--": the boundary cannot occur in the content.
+    message_id = dict(headers)["Message-ID"]
     boundary = "=_" + hashlib.sha256(message_id.encode()).hexdigest()[:40]
     headers.append(("Content-Type", f'multipart/mixed;\r\n boundary="{boundary}"'))
     top = "".join(f"{name}: {value}\r\n" for name, value in headers).encode("ascii")

@@ -16,36 +16,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from json.decoder import scanstring  # type: ignore[attr-defined]
 from json.encoder import encode_basestring as _quoted
 from typing import Any, Literal, cast
 
 from profiles import json_text
+from profiles.json_parts import MAX_PARTS, Branch, Part, Path, PathError, TooManyParts, joined, scan, shown, split
 from profiles.json_text import MAX_DEPTH, Number, write
 
-Path = tuple[str | int, ...]
+__all__ = ["Path", "PathError", "TooManyParts", "shown"]  # what an edit speaks of; they are its callers' names
 
 # What all edits of one tree together may add: far more than any patch needs, and no fuel for copies of copies.
 MAX_ADDED_VALUES = 1_000_000
 MAX_ADDED_CHARACTERS = 64 * 1024 * 1024
-
-
-class PathError(LookupError):
-    """An edit cannot be made; `path` says where, `message` why and what to do."""
-
-    def __init__(self, message: str, path: Path) -> None:
-        super().__init__(f"{message} (at {shown(path)})")
-        self.message = message
-        self.path = path
-
-
-def shown(path: Sequence[str | int]) -> str:
-    """A path as people write it: `name[0].family`; 'the root' for the empty one. Long ones are cut."""
-    steps = [f"[{step}]" if isinstance(step, int) else f".{step[:64]}" for step in path[:40]]
-    text = "".join(steps).removeprefix(".")
-    return (text if len(text) <= 200 else text[:200] + "…") or "the root"
 
 
 # --- compact text ---------------------------------------------------------------------------------------------------
@@ -119,15 +103,15 @@ def _opened(text: str, resource: Mapping[str, Any]) -> tuple[str, str]:
             return "", text[end + 1 : -1]
         if text.startswith(',"meta":', end):
             begin = end + 8
-            end = _scan(text, begin)[1]
+            end = scan(text, begin)[1]
             return text[begin:end], text[end + 1 : -1]
-    meta = cast(dict[str, _Part], _split(text).parts).get("meta")
+    meta = cast(dict[str, Part], split(text).parts).get("meta")
     return cast(str, meta.child) if meta else "", _rest(text, _FRONT)
 
 
 def _rest(text: str, leave: frozenset[str]) -> str:
     """The members of a compact object but those to leave out, as in its text, without the braces."""
-    parts = cast(dict[str, _Part], _split(text).parts)
+    parts = cast(dict[str, Part], split(text).parts)
     return ",".join(part.head + cast(str, part.child) for name, part in parts.items() if name not in leave)
 
 
@@ -367,13 +351,6 @@ def _list_differences(old: list[Any], new: list[Any], path: Path) -> list[Edit]:
 
 # --- editing text ---------------------------------------------------------------------------------------------------
 
-# A text cut into more parts than this would fill the memory.
-MAX_PARTS = 400_000
-
-
-class TooManyParts(PathError):
-    """The edits reach into lists too long to be edited as text: write the edited value instead."""
-
 
 def edited(text: str, edits: Iterable[Edit]) -> str:
     """The text with the edits made in order. Raises PathError for paths that lead nowhere, TooManyParts."""
@@ -385,68 +362,14 @@ def edited(text: str, edits: Iterable[Edit]) -> str:
     draft = _Draft(body)
     for edit in edits:
         draft.edit(edit)
-    return text[:start] + _shown_part(draft.top) + text[start + len(body) :]
-
-
-@dataclass(slots=True)
-class _Part:
-    """A member or item: the space before it, its key with the colon ('' in an array), the value, the space after."""
-
-    lead: str
-    head: str
-    child: str | _Branch
-    trail: str = ""
-
-
-@dataclass(slots=True)
-class _Branch:
-    """An object or array cut into its parts; `tail` is the space before its closing bracket."""
-
-    opening: str
-    parts: Any  # dict[str, _Part] for an object, list[_Part] for an array
-    tail: str = ""
-
-
-_SPACE = re.compile(r"[ \t\n\r]*")
-_COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
-# Only the end of a value is wanted of it, so numbers are left as they are.
-_decoder: Any = json.JSONDecoder(parse_float=str, parse_int=str)
-_scan = _decoder.scan_once
-
-
-def _split(raw: str, most: int = MAX_PARTS) -> _Branch:
-    branch = _Branch(raw[0], {} if raw[0] == "{" else [])
-    is_object, position = raw[0] == "{", 1
-    while True:
-        start = _end(_SPACE, raw, position)
-        if raw[start] in "}]":
-            branch.tail = raw[position:start]
-            return branch
-        if len(branch.parts) >= most:
-            raise TooManyParts("the lists on the way are too long", ())
-        key, value = scanstring(raw, start + 1, True) if is_object else ("", start)
-        value = _end(_COLON, raw, value) if is_object else start
-        end = _scan(raw, value)[1]
-        after = _end(_SPACE, raw, end)
-        closed = raw[after] != ","
-        part = _Part(raw[position:start], raw[start:value], raw[value:end], "" if closed else raw[end:after])
-        if is_object:
-            branch.parts[key] = part
-        else:
-            branch.parts.append(part)
-        position = end if closed else after + 1
-
-
-def _end(pattern: re.Pattern[str], raw: str, position: int) -> int:
-    found = pattern.match(raw, position)
-    return found.end() if found else position
+    return text[:start] + joined(draft.top) + text[start + len(body) :]
 
 
 class _Draft:
     """A text under edit, cut open as far as the edits so far needed."""
 
     def __init__(self, text: str) -> None:
-        self.top = _Part("", "", text)
+        self.top = Part("", "", text)
         self.left = MAX_PARTS
 
     def edit(self, edit: Edit) -> None:
@@ -457,29 +380,29 @@ class _Draft:
         else:
             self.put(edit.path, write(edit.value), insert=edit.kind == "insert")
 
-    def branch(self, path: Path) -> _Branch:
+    def branch(self, path: Path) -> Branch:
         """The object or array at a path."""
         here = self._opened(self.top, ())
         for depth, step in enumerate(path, 1):
             here = self._opened(here.parts[_checked(here.parts, step, path[:depth])], path[:depth])
         return here
 
-    def _opened(self, part: _Part, path: Path) -> _Branch:
+    def _opened(self, part: Part, path: Path) -> Branch:
         if isinstance(part.child, str):
             if part.child[0] not in "{[":
                 raise PathError("there is a single value here, which holds nothing: end the path before it", path)
-            part.child = _split(part.child, self.left)
+            part.child = split(part.child, self.left)
             self.left -= len(part.child.parts)
         return part.child
 
-    def take(self, path: Path) -> _Part:
+    def take(self, path: Path) -> Part:
         if not path:
             raise PathError("the whole cannot be taken away: delete the resource instead", path)
         parts = self.branch(path[:-1]).parts
-        taken: _Part = parts.pop(_checked(parts, path[-1], path))
+        taken: Part = parts.pop(_checked(parts, path[-1], path))
         return taken
 
-    def put(self, path: Path, child: str | _Branch, *, insert: bool) -> None:
+    def put(self, path: Path, child: str | Branch, *, insert: bool) -> None:
         if not path:
             self.top.child = child
             return
@@ -489,9 +412,9 @@ class _Draft:
         lead = like.lead if like else ""
         if isinstance(parts, dict) and isinstance(step, str) and step not in parts:
             colon = ": " if like and like.head.endswith(" ") else ":"
-            parts[step] = _Part(lead, write(step) + colon, child)
+            parts[step] = Part(lead, write(step) + colon, child)
         elif isinstance(parts, list) and isinstance(step, int) and insert and 0 <= step <= len(parts):
-            parts.insert(step, _Part(lead, "", child))
+            parts.insert(step, Part(lead, "", child))
         elif isinstance(parts, list) and insert:
             raise _no_such_place(parts, path)
         else:
@@ -500,12 +423,3 @@ class _Draft:
 
 def _no_such_place(holder: Any, path: Path) -> PathError:
     return PathError(f"an item can be inserted at an index from 0 to {len(holder)} only", path)
-
-
-def _shown_part(part: _Part) -> str:
-    child = part.child
-    if isinstance(child, _Branch):
-        parts = child.parts.values() if child.opening == "{" else child.parts
-        inner = ",".join(map(_shown_part, parts))
-        child = f"{child.opening}{inner}{child.tail}{'}' if child.opening == '{' else ']'}"
-    return f"{part.lead}{part.head}{child}{part.trail}"

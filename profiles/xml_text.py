@@ -230,7 +230,9 @@ class _Reader:
         try:
             return rule.read(text)
         except Unfit as problem:
-            self.fail(f"the value of '{rule.name}' {problem}")
+            above = self.frames[-1]
+            place = f"{rule.name}[{len(above.node.get(rule.name, ()))}]" if rule.many else rule.name
+            self.fail(f"the value of '{rule.name}' {problem}", at="" if above.rule is rule else place)
 
     # The narrative: only its boundaries count, its text is cut out of the source.
 
@@ -279,9 +281,11 @@ class _Reader:
         path = ".".join(steps)
         return path if len(path) <= 200 else path[:200] + "..."
 
-    def fail(self, message: str, skip: int = 0) -> NoReturn:
-        parser = self.parser
-        raise XmlError(message, parser.CurrentLineNumber, parser.CurrentColumnNumber + 1 + skip, self.path())
+    def fail(self, message: str, skip: int = 0, at: str = "") -> NoReturn:
+        """`at`: what is at fault within the element that is read."""
+        parser, path = self.parser, self.path()
+        path = f"{path}.{at}" if path and at else path
+        raise XmlError(message, parser.CurrentLineNumber, parser.CurrentColumnNumber + 1 + skip, path)
 
     def fail_unknown(self, name: str, above: _Frame) -> NoReturn:
         namespace, _, local = name.rpartition(" ")
@@ -289,7 +293,8 @@ class _Reader:
         if f"{wanted} {local}" in above.elements:
             self.fail(f"the element {_in_namespace(local, namespace)}: it must be in {wanted}")
         hint = nearest(local, (key.rpartition(" ")[2] for key in above.elements))
-        self.fail(f"the element '{local[:64]}' is unknown here{hint}: remove it, or use an extension")
+        text = f"the element '{local[:64]}' is unknown here{hint}: remove it, or use an extension"
+        self.fail(text, at=local if _NAME.fullmatch(local) else "")
 
     def fail_unknown_attribute(self, name: str, frame: _Frame) -> NoReturn:
         local = name.rpartition(" ")[2]
@@ -313,6 +318,7 @@ _SENTENCES = {
     expat.errors.codes[expat.errors.XML_ERROR_BAD_CHAR_REF]: "XML allows no such character: remove it",
     expat.errors.codes[expat.errors.XML_ERROR_UNBOUND_PREFIX]: "this prefix is not declared: add its xmlns attribute",
 }
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _TAG_NAME = re.compile(rb"[^\s/>]+")
 
 

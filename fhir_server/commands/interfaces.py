@@ -1,4 +1,4 @@
-"""`interface-document`: what a partner's engineers are given about the messages we send them."""
+"""`interface-document`: what a partner's engineers are given about the messages we send them, or may send us."""
 
 from __future__ import annotations
 
@@ -15,20 +15,44 @@ if TYPE_CHECKING:
 
 
 def interface_document(args: Args) -> int:
-    """The HL7 v2 interface document (Markdown) of one destination, made from the messages this version writes: address,
-    MSH-3 to 6, acknowledgements, identifiers, every segment and field, samples about people who do not exist."""
+    """The HL7 v2 interface document (Markdown) of one destination (an Endpoint) or of one of our ports (`mllp:NAME`, as
+    the inbox shows it): address, names, acknowledgements, identifiers, segments and fields, samples about nobody."""
     from mappers.interface_document import document
     from mappers.interface_sample import samples
 
+    if str(args.endpoint).startswith("mllp:"):
+        return _told(args, str(args.endpoint), _of_port(args, str(args.endpoint)))
     reference = f"Endpoint/{str(args.endpoint).removeprefix('Endpoint/')}"
     partner, site = _partner(args, reference)
     made = {code: samples(code, site, partner.application, partner.facility) for code in partner.profiles}
-    text = document(partner, site, made, version())
+    return _told(args, reference, document(partner, site, made, version()))
+
+
+def _told(args: Args, reference: str, text: str) -> int:
     if args.json:
         print_json({"endpoint": reference, "markdown": text})
     else:
         print(text, end="")
     return 0
+
+
+def _of_port(args: Args, endpoint: str) -> str:
+    """The document of a port of the settings. Raises Failed for one that nobody declared."""
+    from fhir_server.delivery.intake import HANDLERS
+    from fhir_server.delivery.ports import load_ports
+    from mappers.interface_inbound import Door, inbound_document
+
+    with opened(demo_or_own(args)) as hub:
+        settings, ports = hub.settings, {port.endpoint: port for port in load_ports(hub.settings, hub.sites)}
+        if endpoint not in ports:
+            raise Failed(f"no port {endpoint} is declared; known: {', '.join(ports)}")
+        port = ports[endpoint]
+        site = hub.sites.by_key(port.site) if port.site else hub.sites.default
+    security = port.security or settings.mllp_security
+    scheme = "mllp" if security == "none" else "mllps"
+    door = Door(port.name or str(port.port), f"{scheme}://{in_url(settings.bind)}:{port.port}", port.answer, port.mode,
+                port.refusals, port.a08, security, port.group, settings.mllp_networks, port.charset)  # fmt: skip
+    return inbound_document(door, site, HANDLERS, version())
 
 
 def _partner(args: Args, reference: str) -> tuple[Partner, Site]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from fhir_server.commands.output import Failed
 from fhir_server.commands.settings import Args, loaded
+from fhir_server.config import in_url
 
 
 def serve(args: Args) -> int:
@@ -22,7 +23,7 @@ def serve(args: Args) -> int:
     stop = until_signalled()
     ports = server.start()
     where = {
-        "api": f"http://{settings.bind}:{ports.http}/fhir",
+        "api": f"http://{in_url(settings.bind)}:{ports.http}/fhir",
         "mllp": "MLLP " + " ".join(str(port) for port in ports.hl7.values()),
         "dicom": f"DICOM {ports.dicom}",
     }
@@ -61,7 +62,7 @@ def readyz(args: Args, url: str = "") -> int:
     port = settings.http_port if "api" in settings.duties else settings.health_port
     if not url and port < 1:
         raise Failed(f"roles={settings.roles} listens for no HTTP; set health_port, then ask again")
-    url = url or f"http://{settings.bind}:{port}/readyz"
+    url = url or f"http://{in_url(settings.bind)}:{port}/readyz"
     deadline = time.monotonic() + (args.wait or 0)
     while True:
         try:

@@ -68,6 +68,7 @@ def restore(args: Args) -> int:
     """Make database and content from a backup; both places must be empty. Lanes are paused, so that nothing is sent
     twice before a person has looked; --no-pause leaves them open, --verify only reads the backup."""
     from fhir_server.store import backup as backups
+    from fhir_server.store.blobs import blobs_of
 
     settings, source, tell = loaded(args).settings, Path(args.folder), Progress()
     try:
@@ -75,7 +76,8 @@ def restore(args: Args) -> int:
             made = backups.verify(source, tell=tell)
         else:
             data = Path(settings.data_dir).resolve()
-            made = backups.restore(source, data, settings.database, pause=not args.no_pause, tell=tell)
+            blobs, pause = blobs_of(settings, data), not args.no_pause
+            made = backups.restore(source, data, settings.database, blobs=blobs, pause=pause, tell=tell)
     finally:
         tell.end()
     told = {"made_at": made.made_at, "schema": made.schema, "content": made.content, "damaged": list(made.damaged)}

@@ -63,7 +63,7 @@ HANDLERS: Mapping[str, Callable[[Arrival], Decide]] = {
 def on_message(hub: Hub, raw: bytes, peer: str, port: Port | None = None) -> bytes:
     """Take one message in and return the acknowledgement's bytes. Never raises for what a peer sends."""
     port = port or Port(hub.settings.mllp_port)
-    head = _head(raw)
+    head = _head(raw, port)
     return _answered(hub, raw, peer, port, head, _received(hub, raw, peer, port, head))
 
 
@@ -78,7 +78,7 @@ def wired(hub: Hub, port: Port) -> tuple[OnMessage, OnMessage | None]:
 
     def store(raw: bytes, peer: str) -> bytes:
         try:
-            under_way.held = raw, _received(hub, raw, peer, port, _head(raw))
+            under_way.held = raw, _received(hub, raw, peer, port, _head(raw, port))
         except PasserelleError as error:
             told = [AckError("", Unavailable.hl7_err, error.diagnostics)]
             return ack.build(
@@ -89,7 +89,7 @@ def wired(hub: Hub, port: Port) -> tuple[OnMessage, OnMessage | None]:
     def answer(raw: bytes, peer: str) -> bytes:
         held, received = getattr(under_way, "held", (None, None))
         under_way.held = None, None
-        head = _head(raw)
+        head = _head(raw, port)
         if held is not raw or received is None:
             received = _received(hub, raw, peer, port, head)
         return _answered(hub, raw, peer, port, head, received)
@@ -127,7 +127,7 @@ def _taken_in(hub: Hub, port: Port) -> bool:
                 return False
             with hub.store.read(SYSTEM) as snapshot:
                 raw = snapshot.message_raw(row.id)
-            _settled(hub, raw, row.peer, port, _head(raw), row.id, turn)
+            _settled(hub, raw, row.peer, port, _head(raw, port), row.id, turn)
             with hub.store.read(SYSTEM) as snapshot:
                 settled = snapshot.message(row.id)
             if settled is not None and settled.state == "received":
@@ -305,9 +305,9 @@ def _answer_of_the_first(hub: Hub, inbox_id: str, raw: bytes) -> bytes:
     return _busy(hub, raw, "this message is being taken in by another connection; send it again")
 
 
-def _head(raw: bytes) -> Message | None:
+def _head(raw: bytes, port: Port) -> Message | None:
     try:
-        msg = message.parse(raw)
+        msg = message.parse(raw, fallback=port.charset)
     except message.Unreadable:
         return None
     return msg if msg.text("MSH-1") else None

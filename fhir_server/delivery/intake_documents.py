@@ -1,7 +1,7 @@
 """MDM and enclosed documents: a DocumentReference with its bytes, its versions, and the request it belongs to.
 
-Hides where bytes are kept and when a version may be replaced or withdrawn: only the latest one, and only of the same
-patient (CI-SIS business codes 900 and 904).
+Hides where bytes are kept and when a version may be replaced or withdrawn: only the latest one, of the same patient, by
+its author or by the establishment it came from (CI-SIS business codes 900, 901 and 904).
 
 Sources: CI-SIS "Transmission au LPS d'un document CDA provenant d'un courriel MSSanté" 1.1, error codes 900 to 906;
 HL7 v2-to-FHIR MDM_T02; https://hl7.org/fhir/R4/documentreference.html.
@@ -48,7 +48,7 @@ def mdm(arrival: Arrival) -> Decide:
         taken = Taken()
         patient = patient_of(arrival, draft, said.patient, taken, create=False)
         if said.action == "delete":
-            _withdraw(draft, _latest(draft, said.identifier, patient, "TXA^1^12"), taken)
+            _withdraw(draft, _latest(arrival, draft, said, said.identifier, patient, "TXA^1^12"), taken)
         else:
             _store(arrival, draft, said, patient, taken)
         taken.told(mapped.losses)
@@ -64,7 +64,7 @@ def _store(arrival: Arrival, draft: Draft, said: DocumentMessage, patient: str, 
     whole = dict(said.reference.resource)
     key = stable_id("document", *said.identifier)
     if said.action == "replace" and said.parent:
-        old = _latest(draft, said.parent, patient, "TXA^1^13")
+        old = _latest(arrival, draft, said, said.parent, patient, "TXA^1^13")
         draft.put({**old, "status": "superseded"})
         whole["relatesTo"] = [{"code": "replaces", "target": {"reference": f"DocumentReference/{old['id']}"}}]
     enclosed = [one for one in (said.document, *said.others) if one]
@@ -118,8 +118,10 @@ def _held(draft: Draft, identifier: tuple[str, str]) -> list[Resource]:
     return draft.find("DocumentReference", identifier_query(*identifier))
 
 
-def _latest(draft: Draft, identifier: tuple[str, str], patient: str, place: str) -> Resource:
-    """The version a message replaces or withdraws. Raises Rejected with 900 or 904."""
+def _latest(
+    arrival: Arrival, draft: Draft, said: DocumentMessage, identifier: tuple[str, str], patient: str, place: str
+) -> Resource:
+    """The version a message replaces or withdraws. Raises Rejected with 900, 901 or 904."""
     held = _held(draft, identifier)
     if not held:
         raise rejected(f"no document {identifier[1][:60]} is known here", place, "204", "900")
@@ -129,7 +131,18 @@ def _latest(draft: Draft, identifier: tuple[str, str], patient: str, place: str)
         raise rejected(text, place, "207", "900")
     if current[0].get("subject", {}).get("reference") != patient:
         raise rejected(f"document {identifier[1][:60]} is that of another patient", place, "207", "904")
+    if current[0].get("custodian") != arrival.organization and not _authors(current[0]) & _authors(
+        said.reference.resource
+    ):
+        text = f"{arrival.site.name} neither wrote nor sent document {identifier[1][:60]}; its author changes it"
+        raise rejected(text, place, "207", "901")
     return current[0]
+
+
+def _authors(reference: Resource) -> set[tuple[str, str]]:
+    """The authors of a document that have an identifier, as (system, value)."""
+    said = (author.get("identifier", {}) for author in reference.get("author", ()))
+    return {(str(one.get("system", "")), str(one["value"])) for one in said if one.get("value")}
 
 
 def _withdraw(draft: Draft, held: Resource, taken: Taken) -> None:

@@ -29,6 +29,7 @@ class Line:
 
     def __init__(self, claim: Claim, began: float, lease_seconds: float, limit_seconds: float) -> None:
         self.claim = claim
+        self.began = began
         self._lease = lease_seconds
         self._until = began + lease_seconds
         self._limit = began + limit_seconds

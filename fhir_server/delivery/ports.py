@@ -11,6 +11,7 @@ One port is the setting `mllp_port`, with the promises of a French port. More ar
     a08 = "as-a31"             # refuse: A08 is answered with 201, as IHE PAM France excludes it
     site = "chu-demo"          # the establishment of senders that no site declares
     group = "avis-echo"        # the expert group (HealthcareService) that orders by this port ask
+    charset = "windows-1252"   # what is neither what MSH-18 says nor UTF-8 is read in this (8859/15...)
     security = "mutual"        # none | tls | mutual, with the server_* settings; as mllp_security when left out
 
 Sources: CI-SIS "Transmission d'un document CDA-R2 en HL7v2" 2.1 (AA, AE, AR); HL7 v2.5 chapter 2.9 and table 0155.
@@ -24,6 +25,7 @@ from typing import Any, Literal
 
 from fhir_server.config import ConfigError, Settings
 from fhir_server.patients.sites import Sites
+from hl7v2.text import codec_of
 
 Answer = Literal["stored", "validated", "integrated"]
 
@@ -41,6 +43,7 @@ class Port:
     site: str = ""
     group: str = ""
     security: Literal["none", "tls", "mutual", ""] = ""
+    charset: str = "windows-1252"
 
     @property
     def endpoint(self) -> str:
@@ -89,5 +92,7 @@ def _port(number: int, table: Mapping[str, Any], sites: set[str]) -> Port:
         raise ConfigError(f"{where}: `name` is missing; the inbox shows it")
     if table.get("site") and table["site"] not in sites:
         raise ConfigError(f"{where}: no site `{table['site']}`; known: {', '.join(sorted(sites))}")
+    if not codec_of(str(table.get("charset", "ASCII"))):
+        raise ConfigError(f"{where}: `charset` is a name of HL7 table 0211 such as 8859/15, not {table['charset']!r}")
     values: dict[str, Any] = {name: value if name == "port" else str(value) for name, value in table.items()}
     return Port(**values)

@@ -1,8 +1,10 @@
 """The threads that do what nobody waits for: send deliveries, sum up studies, read the mailbox.
 
 A worker holds a lane by a lease with a fencing token, renewed by one thread for all running conversations; idle workers
-wait for the store's bell. A stopping process cuts conversations that do not end by themselves: such a delivery is one
-that was sent and not answered, or not sent at all, and the next start goes on with it.
+wait for the store's bell. A conversation whose partner is slow has a thread to itself: another one takes its place, so
+that silent destinations do not keep the others waiting (ADR 0059). A stopping process cuts conversations that do not
+end by themselves: such a delivery is one that was sent and not answered, or not sent at all, and the next start goes on
+with it.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ log = logging.getLogger("passerelle.delivery")
 IDLE_SECONDS, LOOKOUT_SECONDS = 30.0, 1.0
 # A stop waits this long for conversations to end by themselves, then this long for those it cut.
 FINISH_SECONDS, CUT_SECONDS = 1.0, 3.0
+# A conversation is slow after this long; so many slow ones at most are replaced.
+SLOW_SECONDS, MOST_RELIEF = 1.0, 32
 
 
 class Lines:
@@ -78,6 +82,11 @@ class Lines:
         with self._gate:
             return list(self._open)
 
+    def slow(self) -> int:
+        """How many conversations wait for a slow partner."""
+        now = ticks()
+        return sum(1 for line in self.running() if now - line.began > SLOW_SECONDS)
+
     def renew(self) -> None:
         """Prolong every lease once; a conversation that lasts too long is cut."""
         lines, began = self.running(), ticks()
@@ -115,6 +124,9 @@ class Workers:
             threading.Thread(target=self._loop, args=(name, turn), name=f"work-{name}", daemon=True)
             for name, turn in loops.items()
         ]
+        self.relief: list[threading.Thread] = []
+        if senders:
+            self.threads.append(threading.Thread(target=self._watch, name="work-relief", daemon=True))
 
     def start(self) -> None:
         self.lines.start()
@@ -132,7 +144,7 @@ class Workers:
 
     def _join(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        for thread in self.threads:
+        for thread in [*self.threads, *self.relief]:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -151,15 +163,41 @@ class Workers:
             self.stopping.wait(pause)
 
     def _send(self, patience: float) -> None:
-        """Send what is due; then sleep until more is queued, a lane becomes due, or `patience` ends."""
+        """Send what is due, one delivery after the other; then sleep until more is queued, a lane becomes due, or
+        `patience` ends."""
         store = self.hub.store
         seen = store.rings()
-        if deliver_one(self.hub, self.lines):
+        if deliver(self.hub, self.lines, lambda: not self.stopping.is_set()):
             return
         due = store.next_due()
         wait = patience if not due else min(patience, max(0.01, (due - store.moment()) / 1_000_000))
         if not self.stopping.is_set():
             store.wait_for_work(seen, wait)
+
+    def _watch(self) -> None:
+        """Keep as many threads more as conversations are slow."""
+        while not self.stopping.wait(SLOW_SECONDS / 2):
+            self.relief = [thread for thread in self.relief if thread.is_alive()]
+            for number in range(len(self.relief), min(self.lines.slow(), MOST_RELIEF)):
+                self.relief.append(
+                    threading.Thread(target=self._relieve, args=(number,), name=f"work-more-{number}", daemon=True)
+                )
+                self.relief[-1].start()
+
+    def _relieve(self, number: int) -> None:
+        """A sender for as long as more conversations are slow than others stand in for."""
+
+        def needed() -> bool:
+            return not self.stopping.is_set() and number < self.lines.slow()
+
+        while needed():
+            seen = self.hub.store.rings()
+            try:
+                if not deliver(self.hub, self.lines, needed):
+                    self.hub.store.wait_for_work(seen, LOOKOUT_SECONDS)
+            except Exception:
+                log.exception("a sender failed; another takes its place")
+                return
 
 
 def before_sending(snapshot: Snapshot, claim: Claim) -> Outcome | None:
@@ -170,21 +208,51 @@ def before_sending(snapshot: Snapshot, claim: Claim) -> Outcome | None:
     return held_back(snapshot, claim)
 
 
-def deliver_one(hub: Hub, lines: Lines) -> bool:
-    """Take one lane and send its next delivery; False when nothing is due."""
-    worker = f"{threading.current_thread().name}-{new_request_id()}"
+def deliver(hub: Hub, lines: Lines, more: Callable[[], bool]) -> bool:
+    """Send what is due, one delivery after the other while `more` says so; False when nothing was due."""
     began = ticks()
-    claim = hub.store.take(worker, hub.settings.lease_seconds, before_sending)
+    claim = hub.store.take(_name(), hub.settings.lease_seconds, before_sending)
     if claim is None:
         return False
+    while claim is not None:
+        claim, began = _delivered(hub, lines, claim, began, more)
+    return True
+
+
+def deliver_one(hub: Hub, lines: Lines) -> bool:
+    """Take one lane and send its next delivery; False when nothing is due."""
+    return deliver(hub, lines, lambda: False)
+
+
+def _name() -> str:
+    """What this thread is called as the holder of one lease."""
+    return f"{threading.current_thread().name}-{new_request_id()}"
+
+
+def _delivered(
+    hub: Hub, lines: Lines, claim: Claim, began: float, more: Callable[[], bool]
+) -> tuple[Claim | None, float]:
+    """Hold one conversation and settle it; what was taken in the same transaction, and when that was asked for."""
     with lines.opened(claim, began) as line:
         receipt = _attempt(hub, claim, line)
         if receipt is None:
-            return True
-        if not hub.store.finish(claim, outcome_of(hub, claim, receipt)):
-            log.warning("delivery %s: the lane was lost while sending; the outcome is only noted", claim.delivery.id)
+            return None, began
+        began = ticks()
+        settled, following = _settled(hub, claim, outcome_of(hub, claim, receipt), more)
+    if not settled:
+        log.warning("delivery %s: the lane was lost while sending; the outcome is only noted", claim.delivery.id)
     log.info("delivery %s to %s: %s %s", claim.delivery.id, claim.lane, receipt.verdict, receipt.code)
-    return True
+    return following, began
+
+
+def _settled(hub: Hub, claim: Claim, outcome: Outcome, more: Callable[[], bool]) -> tuple[bool, Claim | None]:
+    """What became of a conversation is written, whether or not the next delivery can be taken with it."""
+    if more():
+        try:
+            return hub.store.pass_on(claim, outcome, _name(), hub.settings.lease_seconds, before_sending)
+        except Exception as fault:
+            log.warning("delivery %s is settled alone; the next one could not be taken: %s", claim.delivery.id, fault)
+    return hub.store.finish(claim, outcome), None
 
 
 def _attempt(hub: Hub, claim: Claim, line: Line) -> Receipt | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import socket
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fhir_server.app import Ports, Server
-from fhir_server.config import ConfigError, Settings
+from fhir_server.config import ConfigError, Settings, in_url
 from fhir_server.context import SYSTEM
 from fhir_server.demo import people
 from fhir_server.demo.peers import Peers
@@ -131,8 +132,19 @@ def _forget(data: Path) -> None:
 
 
 def _table(settings: Settings, ports: Ports, hospital: tuple[int, int], seconds: float) -> str:
-    web = f"http://{settings.bind}:{ports.http}"
+    host = in_url(settings.bind)
+    web = f"http://{host}:{ports.http}"
     expert = "Authorization: Bearer demo:garnier"
+    # A command finds a demo in its usual folder by itself.
+    elsewhere = settings.data_dir != DEFAULTS["data_dir"]
+    where = f" --data-dir {shlex.quote(str(Path(settings.data_dir).resolve()))}" if elsewhere else ""
+    ours = [
+        (f"trace demo-06{where}", "the story of a finished request"),
+        (f"outbox list{where}", "what went to the hospital and by mail"),
+        (f"inbox list{where}", "what came in"),
+        ("demo --play", "replay the whole story, step by step"),
+    ]
+    width = max(len(words) for words, _ in ours) + 4
     lines = [
         "",
         f"  Passerelle demo, ready in {seconds:.1f} s. Everything is fictitious. Ctrl-C ends it; data stay in "
@@ -141,10 +153,10 @@ def _table(settings: Settings, ports: Ports, hospital: tuple[int, int], seconds:
         f"  FHIR R4        {web}/fhir                     curl {web}/fhir/metadata",
         f"  DICOMweb       {web}/dicomweb                 studies, instances, frames (WADO-RS)",
         *(
-            f"  HL7 v2 (MLLP)  mllp://{settings.bind}:{port}                   ADT, ORU, MDM, ORM, SIU, ZAM in ({name})"
+            f"  HL7 v2 (MLLP)  mllp://{host}:{port}                   ADT, ORU, MDM, ORM, SIU, ZAM in ({name})"
             for name, port in ports.hl7.items()
         ),
-        f"  DICOM          dicom://{settings.ae_title}@{settings.bind}:{ports.dicom}     C-STORE, C-ECHO",
+        f"  DICOM          dicom://{settings.ae_title}@{host}:{ports.dicom}     C-STORE, C-ECHO",
         f"  Mail sandbox   SMTP {settings.smtp}, IMAP {settings.imap} (any user @ch-demo.mssante.fr, any password)",
         f"  Partners       DPI mllp://127.0.0.1:{hospital[0]}, platform (PFI) mllp://127.0.0.1:{hospital[1]}",
         "",
@@ -152,10 +164,7 @@ def _table(settings: Settings, ports: Ports, hospital: tuple[int, int], seconds:
         "",
         f"    curl '{web}/fhir/Task?status=requested'                          what waits for an expert",
         f"    curl -H '{expert}' {web}/fhir/ServiceRequest/demo-02    as the expert",
-        "    .venv/bin/passerelle trace demo-06                   the story of a finished request",
-        "    .venv/bin/passerelle outbox list                     what went to the hospital and by mail",
-        "    .venv/bin/passerelle inbox list                      what came in",
-        "    .venv/bin/passerelle demo --play                     replay the whole story, step by step",
+        *(f"    .venv/bin/passerelle {words:{width}}{told}" for words, told in ours),
         "",
     ]
     return "\n".join(lines)

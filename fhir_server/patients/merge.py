@@ -11,8 +11,9 @@ Sources: https://hl7.org/fhir/R4/patient.html#links, https://hl7.org/fhir/R4/lis
 
 from __future__ import annotations
 
+import bisect
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from fhir_server.context import Caller, View
@@ -44,7 +45,8 @@ def record(kind: Kind, source: str, target: str, moved: Iterable[str], when: str
     earlier = held.get("entry", []) if held and kind == "deplacement" and held.get("status") == "current" else []
     kept = [entry["item"]["reference"] for entry in earlier]
     entries = [{"flag": {"text": "identité d'origine"}, "item": {"reference": source}}] if kind == "fusion" else []
-    entries += [{"item": {"reference": reference}} for reference in dict.fromkeys([*kept, *moved])]
+    # Sorted, so that one of thousands is found without reading all of them (`_names`).
+    entries += [{"item": {"reference": reference}} for reference in sorted({*kept, *moved})]
     return {
         "resourceType": "List",
         "id": record_id(kind, source, target),
@@ -172,7 +174,19 @@ def allows(before: Resource | None, after: Resource, caller: Caller, view: View)
 
 def _records(kind: Kind, one: str, other: str, moved: str, view: View) -> bool:
     listed = view.get(f"List/{record_id(kind, one, other)}") or {}
-    return is_record(listed) and any(entry["item"].get("reference") == moved for entry in listed.get("entry", ()))
+    return is_record(listed) and _names(listed.get("entry", ()), kind, moved)
+
+
+def _names(entries: Sequence[Any], kind: Kind, moved: str) -> bool:
+    """Whether the entries of such a List name a resource. That of a merge begins with the record given up."""
+    first = 1 if kind == "fusion" else 0
+    at = bisect.bisect_left(entries, moved, lo=min(first, len(entries)), key=_named)
+    # A List of an earlier version is in the order of the search that found the resources.
+    return (at < len(entries) and _named(entries[at]) == moved) or any(_named(entry) == moved for entry in entries)
+
+
+def _named(entry: Mapping[str, Any]) -> str:
+    return str(entry["item"].get("reference", ""))
 
 
 def references(value: Any) -> Iterator[str]:

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, cast
 
 from fhir_server import explaining, upkeep, watch
@@ -24,6 +25,7 @@ from fhir_server.store.audit import AuditRow
 from fhir_server.store.engine import Store
 from fhir_server.store.session import Snapshot, Tx
 from fhir_server.store.view import instant_of
+from fhir_server.teleexpertise import overtaken
 from fhir_server.teleexpertise.case import Context
 
 log = logging.getLogger("passerelle.admin")
@@ -192,7 +194,8 @@ def _note(_: Hub, __: Caller, args: Args) -> Any:
 
 def _regenerate(hub: Hub, caller: Caller, args: Args) -> Any:
     def context(snapshot: Snapshot) -> Context:
-        return Context(caller, view_of(snapshot), hub.settings, hub.sites, hub.clock())
+        handed = partial(overtaken.handed, snapshot)
+        return Context(caller, view_of(snapshot), hub.settings, hub.sites, hub.clock(), handed)
 
     return outbox_regenerate(hub.store, args, context)
 

@@ -80,7 +80,7 @@ class Mounts:
             if response.status == 408:
                 response = response.with_headers(("connection", "close"))
             response = response.with_headers(*pages, ("x-request-id", request_id))
-        await self._send(send, response)
+        await self._send(send, response, bodiless=method == "HEAD")
 
     async def _answer(
         self, hub: Hub, mount: str, path: str, scope: Scope, headers: Mapping[str, str], receive: Receive
@@ -109,17 +109,18 @@ class Mounts:
             lambda: _handled(hub, self._mounts[mount], request, body, lambda: self._who(mount, request, peer))
         )
 
-    async def _send(self, send: Send, response: Response) -> None:
+    async def _send(self, send: Send, response: Response, *, bodiless: bool) -> None:
+        """`bodiless`: with the headers of the whole answer, which here alone are all known, and nothing else."""
         stream = response.stream
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in _joined(response)]
         if stream is None and response.status not in (204, 304) and not any(n == b"content-length" for n, _ in headers):
             headers.append((b"content-length", str(len(response.body)).encode()))
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        if stream is not None:
+        if stream is not None and not bodiless:
             parts = iter(stream)
             while (part := await self.hands.run(lambda: next(parts, None))) is not None:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": response.body})
+        await send({"type": "http.response.body", "body": b"" if bodiless else response.body})
 
 
 def merged(pairs: list[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -142,8 +143,7 @@ def _joined(response: Response) -> list[tuple[str, str]]:
 def _request(hub: Hub, mount: str, path: str, scope: Scope, headers: Mapping[str, str]) -> Request:
     """The request without its caller and body. Raises Malformed for an address that cannot be read."""
     settings = hub.settings
-    host = edge.host(headers, f"{settings.bind}:{settings.http_port}")
-    base = settings.public_url.rstrip("/") if settings.public_url and mount == "fhir" else f"http://{host}/{mount}"
+    base = edge.base(settings, headers, mount)
     query: tuple[tuple[str, str], ...] = ()
     if scope["query_string"]:
         try:

@@ -12,13 +12,17 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Callable
 from typing import Any
 
 from fhir_server.changes import Hub
-from fhir_server.errors import Forbidden, Malformed, Unsupported
+from fhir_server.errors import Malformed, Unsupported
 from fhir_server.rest.http import FHIR_XML, Request, Response, media_type
+from fhir_server.rest.rendering import marked
 from fhir_server.search.references import own_bases, relative
+from fhir_server.security.binaries import context_of, demand_context, may_see
 from fhir_server.store.resources import Stored
+from profiles import json_text
 
 _NAME = r"[A-Za-z0-9!#$&^_.+-]{1,127}"
 _MEDIA_TYPE = re.compile(_NAME + "/" + _NAME + r"( ?; ?[A-Za-z0-9_.=\"+-]{1,100}){0,5}")
@@ -61,13 +65,23 @@ def wants_native(request: Request) -> bool:
 
 def check_context(hub: Hub, request: Request, resource: dict[str, Any]) -> str:
     """The security context of a Binary, '' for none. Raises Forbidden to who may not read that resource."""
-    reference = str((resource.get("securityContext") or {}).get("reference", ""))
-    kind, _, key = reference.partition("/_history/")[0].partition("/")
-    if key and "/" not in key and not request.caller.everything:
-        with hub.store.read(request.caller) as snapshot:
-            if snapshot.get(kind, key) is None:
-                raise Forbidden("this content may be read by those who may read its securityContext")
-    return reference
+    demand_context(request.caller, resource, _known(hub, request))
+    return context_of(resource)
+
+
+def listed(hub: Hub, request: Request, stored: Stored) -> str:
+    """The text of a version in a list or an answer to a write: a Binary's content only for who may read its context."""
+    if stored.type != "Binary" or stored.deleted or '"securityContext"' not in stored.text:
+        return stored.text
+    resource = stored.resource()
+    if may_see(request.caller, resource, _known(hub, request)):
+        return stored.text
+    resource.pop("data", None)
+    return json_text.write(marked(resource))
+
+
+def _known(hub: Hub, request: Request) -> Callable[[str, str], Stored | None]:
+    return lambda kind, key: hub.store.get(request.caller, kind, key)
 
 
 def content(hub: Hub, request: Request, stored: Stored, headers: tuple[tuple[str, str], ...]) -> Response:

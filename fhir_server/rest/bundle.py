@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, unquote
 from fhir_server.changes import Applied, Change, Hub, apply
 from fhir_server.context import Caller
 from fhir_server.errors import Fault, Invalid, Malformed, PasserelleError, TooLarge
-from fhir_server.rest import patch, provenance
+from fhir_server.rest import binary, patch, provenance
 from fhir_server.rest.conditional import absent_asked, none_exist_asked, version_asked
 from fhir_server.rest.http import (
     FHIR_JSON,
@@ -104,7 +104,7 @@ def _transaction(hub: Hub, request: Request, entries: list[dict[str, Any]], resp
         changes = [_change(hub, request, entries[i], i) for i in writing]
         applied = apply(hub, request.caller, provenance.woven(request, changes), also=read if reading else None)
         for i, done in zip(writing, applied, strict=False):
-            answers[i] = "", _answer(request, done)
+            answers[i] = "", _answer(hub, request, done)
     else:
         for i in reading:
             answers[i] = _read_within(hub, request, entries[i], i, respond)
@@ -208,7 +208,7 @@ def _without_base(hub: Hub, request: Request, url: str) -> str:
     return url
 
 
-def _answer(request: Request, done: Applied) -> str:
+def _answer(hub: Hub, request: Request, done: Applied) -> str:
     stored = done.stored
     told: dict[str, Any] = {"status": {200: "200 OK", 201: "201 Created", 204: "204 No Content"}[done.status]}
     if stored is not None and done.status != 204:
@@ -217,7 +217,7 @@ def _answer(request: Request, done: Applied) -> str:
         told["lastModified"] = instant_text(stored.last_updated)
     text = f'"response":{json_text.write(told)}'
     if stored is not None and request.prefers().get("return") == "representation" and not stored.deleted:
-        text = f'"resource":{stored.text},' + text
+        text = f'"resource":{binary.listed(hub, request, stored)},' + text
     return text
 
 
@@ -246,7 +246,7 @@ def _inner(hub: Hub, request: Request, entry: Mapping[str, Any], handle: Handler
     if "last-modified" in found:
         moment = parsedate_to_datetime(found["last-modified"])
         told_back["lastModified"] = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-    content = response.body.decode("utf-8")
+    content = "" if told["method"] == "HEAD" and response.status < 400 else response.body.decode("utf-8")
     if response.status >= 400:
         return "", f'"response":{json_text.write(told_back)[:-1]},"outcome":{content}}}'
     if content:
@@ -259,7 +259,7 @@ def _batch_entry(hub: Hub, request: Request, entry: Mapping[str, Any], index: in
     try:
         if not _writes(entry):
             return _inner(hub, request, entry, answer)
-        return "", _answer(request, apply(hub, request.caller, [_change(hub, request, entry, index)])[0])
+        return "", _answer(hub, request, apply(hub, request.caller, [_change(hub, request, entry, index)])[0])
     except PasserelleError as error:
         return "", _failure(error)
     except RecursionError:

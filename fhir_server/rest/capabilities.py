@@ -31,7 +31,8 @@ def statement(hub: Hub, request: Request) -> Response:
     """GET [base]/metadata."""
     check_accept(request)
     settings = hub.settings
-    resource = dict(_kind(_offered(), settings.conditional_delete, settings.referential_integrity, _cors(settings)))
+    rules = settings.conditional_delete, settings.referential_integrity, _cors(settings)
+    resource = dict(_kind(_offered(), _operations(), *rules))
     resource["implementation"] = {"description": hub.sites.default.name, "url": request.base}
     return json_response(request, 200, json_text.write(resource))
 
@@ -42,13 +43,27 @@ def _offered() -> tuple[str, ...]:
     return tuple(sorted({route.interaction for route in ROUTES if route.interaction}))
 
 
+def _operations() -> tuple[tuple[str, str], ...]:
+    """(name, definition) of each operation on every type."""
+    from fhir_server.rest.routes import ROUTES
+
+    return tuple(sorted({(route.pattern.rpartition("$")[2], route.operation) for route in ROUTES if route.operation}))
+
+
 def _cors(settings: Settings) -> bool:
     return bool(settings.cors_origins.strip())
 
 
 @cache
-def _kind(offered: tuple[str, ...], conditional_delete: str, integrity: bool, cors: bool) -> dict[str, Any]:
+def _kind(
+    offered: tuple[str, ...],
+    operations: tuple[tuple[str, str], ...],
+    conditional_delete: str,
+    integrity: bool,
+    cors: bool,
+) -> dict[str, Any]:
     listed: list[dict[str, Any]] = []
+    called = [{"name": name, "definition": url} for name, url in operations]
     interactions = [{"code": code} for code in _TYPE_LEVEL if code in offered]
     for name in sorted(definitions.resource_types()):
         if name == "AuditEvent":
@@ -68,6 +83,7 @@ def _kind(offered: tuple[str, ...], conditional_delete: str, integrity: bool, co
                 "conditionalDelete": conditional_delete,
                 "referencePolicy": ["literal", "logical", "local"] + (["enforced"] if integrity else []),
                 "searchParam": _parameters(name),
+                "operation": called,
             }
         )
     version = importlib.metadata.version("passerelle")

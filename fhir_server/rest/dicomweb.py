@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,38 +53,40 @@ def _instances(hub: Hub, request: Request) -> list[Instance]:
     return rows
 
 
-def _files(hub: Hub, request: Request) -> list[Path]:
-    """The stored files. Raises Fault for one that is gone, before anything is sent."""
-    found = [hub.store.blobs.path(row.blob) for row in _instances(hub, request)]
-    for path in found:
-        if not path.exists():
-            log.error("blob %s is missing", path.name)
-            raise Fault("the file of a stored image is missing; the log names it, restore it from a backup")
-    return found
+def _files(hub: Hub, request: Request) -> tuple[list[Path], ExitStack]:
+    """The stored files, there until the stack is closed. Raises Fault for one that is gone, before anything is sent."""
+    held, found = ExitStack(), []
+    for row in _instances(hub, request):
+        try:
+            found.append(held.enter_context(hub.store.blobs.file(row.blob)))
+        except NotFound:
+            log.error("blob %s is missing", row.blob)
+            raise Fault("the file of a stored image is missing; the log names it, restore it from a backup") from None
+    return found, held
 
 
 def _retrieve(hub: Hub, request: Request) -> Response:
-    files = _files(hub, request)
-    return _sent(lambda: web.instances(files, request.headers.get("accept", "")))
+    files, held = _files(hub, request)
+    return _sent(lambda: web.instances(files, request.headers.get("accept", "")), held)
 
 
 def _metadata(hub: Hub, request: Request) -> Response:
-    files = _files(hub, request)
+    files, held = _files(hub, request)
     models = (archive.metadata_json(path) for path in files)
-    return _sent(lambda: web.metadata(models, request.headers.get("accept", "")))
+    return _sent(lambda: web.metadata(models, request.headers.get("accept", "")), held)
 
 
 def _frames(hub: Hub, request: Request) -> Response:
-    path = _files(hub, request)[0]
+    (path, *_), held = _files(hub, request)
     numbers = [int(text) for text in request.path_args["frames"].split(",")]
 
     def make() -> web.Answer:
         return web.frames(path, archive.frame_table(path), numbers, request.headers.get("accept", ""))
 
-    return _sent(make)
+    return _sent(make, held)
 
 
-def _sent(make: Callable[[], web.Answer]) -> Response:
+def _sent(make: Callable[[], web.Answer], held: ExitStack) -> Response:
     try:
         kind, stream = make()
     except web.NotAcceptable as refusal:
@@ -92,7 +95,12 @@ def _sent(make: Callable[[], web.Answer]) -> Response:
         raise NotFound(str(absent)) from absent
     except Unreadable as damaged:
         raise Malformed(f"the stored object cannot be read: {damaged}", http=500) from damaged
-    return Response(200, (("content-type", kind),), stream=stream)
+    return Response(200, (("content-type", kind),), stream=_until_sent(stream, held))
+
+
+def _until_sent(stream: Iterator[bytes], held: ExitStack) -> Iterator[bytes]:
+    with held:
+        yield from stream
 
 
 _ROUTES: tuple[tuple[re.Pattern[str], Callable[[Hub, Request], Response]], ...] = (

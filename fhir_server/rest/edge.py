@@ -12,11 +12,13 @@ import gzip
 import re
 import zlib
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
-from fhir_server.config import Settings
+from fhir_server.config import Settings, in_url
 from fhir_server.context import new_request_id
 from fhir_server.errors import Malformed, TooLarge, Unsupported
 from fhir_server.rest.http import Response
+from fhir_server.search.references import own_bases
 
 Headers = tuple[tuple[str, str], ...]
 MIB = 1024 * 1024
@@ -45,6 +47,22 @@ def host(headers: Mapping[str, str], default: str) -> str:
     if not _HOST.fullmatch(told):
         raise Malformed("the Host header is no host name")
     return told
+
+
+def base(settings: Settings, headers: Mapping[str, str], mount: str) -> str:
+    """The absolute URL of a mount as the client is told it, without a trailing slash.
+
+    That of the FHIR API is the public one, or the alias whose host the client called; without either, the host it
+    called. Only names the operator declared can take the place of the public one. Raises Malformed for a Host that is
+    no host name.
+    """
+    called = host(headers, f"{in_url(settings.bind)}:{settings.http_port}")
+    if mount == "fhir":
+        known = own_bases(settings)
+        named = (one for one in known if urlsplit(one).netloc.lower() == called.lower())
+        if found := next(named, settings.public_url.rstrip("/")):
+            return found
+    return f"http://{called}/{mount}"
 
 
 def unpacked(headers: Mapping[str, str], body: bytes, limit: int) -> bytes:

@@ -1,6 +1,7 @@
-"""History of a resource, of a type, of everything: versions newest first, in pages.
+"""History of a resource, of a type, of everything: versions newest first, or oldest first when asked, in pages.
 
-Sources: https://hl7.org/fhir/R4/http.html#history, https://hl7.org/fhir/R4/bundle.html#history.
+Sources: https://hl7.org/fhir/R4/http.html#history, https://hl7.org/fhir/R4/bundle.html#history; `_sort` is that of
+https://hl7.org/fhir/R5/http.html#history.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from urllib.parse import quote
 
 from fhir_server.changes import Hub
 from fhir_server.errors import Invalid, NotFound
-from fhir_server.rest import pages
+from fhir_server.rest import binary, pages
 from fhir_server.rest.http import Request, Response, check_accept, instant_text, json_response
 from fhir_server.rest.pages import PAGE
 from fhir_server.rest.resources import known_id, known_type
@@ -20,7 +21,8 @@ from fhir_server.store.resources import Stored
 from profiles import json_text
 
 PARAMETERS = ("_since", "_at", "_count", "_sort", PAGE, "_format", "_pretty", "_summary", "_elements")
-_NEWEST_FIRST = ("-_lastUpdated", "none")
+_OLDEST_FIRST = "_lastUpdated"
+_SORTS = ("-_lastUpdated", "none", _OLDEST_FIRST)
 _STATUS = {"POST": "201", "DELETE": "204"}
 
 
@@ -54,13 +56,19 @@ def _answer(hub: Hub, request: Request, path: str, kind: str | None = None, key:
         current = snapshot.get(kind, key) if kind is not None and key is not None else None
         if key is not None and current is None:
             raise NotFound(f"{kind}/{key} is not known here; search for it or check the id")
-        page = snapshot.history(kind, key, count, after, since=since[0] if since else 0, at=at)
+        low = since[0] if since else 0
+        oldest_first = asked.get("_sort") == _OLDEST_FIRST
+        page = snapshot.history(kind, key, count, after, since=low, at=at, oldest_first=oldest_first)
+        if current is not None and not low and at is None:
+            total: int | None = current.version  # versions count from one
+        elif current is not None or count == 0:
+            total = snapshot.history_total(kind, key, since=low, at=at)
+        else:
+            total = None  # of many it is counted only when nothing else is asked for
     links = [("self", f"{request.base}/{pages.address(path, kept)}")]
     if page.next:
         links.append(("next", pages.link(hub, request.base, path, kept, page.next)))
-    # Versions count from one, so a whole history of one resource has as many entries as the current one says.
-    total = current.version if current is not None and not since and not at else None
-    entries = [_entry(request, stored) for stored in page.entries]
+    entries = [_entry(hub, request, stored) for stored in page.entries]
     return json_response(request, 200, bundle_text(hub, "history", links, entries, total))
 
 
@@ -74,8 +82,8 @@ def _asked(request: Request) -> dict[str, str]:
             problem = f"history has no parameter `{name[:64]}`; valid: {', '.join(PARAMETERS)}"
         elif name in asked:
             problem = f"`{name}` stands twice; send it once"
-        elif name == "_sort" and value not in _NEWEST_FIRST:
-            problem = "history is newest first; leave `_sort` out or send _sort=-_lastUpdated"
+        elif name == "_sort" and value not in _SORTS:
+            problem = f"history is sorted by time alone; send _sort={_OLDEST_FIRST}, or leave `_sort` out"
         if problem and not lenient:
             raise Invalid(problem, http=400)
         if not problem:
@@ -104,12 +112,12 @@ def _count(asked: dict[str, str]) -> int:
     return min(int(raw), MAX_COUNT)
 
 
-def _entry(request: Request, stored: Stored) -> tuple[str, str]:
+def _entry(hub: Hub, request: Request, stored: Stored) -> tuple[str, str]:
     address = f"{request.base}/{stored.type}/{quote(stored.id)}"
     url = stored.type if stored.method == "POST" else f"{stored.type}/{stored.id}"
     created = stored.method == "PUT" and stored.version == 1
     status = "201" if created else _STATUS.get(stored.method, "200")
-    members = f'"resource":{stored.text},' if not stored.deleted else ""
+    members = f'"resource":{binary.listed(hub, request, stored)},' if not stored.deleted else ""
     members += f'"request":{{"method":"{stored.method}","url":{json_text.write(url)}}},'
     members += (
         f'"response":{{"status":"{status}","location":"{stored.type}/{stored.id}/_history/{stored.version}",'

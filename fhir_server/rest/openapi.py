@@ -40,6 +40,11 @@ _QUERY: dict[str, tuple[str, Schema]] = {
     "_count": ("entries of one page", {"type": "integer", "minimum": 0, "maximum": 999_999_999}),
     "_type": ("the types to search, with commas", {"type": "string"}),
     "_since": ("versions stored since then", {"type": "string", "format": "date-time"}),
+    "mode": (
+        "what is tried: create, update, delete; profile judges what is stored",
+        {"type": "string", "enum": ["create", "update", "delete", "profile"]},
+    ),
+    "profile": ("the profile to judge by; only the base definition of the type", {"type": "string"}),
     "_at": ("versions that were current then", {"type": "string"}),
 }
 _HEADERS: dict[str, str] = {
@@ -67,6 +72,7 @@ _TAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "patch": (_RENDERING, ("If-Match", "Prefer", "X-Provenance")),
     "delete": (_RENDERING, ("If-Match", "X-Provenance")),
     "transaction": (_RENDERING, ("Prefer", "X-Provenance")),
+    "validate": ((*_RENDERING, "mode", "profile"), ()),
 }
 _SUCCESS: dict[str, tuple[str, ...]] = {
     "create": ("200", "201"),
@@ -115,7 +121,7 @@ def _operation(route: Route, method: str = "") -> Schema:
     parameters = [_parameter(arg, "path", *_path_arg(arg)) for arg in re.findall(r"\{(\w+)\}", route.pattern)]
     parameters += [_parameter(arg, "query", *_QUERY[arg]) for arg in query]
     parameters += [_parameter(header, "header", _HEADERS[header], {"type": "string"}) for header in headers]
-    answer = "Bundle" if route.many or route.pattern == "/" else "Resource"
+    answer = "Bundle" if route.many or route.pattern == "/" else "OperationOutcome" if route.operation else "Resource"
     operation: Schema = {"operationId": name or route.method.lower(), "summary": route.summary}
     if route.interaction:
         operation["tags"] = [route.interaction]
@@ -123,7 +129,7 @@ def _operation(route: Route, method: str = "") -> Schema:
         operation["parameters"] = parameters
     body = _body(route)
     if body:
-        operation["requestBody"] = {"required": not route.form, "content": body}
+        operation["requestBody"] = {"required": not (route.form or route.operation), "content": body}
     codes = _SUCCESS.get(route.interaction, ("200",))
     operation["responses"] = {code: _answer(code, answer, method) for code in codes}
     operation["responses"]["default"] = {"$ref": "#/components/responses/Error"}

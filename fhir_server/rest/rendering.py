@@ -114,9 +114,14 @@ def narrowed(resource: Resource, wanted: Selection) -> Resource:
         named = ((name, name.lstrip("_")) for name in resource)
         kept = {name: resource[name] for name, bare in named if bare in _ALWAYS or keep(bare)}
     kept = {name: kept[name] for name in resource if name in kept}
+    return marked(kept)
+
+
+def marked(kept: Resource) -> Resource:
+    """A part of a resource with the tag that says so."""
     meta = dict(kept.get("meta") or {})
     tags = [tag for tag in meta.get("tag", ()) if tag.get("code") != "SUBSETTED"]
-    front = {"resourceType": kind} | ({"id": kept["id"]} if "id" in kept else {})
+    front = {name: kept[name] for name in ("resourceType", "id") if name in kept}
     return front | {"meta": meta | {"tag": [*tags, SUBSETTED]}} | {k: v for k, v in kept.items() if k != "meta"}
 
 

@@ -122,7 +122,7 @@ def delete_conditional(hub: Hub, request: Request) -> Response:
 def write(hub: Hub, request: Request, change: Change) -> Response:
     """Apply one change, with the Provenance of the request's header, and answer as `Prefer` asks."""
     changes = provenance.woven(request, [dataclasses.replace(change, base=request.base)])
-    return applied_response(request, apply(hub, request.caller, changes)[0])
+    return applied_response(hub, request, apply(hub, request.caller, changes)[0])
 
 
 def body_of(hub: Hub, request: Request, kind: str) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def body_of(hub: Hub, request: Request, kind: str) -> dict[str, Any]:
     return resource
 
 
-def applied_response(request: Request, applied: Applied) -> Response:
+def applied_response(hub: Hub, request: Request, applied: Applied) -> Response:
     """Status, address, ETag and the body `Prefer: return` asks for (default representation).
 
     The address of the version is Location of what is new and Content-Location of what was there (RFC 9110 8.7); HAPI's
@@ -157,7 +157,7 @@ def applied_response(request: Request, applied: Applied) -> Response:
         issues = [Issue("information", "informational", f"stored as version {stored.version}")]
         issues += [Issue("warning", "incomplete", note) for note in applied.notes]
         return json_response(request, applied.status, json_text.write(outcome(issues)), *headers)
-    return json_response(request, applied.status, stored.text, *headers)
+    return json_response(request, applied.status, binary.listed(hub, request, stored), *headers)
 
 
 def _named(request: Request) -> tuple[str, str]:

@@ -14,7 +14,19 @@ from typing import cast
 from fhir_server.changes import Hub
 from fhir_server.context import Caller
 from fhir_server.errors import Fault, Malformed, NotFound, PasserelleError, Unsupported
-from fhir_server.rest import audit, bundle, capabilities, history, later, openapi, patch, rendering, resources, search
+from fhir_server.rest import (
+    audit,
+    bundle,
+    capabilities,
+    history,
+    later,
+    openapi,
+    patch,
+    rendering,
+    resources,
+    search,
+    validation,
+)
 from fhir_server.rest.http import FHIR_JSON, Request, Response, check_accept, error_response, negotiated
 from fhir_server.security import scopes
 from fhir_server.store.engine import Store
@@ -24,13 +36,15 @@ from profiles import definitions
 log = logging.getLogger("passerelle.rest")
 Handler = Callable[[Hub, Request], Response]
 _TYPES = definitions.resource_types()
+VALIDATE = validation.DEFINITION
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """One interaction: `pattern` uses `{type}`, `{id}`, `{vid}`; `interaction` is the R4 code (or '' for helpers).
 
-    `many`: the answer is a Bundle of resources; `form`: the body holds further query parameters.
+    `many`: the answer is a Bundle of resources; `form`: the body holds further query parameters; `operation`: the
+    OperationDefinition of what is no plain interaction.
     """
 
     method: str
@@ -40,11 +54,13 @@ class Route:
     summary: str
     many: bool = False
     form: bool = False
+    operation: str = ""
 
     def regex(self) -> re.Pattern[str]:
         """The compiled path pattern. No id begins with `_` or `$`, so that operations never look like one; the audit
         trail has routes of its own."""
-        text = self.pattern.replace(".", r"\.").replace("{type}", r"(?P<type>(?!AuditEvent\b)[A-Z][A-Za-z]{0,79})")
+        text = self.pattern.replace(".", r"\.").replace("$", r"\$")
+        text = text.replace("{type}", r"(?P<type>(?!AuditEvent\b)[A-Z][A-Za-z]{0,79})")
         text = text.replace("{compartment}", r"(?P<compartment>[A-Z][A-Za-z]{0,79})")
         return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/_$][^/]{0,79})", text) + r"/?\Z")
 
@@ -79,6 +95,9 @@ ROUTES: tuple[Route, ...] = (
     Route("PUT", "/{type}/{id}", "update", resources.update, "update, or create at this id"),
     Route("PATCH", "/{type}/{id}", "patch", patch.patch, "change parts"),
     Route("DELETE", "/{type}/{id}", "delete", resources.delete, "delete"),
+    Route("POST", "/{type}/$validate", "validate", validation.of_type, "try a write", operation=VALIDATE),
+    Route("GET", "/{type}/{id}/$validate", "validate", validation.of_instance, "judge it", operation=VALIDATE),
+    Route("POST", "/{type}/{id}/$validate", "validate", validation.of_instance, "try a write", operation=VALIDATE),
     Route("GET", "/{type}/{id}/_history", "history-instance", history.of_instance, "every version", many=True),
     Route("GET", "/{compartment}/{id}/{type}", "search-type", search.of_compartment, "search a compartment", many=True),
     Route("GET", "/{type}/{id}/_history/{vid}", "vread", resources.vread, "one version"),
@@ -154,7 +173,7 @@ def failed(request: Request, error: PasserelleError) -> Response:
 
 
 def respond(hub: Hub, request: Request) -> Response:
-    """The answer to one request. Raises what goes wrong."""
+    """The answer to one request; that to HEAD still has the body GET would send. Raises what goes wrong."""
     route, request = _routed(request)
     if route.form:
         request = search.with_form(request)
@@ -167,10 +186,7 @@ def respond(hub: Hub, request: Request) -> Response:
     if not (reading and request.path_args.get("type") == "Binary"):
         check_accept(request)
     wanted = rendering.selection(request) if reading else None
-    response = rendering.finished(request, route.handler(hub, request), wanted, many=route.many)
-    if request.method == "HEAD" and response.stream is None:
-        return replace(response, body=b"").with_headers(("content-length", str(len(response.body))))
-    return response
+    return rendering.finished(request, route.handler(hub, request), wanted, many=route.many)
 
 
 def allowed(path: str) -> list[str]:

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote
 from fhir_server.changes import Hub
 from fhir_server.context import instant
 from fhir_server.errors import Malformed, Unsupported
-from fhir_server.rest import pages
+from fhir_server.rest import binary, pages
 from fhir_server.rest.http import Request, Response, check_accept, entries, json_response
 from fhir_server.rest.pages import PAGE
 from fhir_server.rest.resources import known_id, known_type
@@ -60,8 +60,8 @@ def _answer(hub: Hub, request: Request, kind: str, path: str, within: tuple[str,
     links = [("self", f"{request.base}/{pages.address(path, used)}")]
     if page.next:
         links.append(("next", pages.link(hub, request.base, path, used, page.next)))
-    texts = [_match(request, stored, "match") for stored in page.matches]
-    texts += [_match(request, stored, "include") for stored in page.includes]
+    texts = [_match(hub, request, stored, "match") for stored in page.matches]
+    texts += [_match(hub, request, stored, "include") for stored in page.includes]
     return json_response(request, 200, bundle_text(hub, "searchset", links, texts, page.total))
 
 
@@ -81,11 +81,11 @@ def bundle_text(
     return text + "}"
 
 
-def _match(request: Request, stored: Stored, mode: str) -> tuple[str, str]:
+def _match(hub: Hub, request: Request, stored: Stored, mode: str) -> tuple[str, str]:
     address = f"{request.base}/{stored.type}/{quote(stored.id)}"
     if stored.container:
         address = f"{request.base}/{quote(stored.container)}#{quote(stored.id)}"
-    return address, f'"resource":{stored.text},"search":{{"mode":"{mode}"}}'
+    return address, f'"resource":{binary.listed(hub, request, stored)},"search":{{"mode":"{mode}"}}'
 
 
 def with_form(request: Request) -> Request:

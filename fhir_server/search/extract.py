@@ -27,6 +27,10 @@ from profiles.fhirpath.paths import split_reference
 SPECIAL_VALUES = "http://terminology.hl7.org/CodeSystem/special-values"
 
 
+# Characters that are few enough for an index whatever they are (`bounded`).
+_SHORT = 250
+
+
 class Want(NamedTuple):
     """Rows of `search` type ('of-type' for that modifier's rows) out of values of `fhir` type.
 
@@ -92,13 +96,20 @@ def _text(value: Any) -> str:
     """What a code is called, folded: the same few thousand names come again and again."""
     if type(value) is not str:
         return ""
-    return _folded(value) if len(value) <= 250 else bounded(fold(value))
+    return _folded(value) if len(value) <= _SHORT else bounded(fold(value))
 
 
 def _token(found: IndexRows, pids: Pids, system: Any, code: Any, folded: str) -> None:
-    row = (bounded(system) if type(system) is str else "", bounded(code) if type(code) is str else "", folded)
+    if type(system) is not str:
+        system = ""
+    elif len(system) > _SHORT:
+        system = bounded(system)
+    if type(code) is not str:
+        code = ""
+    elif len(code) > _SHORT:
+        code = bounded(code)
     for pid in pids:
-        found.token.append((pid, *row))
+        found.token.append((pid, system, code, folded))
 
 
 def _coding(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
@@ -219,38 +230,38 @@ def _timing(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
 # --- reference and uri -----------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=8_192)
-def _split(text: str) -> tuple[str, str, str] | None:
-    return split_reference(text)
+def _referred(text: str) -> tuple[str, str, str]:
+    """(type, id, '') of this server's own, ('type', '', url) of all else."""
+    parts = split_reference(text)
+    if parts is None:
+        return "", "", bounded(text)
+    base, kind, key = parts
+    return (kind, "", bounded(f"{base}/{kind}/{key}")) if base else (kind, key, "")
+
+
+_referred_often = lru_cache(maxsize=8_192)(_referred)
 
 
 def _reference(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
     if type(value) is not dict:
         return
-    kind, key, url, system, number = "", "", "", "", ""
     said, text, identifier = value.get("type"), value.get("reference"), value.get("identifier")
-    if type(said) is str:
+    kind, key, url, system, number = "", "", "", "", ""
+    if type(text) is str and text:
+        kind, key, url = _referred_often(text) if len(text) <= 120 else _referred(text)
+    if type(said) is str and not kind:
         kind = bounded(said)
-    if type(text) is str and text and text[0] != "#":
-        parts = _split(text) if len(text) <= 120 else split_reference(text)
-        if parts is None:
-            url = bounded(text)
-        else:
-            base, kind, key = parts
-            if base:
-                url, key = bounded(f"{base}/{kind}/{key}"), ""
     if type(identifier) is dict:
         system = bounded(identifier["system"]) if type(identifier.get("system")) is str else ""
         number = bounded(identifier["value"]) if type(identifier.get("value")) is str else ""
-    # Without any of these (a contained resource, a mere display): nothing to find it by, but not missing either.
-    row = (kind, key, url, system, number)
+    # Without any of these (a mere display): nothing to find it by, but not missing either.
     for pid in pids:
-        found.reference.append((pid, *row))
+        found.reference.append((pid, kind, key, url, system, number))
 
 
 def _canonical_reference(found: IndexRows, pids: Pids, value: Any, zone: str) -> None:
     """A canonical: by its url with and without the version; a relative one (`Questionnaire/1`) by type and id."""
-    if type(value) is not str or not value or value[0] == "#":
+    if type(value) is not str or not value:
         return
     parts = split_reference(value)
     if parts is not None and not parts[0]:

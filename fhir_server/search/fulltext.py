@@ -10,7 +10,7 @@ Source: https://hl7.org/fhir/R4/search.html#content (its example: `_text=(bone O
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fhir_server import errors
@@ -32,10 +32,13 @@ _DEEPEST = 100
 _WORD = re.compile(r"[^\W_]+")
 _TAG = re.compile(r"<[^>]*>|&#?\w+;")
 
-# Values that name a thing for machines: found by their own parameters, not as words.
+# Values that name a thing for machines, found by their own parameters, not as words; and the narrative.
 _NOT_READ = frozenset(
-    ("resourceType", "id", "meta", "system", "url", "reference", "contentType", "data", "hash", "versionId", "status")
-)
+    (
+        "resourceType", "id", "meta", "system", "url", "reference", "contentType", "data", "hash", "versionId",
+        "status", "div",
+    )
+)  # fmt: skip
 
 
 def rows(resource: Mapping[str, Any]) -> list[tuple[int, str]]:
@@ -54,26 +57,26 @@ def narrative(resource: Mapping[str, Any]) -> str:
 def content(resource: Mapping[str, Any]) -> str:
     """The words of the whole resource but its narrative: names, titles, displays, notes, identifiers, codes."""
     found: list[str] = []
-    _gather(resource, found, 0)
+    _gather(resource, found.append, 0)
     return words(" ".join(found)) if found else ""
 
 
-def _gather(value: Mapping[str, Any], found: list[str], depth: int) -> None:
+def _gather(value: Mapping[str, Any], add: Callable[[str], object], depth: int) -> None:
     if depth > _DEEPEST:
         return
     for name, inner in value.items():
-        if type(inner) is str:
-            if name not in _NOT_READ and name != "div":
-                found.append(inner)
-        elif type(inner) is dict:
+        kind = type(inner)
+        if kind is str:
             if name not in _NOT_READ:
-                _gather(inner, found, depth + 1)
-        elif type(inner) is list:
+                add(inner)
+        elif kind is list:
             for one in inner:
                 if type(one) is dict:
-                    _gather(one, found, depth + 1)
+                    _gather(one, add, depth + 1)
                 elif type(one) is str and name not in _NOT_READ:
-                    found.append(one)
+                    add(one)
+        elif kind is dict and name not in _NOT_READ:
+            _gather(inner, add, depth + 1)
 
 
 def words(text: str) -> str:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from fhir_server import errors
-from fhir_server.search import composites, extract, fulltext
+from fhir_server.search import composites, extract, fulltext, ours
 from fhir_server.search import walk as walking
 from fhir_server.search.composites import hash63 as hash63
 from fhir_server.search.plan import ParamType
@@ -32,7 +32,7 @@ from profiles.fhirpath.model import Property
 EXTRACTOR = "2"
 # The contained resources of one resource that are searched; changes of how they are read need a reindex.
 MAX_CONTAINED = 1_000
-_CONTAINED = "contained 1"
+_CONTAINED = "contained 2"
 T = TypeVar("T")
 
 # Parameters without rows: columns of the resource table, or asked of other parts of the server.
@@ -61,7 +61,7 @@ class Parameter:
 
 def meaning() -> int:
     """A number that changes when index rows mean something else, or when there are rows of a new kind."""
-    return hash63(f"rows {EXTRACTOR} {composites.VERSION} {fulltext.VERSION} {_CONTAINED}")
+    return hash63(f"rows {EXTRACTOR} {composites.VERSION} {fulltext.VERSION} {ours.VERSION} {_CONTAINED}")
 
 
 def pid(resource_type: str, code: str) -> int:
@@ -80,7 +80,7 @@ def parameters(resource_type: str) -> Mapping[str, Parameter]:
     for definition in definitions.search_parameters(resource_type):
         if definition.code not in _ELSEWHERE and definition.expression and definition.code not in found:
             found[definition.code] = _parameter(definition, resource_type)
-    for definition, ready in _installed:
+    for definition, ready in (*((one, True) for one in ours.PARAMETERS), *_installed):
         if resource_type in definition.bases and definition.code not in found:
             found[definition.code] = replace(_parameter(definition, resource_type), ready=ready)
     return MappingProxyType(found)
@@ -163,19 +163,29 @@ def rows(resource: Mapping[str, Any], *, zone: str = "Europe/Paris") -> IndexRow
     kind = resource.get("resourceType")
     if not isinstance(kind, str) or kind not in definitions.resource_types():
         raise errors.Invalid(f"{kind!r} is no resource type of FHIR R4.", expression="resourceType")
-    found = _rows(kind, resource, zone)
-    held = resource.get("contained")
-    for one in held[:MAX_CONTAINED] if isinstance(held, list) else ():
-        kind, key = (one.get("resourceType"), one.get("id")) if isinstance(one, dict) else (None, None)
-        if isinstance(kind, str) and isinstance(key, str) and kind in definitions.resource_types():
-            found.contained.append((kind, bounded(key), _rows(kind, one, zone)))
+    if not resource.get("contained"):
+        return _rows(kind, resource, zone, None)
+    held = _contained(resource["contained"])
+    inside = {key: inner for inner, key, _ in held}
+    found = _rows(kind, resource, zone, inside)
+    found.contained = [(inner, bounded(key), _rows(inner, one, zone, inside)) for inner, key, one in held]
     return found
 
 
-def _rows(kind: str, resource: Mapping[str, Any], zone: str) -> IndexRows:
-    """The rows of one resource, without those of what it contains."""
+def _contained(held: Any) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(type, id, resource) of the contained resources that are searched."""
+    found: list[tuple[str, str, Mapping[str, Any]]] = []
+    for one in held[:MAX_CONTAINED] if isinstance(held, list) else ():
+        kind, key = (one.get("resourceType"), one.get("id")) if isinstance(one, dict) else (None, None)
+        if isinstance(kind, str) and isinstance(key, str) and kind in definitions.resource_types():
+            found.append((kind, key, one))
+    return found
+
+
+def _rows(kind: str, resource: Mapping[str, Any], zone: str, inside: Mapping[str, str] | None) -> IndexRows:
+    """The rows of one resource, without those of what it contains; `inside`: the type of each of these, by id."""
     tree = _tree(kind)
-    found = IndexRows()
+    found = IndexRows(inside=inside)
     walk(tree.root, resource, found, zone)
     for parameter, compiled, emit in tree.computed:
         _compute(parameter, compiled, emit, resource, found, zone)

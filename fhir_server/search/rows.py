@@ -6,7 +6,7 @@ version, so that a changed meaning gets a new id.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ class IndexRows:
     words: (pid, folded words with a space between them), at most one row for the narrative and one for the rest
     contained: (type, id, its rows) of each contained resource, which are searched only when asked for
     `scopes`: (kind, key) with kind case, patient, organisation.
+    `inside`: no rows, but the types of the contained resources by id while rows are made; None without any.
     """
 
     string: list[tuple[int, str, str]] = field(default_factory=list)
@@ -36,6 +37,7 @@ class IndexRows:
     words: list[tuple[int, str]] = field(default_factory=list)
     contained: list[tuple[str, str, IndexRows]] = field(default_factory=list)
     scopes: list[tuple[str, str]] = field(default_factory=list)
+    inside: Mapping[str, str] | None = field(default=None, compare=False, repr=False)
 
 
 Pids = tuple[int, ...]

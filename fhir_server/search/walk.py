@@ -66,8 +66,8 @@ def walk(place: Place, value: Any, found: IndexRows, zone: str) -> None:
     if type(value) is not dict:
         return
     if place.filters:
-        for test, filtered, _ in place.filters:
-            if test(value):
+        for test, filtered, spec in place.filters:
+            if test(value) or (found.inside and _refers_inside(spec, value, found.inside)):
                 walk(filtered, value, found, zone)
     steps = place.steps
     if not steps:
@@ -100,6 +100,12 @@ def walk(place: Place, value: Any, found: IndexRows, zone: str) -> None:
                     walk(picked, inner[index], found, zone)
         if len(inner) > 64:
             check(found)
+
+
+def _refers_inside(spec: tuple[str, ...], value: Mapping[str, Any], inside: Mapping[str, str]) -> bool:
+    """Whether `resolve() is T` holds because a contained resource is a T, which the reference alone does not say."""
+    text = value.get("reference")
+    return spec[0] == "refers" and type(text) is str and text[:1] == "#" and inside.get(text[1:]) == spec[1]
 
 
 def check(found: IndexRows) -> None:

@@ -57,7 +57,8 @@ def check(caller: Caller, interaction: str, method: str, resource_type: str, que
         demand(caller, "", "s")
 
 
-_FREE = frozenset({"capabilities", "transaction", "async"})
+# Free at the door; what a transaction or $validate does is asked for where it is known.
+_FREE = frozenset({"capabilities", "transaction", "async", "validate"})
 _ELSEWHERE = frozenset({"_include", "_revinclude", "_has"})
 
 

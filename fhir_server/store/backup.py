@@ -25,6 +25,7 @@ from typing import IO, Any
 from fhir_server import errors
 from fhir_server.context import instant
 from fhir_server.store import copies, schema
+from fhir_server.store.blob_seal import Damaged
 from fhir_server.store.blobs import Blobs
 from fhir_server.store.copies import CONTENT, Table, Tell
 from fhir_server.store.engine import Store
@@ -116,7 +117,7 @@ def _copied(blobs: Blobs, sha256: str, target: Path) -> int | None:
                 digest.update(data)
                 size += file.write(data)
             _to_disk(file)
-    except errors.NotFound:
+    except (errors.NotFound, Damaged):
         digest = hashlib.sha256(b"missing")
     if digest.hexdigest() == sha256:
         return size
@@ -194,15 +195,18 @@ def _verify_file(path: Path, sha256: str) -> None:
         raise errors.Invalid(f"{path} is missing or was altered; this backup cannot be restored whole.")
 
 
-def restore(source: Path, data_dir: Path, url: str, *, pause: bool = True, tell: Tell = _quiet) -> Backup:
+def restore(
+    source: Path, data_dir: Path, url: str, *, blobs: Blobs | None = None, pause: bool = True, tell: Tell = _quiet
+) -> Backup:
     """Makes database and content from a backup, verifying every file; `Conflict` unless both places are empty.
 
     With `pause` every lane is paused: what was sent after the backup would be sent again, and a person decides. The
-    database keeps the backup's schema; an older one is then upgraded as ever.
+    database keeps the backup's schema; an older one is then upgraded as ever. Content goes into `blobs`, by default
+    the folder of `data_dir`, in the form they write now.
     """
     header = read_header(source)
     _suits(header, url)
-    blobs = Blobs(data_dir / "blobs")
+    blobs = blobs or Blobs(data_dir / "blobs")
     with DataFolderLock(data_dir):
         _refuse_filled(url, blobs)
         blobs.prepare()
@@ -211,9 +215,10 @@ def restore(source: Path, data_dir: Path, url: str, *, pause: bool = True, tell:
             note = (
                 f"restored from the backup of {header.made_at}: see what was sent since, then resume" if pause else ""
             )
-            copies.load(url, source / DATABASE, header.schema, header.tables, note=note, tell=tell)
+            form = copies.Form(blobs.form, blobs.keys.newest)
+            copies.load(url, source / DATABASE, header.schema, header.tables, note=note, form=form, tell=tell)
         except BaseException:
-            shutil.rmtree(blobs.root, ignore_errors=True)
+            blobs.clear()
             raise
     return header
 
@@ -230,7 +235,7 @@ def _refuse_filled(url: str, blobs: Blobs) -> None:
     if not copies.empty(url):
         raise errors.Conflict("The database is not empty; a restore makes a new one, it replaces nothing.")
     if any(blobs.names()):
-        raise errors.Conflict(f"{blobs.root} is not empty; restore into a new folder.")
+        raise errors.Conflict(f"{blobs.at.told} is not empty; restore into a new one.")
 
 
 def _take_content(source: Path, header: Backup, blobs: Blobs, tell: Tell) -> None:

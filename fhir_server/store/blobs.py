@@ -1,71 +1,80 @@
-"""Large content in a local folder, addressed by its sha256, written once and never changed.
+"""Large content, addressed by its sha256, written once and never changed; in a folder or a bucket, plain or encrypted.
 
-A file appears under its name only when it is whole and on the disk, so a crash leaves at most a file in `new/`.
-Which blobs belong to the record is said by the `blob` table, in the transaction that refers to them.
+A copy appears under its name only when it is whole and safe, so a crash leaves at most garbage. Which blobs belong to
+the record is said by the `blob` table, in the transaction that refers to them.
 
-Between `put` and that transaction nothing refers to a blob, also when an older file with the same bytes was found: its
-status-change time (ctime) says when it was last put, and `remove` spares what was put lately.
+Between `put` and that transaction nothing refers to a blob, also when an older copy of the same bytes was found: a copy
+says when it was last put, and `remove` spares what was put lately. Content is written in the form in force (see
+`blob_seal`); older copies in other forms stay readable, and go when a newer copy is a day old.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import re
-import secrets
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fhir_server import errors
+from fhir_server.config import Settings
+from fhir_server.store.blob_folder import Folder
+from fhir_server.store.blob_place import Copy, Place, ending_of
+from fhir_server.store.blob_seal import FORM, Keys, plain_size, read_keys, seal, unseal
 
 CHUNK = 1 << 20
-LOCK = "blobs.lock"
 _SHA = re.compile(r"[0-9a-f]{64}\Z")
+_NAMES = 500
+_EVER = 1 << 62
+
+
+def blobs_of(settings: Settings, data_dir: Path) -> Blobs:
+    """The blobs the settings name. Nothing is asked of a bucket yet."""
+    keys, root = read_keys(settings.blob_keys), data_dir / "blobs"
+    if not settings.blob_url:
+        return Blobs(root, keys=keys)
+    from fhir_server.store.blob_bucket import connect  # its library is loaded only where it is used
+
+    return Blobs(root, connect(settings), keys)
 
 
 @dataclass(frozen=True, slots=True)
 class Blobs:
-    """`root`/ab/cd/abcd...: two levels of folders named by the hash's first bytes, and `root`/new for arrivals."""
+    """`root` is the local folder: content arrives in `root`/new and, where `place` is None, stays in `root`."""
 
     root: Path
+    place: Place | None = None
+    keys: Keys = field(default_factory=Keys)
+
+    @property
+    def at(self) -> Place:
+        return self.place or Folder(self.root)
+
+    @property
+    def form(self) -> str:
+        """In which form content is written now: `plain` or `gcm-chunks-1`, with the key `keys.newest`."""
+        return FORM if self.keys.newest else "plain"
 
     def prepare(self) -> None:
         """Makes the folder for arrivals. What a crash left half-written there belongs to nothing and may be removed."""
         self.new_folder().mkdir(parents=True, exist_ok=True)
 
     def new_folder(self) -> Path:
-        """Where a wire writes an arriving file before `adopt`: the same file system, so that rename is atomic."""
+        """Where a wire writes an arriving file before `adopt`: the file system of the folder, so that rename is
+        atomic."""
         return self.root / "new"
 
-    def path(self, sha256: str) -> Path:
-        """Where the blob is, whether it exists or not."""
-        if not _SHA.match(sha256):
-            raise errors.Malformed("A blob's name is the 64 lower-case hexadecimal digits of its sha256.")
-        return self.root / sha256[:2] / sha256[2:4] / sha256
-
-    def exists(self, sha256: str) -> bool:
-        return self.path(sha256).exists()
-
     def put(self, data: bytes) -> str:
-        """Stores the bytes and returns their sha256; on return they are on the disk."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        arriving = self.new_folder() / f"{sha256}.{secrets.token_hex(8)}"
+        """Stores the bytes and returns their sha256; on return they are safe."""
+        sha256, ending = hashlib.sha256(data).hexdigest(), ending_of(self.keys.newest)
         try:
-            if self._renewed(sha256):
-                return sha256
-            self.new_folder().mkdir(parents=True, exist_ok=True)
-            with arriving.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            self._publish(arriving, sha256)
+            if not self.at.renew(sha256, ending):
+                self.at.write(sha256, ending, self._written([data], sha256))
         except OSError as fault:
-            with suppress(OSError):
-                arriving.unlink()
             raise errors.Unavailable(f"The blob folder cannot be written ({fault.strerror}).") from fault
         return sha256
 
@@ -73,108 +82,124 @@ class Blobs:
         """Takes over a file of the same file system; `sha256` saves reading it when the writer hashed it already."""
         with path.open("rb") as file:
             name = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        if self._renewed(name):
+        ending = ending_of(self.keys.newest)
+        if self.at.renew(name, ending):
+            path.unlink()
+        elif ending:
+            self.at.write(name, ending, self._written(_pieces(path), name))
             path.unlink()
         else:
-            self._publish(path, name)
+            self.at.take(name, path)
         return name
 
-    def _renewed(self, sha256: str) -> bool:
-        """Whether the blob is there; if so, it counts as put now."""
-        path = self.path(sha256)
-        if not path.exists():
-            return False
-        with self._locked(fcntl.LOCK_SH):
-            try:
-                os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
-            except (FileNotFoundError, PermissionError):
-                return False  # removed meanwhile, or another user's: a new file takes its place
-        return True
+    def _written(self, pieces: Iterable[bytes], sha256: str) -> Iterator[bytes]:
+        return seal(pieces, sha256, self.keys) if self.keys.newest else iter(pieces)
 
-    def remove(self, sha256: str, before: float) -> bool:
-        """Removes a blob that nothing refers to, unless it was put at or after `before` (seconds since 1970 UTC)."""
-        path = self.path(sha256)
-        with self._locked(fcntl.LOCK_EX):
-            try:
-                if path.stat().st_ctime >= before:
-                    return False
-                path.unlink()
-            except FileNotFoundError:
-                return False
-        return True
+    def exists(self, sha256: str) -> bool:
+        return bool(self._copies(sha256))
 
     def put_at(self, sha256: str) -> float | None:
         """When the blob was last put, in seconds since 1970 UTC; None when it is not there."""
-        try:
-            return self.path(sha256).stat().st_ctime
-        except FileNotFoundError:
-            return None
+        return max((copy.put_at for copy in self._copies(sha256)), default=None)
+
+    def remove(self, sha256: str, before: float) -> bool:
+        """Removes a blob that nothing refers to, unless it was put at or after `before` (seconds since 1970 UTC)."""
+        gone = [self.at.remove(copy, before) for copy in self._copies(sha256)]
+        return bool(gone) and all(gone)
 
     def names(self) -> Iterator[list[str]]:
-        """The sha256 of every blob there is, folder by folder."""
-        for outer in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
-            for inner in sorted(outer.glob("[0-9a-f][0-9a-f]")):
-                yield sorted(path.name for path in inner.iterdir() if _SHA.match(path.name))
+        """The sha256 of every blob there is, some at a time."""
+        found: list[str] = []
+        for copies in self.at.walk():
+            found.append(copies[0].sha256)
+            if len(found) == _NAMES:
+                yield found
+                found = []
+        if found:
+            yield found
 
-    @contextmanager
-    def _locked(self, mode: int) -> Iterator[None]:
-        """Putting again (shared) and removing (alone) keep each other out, across processes."""
-        handle = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(handle, mode)
-            yield
-        finally:
-            os.close(handle)
+    def tidy(self, before: float) -> int:
+        """Removes copies put before a time (seconds since 1970 UTC) of what has a newer copy this process can read."""
+        count = 0
+        for copies in self.at.walk():
+            *older, newest = sorted(copies, key=lambda copy: copy.put_at)
+            if older and self._readable(newest):
+                count += sum(self.at.remove(copy, before) for copy in older)
+        return count
 
-    def _publish(self, arriving: Path, sha256: str) -> None:
-        final = self.path(sha256)
-        if not final.parent.exists():
-            final.parent.mkdir(parents=True, exist_ok=True)
-            _sync_folder(final.parent.parent)
-            _sync_folder(self.root)
-        arriving.chmod(0o440)
-        arriving.rename(final)
-        _sync_folder(final.parent)
+    def clear(self) -> None:
+        """Removes everything, for a restore that failed."""
+        for copies in self.at.walk():
+            for copy in copies:
+                self.at.remove(copy, _EVER)
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def size(self, sha256: str) -> int:
-        return self._found(sha256).stat().st_size
+        """Bytes of the content. Raises `Unavailable` when it is encrypted with a key that is not there."""
+        copy = self._found(sha256)
+        return plain_size(copy.size) if copy.key else copy.size
 
     def read(self, sha256: str, *, max_bytes: int | None = None) -> bytes:
         """The whole blob; with `max_bytes`, `TooLarge` instead of filling the memory."""
-        path = self._found(sha256)
-        if max_bytes is not None and path.stat().st_size > max_bytes:
-            raise errors.TooLarge(f"The content has {path.stat().st_size} bytes; at most {max_bytes} are read here.")
-        return path.read_bytes()
+        if max_bytes is not None and (size := self.size(sha256)) > max_bytes:
+            raise errors.TooLarge(f"The content has {size} bytes; at most {max_bytes} are read here.")
+        return b"".join(self.chunks(sha256))
 
     def range(self, sha256: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`, fewer at the end."""
-        with self._found(sha256).open("rb") as file:
-            return os.pread(file.fileno(), max(length, 0), max(start, 0))
+        return b"".join(self.chunks(sha256, max(start, 0), max(length, 0)))
 
     def chunks(self, sha256: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The content in pieces of at most 1 MiB."""
-        with self._found(sha256).open("rb") as file:
-            file.seek(start)
-            left = length
-            while left is None or left > 0:
-                piece = file.read(CHUNK if left is None else min(CHUNK, left))
-                if not piece:
-                    return
-                left = None if left is None else left - len(piece)
-                yield piece
+        """The content in pieces of some MiB at most; of encrypted content only what is needed is read and verified."""
+        wanted = _EVER if length is None else length
+        try:
+            pieces = self._read(self._found(sha256), start, wanted)
+            first = next(pieces, b"")
+        except errors.NotFound:  # a clean-up removed this copy because there is a newer one
+            pieces = self._read(self._found(sha256), start, wanted)
+            first = next(pieces, b"")
+        if first:
+            yield first
+        yield from pieces
 
-    def _found(self, sha256: str) -> Path:
-        path = self.path(sha256)
-        if not path.exists():
-            raise errors.NotFound(f"The content {sha256} is not in the blob folder.")
-        return path
+    def _read(self, copy: Copy, start: int, length: int) -> Iterator[bytes]:
+        if not copy.key:
+            return self.at.raw(copy, start, min(length, max(0, copy.size - start)))
+        raw = partial(self.at.raw, copy)
+        return unseal(raw, copy.size, copy.sha256, self.keys, start, length)
+
+    @contextmanager
+    def file(self, sha256: str) -> Iterator[Path]:
+        """The content as a file to be read, as long as the context lasts: the stored one, or a copy made for it."""
+        copy = self._found(sha256)
+        if self.place is None and not copy.key:
+            yield Path(copy.place)
+            return
+        with tempfile.NamedTemporaryFile(dir=self.new_folder(), prefix="read-") as made:
+            for piece in self.chunks(sha256):
+                made.write(piece)
+            made.flush()
+            yield Path(made.name)
+
+    def _found(self, sha256: str) -> Copy:
+        """The copy to read: the newest one whose key is there."""
+        copies = sorted(self._copies(sha256), key=lambda copy: (self._readable(copy), copy.put_at))
+        if not copies:
+            raise errors.NotFound(f"The content {sha256} is not in {self.at.told}.")
+        if copies[-1].key:
+            self.keys.of(copies[-1].key)
+        return copies[-1]
+
+    def _readable(self, copy: Copy) -> bool:
+        return not copy.key or copy.key in self.keys.known
+
+    def _copies(self, sha256: str) -> list[Copy]:
+        if not _SHA.match(sha256):
+            raise errors.Malformed("A blob's name is the 64 lower-case hexadecimal digits of its sha256.")
+        return self.at.copies(sha256)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            yield piece

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from fhir_server import errors
 from fhir_server.context import SYSTEM
 from fhir_server.search.rows import IndexRows
+from fhir_server.store.blob_seal import Damaged, MissingKey
 from fhir_server.store.dialect import Row
 from fhir_server.store.engine import Store
 from fhir_server.store.resources import contained_numbers, index_values, mask_of, prefix
@@ -480,6 +481,8 @@ def _file(store: Store, sha256: str, size: int, deep: bool) -> str:
             return "" if digest.hexdigest() == sha256 else "the file was altered"
     except errors.NotFound:
         return "the file is missing"
+    except (Damaged, MissingKey) as fault:
+        return fault.diagnostics
     return ""
 
 

@@ -4,7 +4,8 @@ A clause that must hold becomes membership in the set of rids an index table giv
 from; a clause that must not hold becomes NOT EXISTS on the rid. Chains nest the same conditions on the resource
 referred to, each hop with the caller's predicate. Values are parameters, never text.
 
-Source: https://hl7.org/fhir/R4/search.html (prefixes 3.1.1.4.5, modifiers 3.1.1.4.4, chaining 3.1.1.4.12, 3.1.1.4.13)
+Source: https://hl7.org/fhir/R4/search.html (prefixes 3.1.1.4.5, modifiers 3.1.1.4.4, chaining 3.1.1.4.12, 3.1.1.4.13;
+a chain looks inside contained resources: 3.1.1.5.7)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fhir_server import errors
 from fhir_server.context import Caller
 from fhir_server.search.plan import Clause, ParamType, Value
 from fhir_server.store.dialect import marks
+from fhir_server.store.resources import contained_numbers
 from fhir_server.store.value_tests import (
     DATE_TESTS,
     MAX_VALUES,
@@ -30,6 +32,10 @@ from fhir_server.store.view import Fragment, visible
 
 MAX_DEPTH = 20
 NESTED = 2
+
+# Brackets in brackets of `_filter`, each of which may lead into contained resources: what SQLite's parser has room for,
+# and PostgreSQL plans in time.
+HELD_NESTED = 5
 
 # Conditions that PostgreSQL may join; its planner takes minutes over a hundred, so the others are asked row by row.
 JOINED = 8
@@ -51,12 +57,15 @@ TABLES: dict[ParamType, str] = {
 @dataclass(frozen=True, slots=True)
 class Ground:
     """Who asks, how this database's planner is told to leave an index alone (`Dialect.unindexed`), and its test of
-    full text (`Dialect.words`), and what keeps a condition out of the joins (`Dialect.alone`)."""
+    full text (`Dialect.words`), and what keeps a condition out of the joins (`Dialect.alone`). `held`: the types of
+    all contained resources there are; `within`: what is asked about may be a contained one."""
 
     caller: Caller
     unindexed: str = "{}"
     words: str = ""
     alone: str = ""
+    held: frozenset[str] = frozenset()
+    within: bool = False
 
     def plain(self, column: str) -> str:
         return self.unindexed.format(column)
@@ -138,7 +147,8 @@ def _clause(clause: Clause, alias: str, ground: Ground, depth: int, *, by_row: b
 def _logic(clause: Clause, alias: str, ground: Ground, depth: int, *, by_row: bool) -> Fragment:
     """What the parts say together. Alternatives that are all sets are one set: the planners join it as any other,
     while an OR of several makes PostgreSQL read every resource."""
-    if clause.logic == "or" and not by_row and is_seekable(clause) and alias.count("u") < NESTED:
+    nested = alias.count("u") >= NESTED or ground.within
+    if clause.logic == "or" and not by_row and is_seekable(clause) and not nested:
         ways = [_rids(part, alias, ground, depth) for part in clause.parts]
         sql = " UNION ALL ".join(way.sql for way in ways)
         return Fragment(f"{alias}.rid IN ({sql})", tuple(param for way in ways for param in way.params))
@@ -203,13 +213,15 @@ def _hops(clause: Clause, alias: str, ground: Ground, depth: int) -> Fragment:
     way = [clause]
     while len(way[-1].chain) == 1 and is_hop(way[-1].chain[0]):
         way.append(way[-1].chain[0])
-    if len(way) <= NESTED:
-        met = conditions(clause.chain, f"{alias}i", ground, depth=depth + 1)
-        one = _hop(clause, alias, ground, met)
-        return Fragment(f"{alias}.rid IN ({one.sql})", one.params)
     if depth + len(way) > MAX_DEPTH:
         raise errors.TooLarge(f"A search may follow at most {MAX_DEPTH} references in a row.")
-    met = conditions(way[-1].chain, f"{alias}i", ground, depth=depth + len(way))
+    if alias.count("i") >= HELD_NESTED and any(_into_held(hop, ground) for hop in way):
+        raise errors.TooLarge(f"Beyond {HELD_NESTED} brackets in brackets, none may lead into contained resources.")
+    if len(way) <= NESTED:
+        met = conditions(clause.chain, f"{alias}i", _beyond(clause, ground), depth=depth + 1)
+        one = _hop(clause, alias, ground, met)
+        return Fragment(f"{alias}.rid IN ({one.sql})", one.params)
+    met = conditions(way[-1].chain, f"{alias}i", _beyond(way[-1], ground), depth=depth + len(way))
     steps: list[str] = []
     params: list[object] = []
     for n, hop in enumerate(reversed(way)):
@@ -223,9 +235,21 @@ def _hops(clause: Clause, alias: str, ground: Ground, depth: int) -> Fragment:
     )
 
 
+def _into_held(hop: Clause, ground: Ground) -> bool:
+    """Whether a chain may lead into a contained resource: there are some of the types it leads to."""
+    return hop.reverse is None and not ground.held.isdisjoint(hop.chain_types or ground.held)
+
+
+def _beyond(hop: Clause, ground: Ground) -> Ground:
+    """The ground at the far end of a hop."""
+    return replace(ground, within=_into_held(hop, ground))
+
+
 def _hop(clause: Clause, alias: str, ground: Ground, met: Fragment) -> Fragment:
     """The rids one reference away from the resources that meet `met`, a condition on `{alias}i`."""
-    return (_forward if clause.reverse is None else _backward)(clause, alias, ground, met)
+    if clause.reverse is not None:
+        return _backward(clause, alias, ground, met)
+    return (_forward_or_inside if _into_held(clause, ground) else _forward)(clause, alias, ground, met)
 
 
 def _forward(clause: Clause, alias: str, ground: Ground, met: Fragment) -> Fragment:
@@ -239,6 +263,38 @@ def _forward(clause: Clause, alias: str, ground: Ground, met: Fragment) -> Fragm
         f"WHERE {inner}.deleted = 0{typed}{met.sql}{seen.sql} "
         f"AND {pid.sql} AND x.id <> '' AND x.id = {inner}.id AND x.type = {inner}.type",
         (*clause.chain_types, *met.params, *seen.params, *pid.params),
+    )
+
+
+# Resources and contained ones as one table; the numbers of what the holder of a contained one contains follow from the
+# holder's own (`resources.contained_numbers`). No holder: nothing is equal to NULL, and no index is looked at.
+_RESOURCES = (
+    "SELECT r.rid, r.type, r.id, r.last_updated, CAST(NULL AS bigint) AS holder FROM resource r "
+    "WHERE r.deleted = 0{seen}"
+)
+_CONTAINED = (
+    "SELECT c.number, c.type, c.id, (SELECT o.last_updated FROM resource o WHERE o.rid = c.rid), c.rid FROM contained c"
+)
+_PLACES = -contained_numbers(1)[1]
+_REFERS = (
+    "(({pid} AND x.id <> '' AND x.id = {i}.id AND x.type = {i}.type AND {i}.holder IS NULL) "
+    "OR ({pid} AND x.rid = {i}.holder AND x.url <> '' AND x.url = '#' || {i}.id) "
+    f"OR ({{pid}} AND x.rid BETWEEN -({{i}}.holder * {_PLACES} + {_PLACES - 1}) AND -({{i}}.holder * {_PLACES}) "
+    "AND x.url <> '' AND x.url = '#' || {i}.id))"
+)
+
+
+def _forward_or_inside(clause: Clause, alias: str, ground: Ground, met: Fragment) -> Fragment:
+    """What refers to a resource that meets the condition, or to such a one inside itself (`#id`)."""
+    inner = f"{alias}i"
+    seen = visible(ground.caller, "r")
+    pid = _pid(clause)
+    typed = f"{ground.plain(inner + '.type')} IN ({marks(clause.chain_types)})" if clause.chain_types else "1 = 1"
+    refers = _REFERS.format(i=inner, pid=pid.sql)
+    return Fragment(
+        f"SELECT x.rid FROM ({_RESOURCES.format(seen=seen.sql)} UNION ALL {_CONTAINED}) {inner} "
+        f"CROSS JOIN idx_reference x WHERE {typed}{met.sql} AND {refers}",
+        (*seen.params, *clause.chain_types, *met.params, *(pid.params * 3)),
     )
 
 

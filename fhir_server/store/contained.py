@@ -15,7 +15,7 @@ from fhir_server.search.values import bounded
 from fhir_server.store.conditions import Ground, conditions
 from fhir_server.store.dialect import marks
 from fhir_server.store.resources import Stored
-from fhir_server.store.view import Fragment, visible
+from fhir_server.store.view import Fragment, View, visible
 from profiles import json_text
 
 _HELD = (
@@ -24,11 +24,24 @@ _HELD = (
 )
 
 
+# The distinct types, each found by one look at the index of types.
+_TYPES = (
+    "WITH RECURSIVE k(type) AS (SELECT min(type) FROM contained UNION ALL "
+    "SELECT (SELECT min(c.type) FROM contained c WHERE c.type > k.type) FROM k WHERE k.type IS NOT NULL) "
+    "SELECT type FROM k WHERE type IS NOT NULL"
+)
+
+
+def types(view: View) -> frozenset[str]:
+    """The types of all contained resources there are: a chain to any other type need not look for them."""
+    return frozenset(row[0] for row in view.db.rows(_TYPES))
+
+
 def sources(plan: Plan, ground: Ground) -> tuple[Fragment, ...]:
     """What is searched, each `table r WHERE ...`: together they give every match once."""
     own = _met(plan, "r", ground, visible(ground.caller, "r"))
     seen = visible(ground.caller, "o")
-    met = _met(plan, "r", ground, Fragment(""))
+    met = _met(plan, "r", dataclasses.replace(ground, within=True), Fragment(""))
     held = Fragment(f"{_HELD.format(seen=seen.sql)} r WHERE {met.sql}", (*seen.params, *met.params))
     every = (Fragment(f"resource r WHERE {own.sql}", own.params), held) if plan.contained == "both" else (held,)
     return (_holders(every, ground),) if plan.container else every

@@ -41,20 +41,30 @@ class Table:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the content of a database made from a copy is stored."""
+
+    form: str = "plain"
+    key_id: str = ""
+
+
 def export(url: str, folder: Path, tell: Tell) -> dict[str, Table]:
     """Writes the copy into an empty folder; the tables in the order in which they can be filled again."""
     path = schema.sqlite_path(url)
     return _from_sqlite(path, folder, tell) if path is not None else _from_postgresql(url, folder, tell)
 
 
-def load(url: str, folder: Path, revision: str, tables: Mapping[str, Table], *, note: str, tell: Tell) -> None:
+def load(
+    url: str, folder: Path, revision: str, tables: Mapping[str, Table], *, note: str, form: Form, tell: Tell
+) -> None:
     """Makes the database from the copy, whole or not at all; lanes are paused with the note unless it is ''."""
     path = schema.sqlite_path(url)
     try:
         if path is not None:
-            _to_sqlite(folder / SQLITE_FILE, path, tables, note, tell)
+            _to_sqlite(folder / SQLITE_FILE, path, tables, note, form, tell)
         else:
-            schema.create(url, revision, lambda connection: _fill(connection, folder, tables, note, tell))
+            schema.create(url, revision, lambda connection: _fill(connection, folder, tables, note, form, tell))
     except (psycopg.Error, sqlite3.Error, EOFError, gzip.BadGzipFile) as fault:
         said = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise errors.Invalid(f"The rows of the backup cannot be loaded ({said}).") from fault
@@ -104,7 +114,7 @@ def _counted(connection: sqlite3.Connection) -> dict[str, Table]:
     return found
 
 
-def _to_sqlite(source: Path, path: Path, tables: Mapping[str, Table], note: str, tell: Tell) -> None:
+def _to_sqlite(source: Path, path: Path, tables: Mapping[str, Table], note: str, form: Form, tell: Tell) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     arriving = path.with_name(path.name + ".restoring")
     try:
@@ -115,7 +125,7 @@ def _to_sqlite(source: Path, path: Path, tables: Mapping[str, Table], note: str,
         with closing(sqlite3.connect(arriving, isolation_level=None)) as connection:
             _check_sqlite(connection, tables)
             connection.execute("PRAGMA synchronous = FULL")
-            _pause(note, lambda sql, params: connection.execute(sql.replace("%s", "?"), params))
+            _settle(note, form, tables, lambda sql, params: connection.execute(sql.replace("%s", "?"), params))
         arriving.rename(path)
     finally:
         arriving.unlink(missing_ok=True)
@@ -162,7 +172,7 @@ def _copy_out(cursor: psycopg.Cursor[Row], sql: str, file: IO[bytes] | gzip.Gzip
 
 
 def _fill(
-    connection: psycopg.Connection[Row], folder: Path, tables: Mapping[str, Table], note: str, tell: Tell
+    connection: psycopg.Connection[Row], folder: Path, tables: Mapping[str, Table], note: str, form: Form, tell: Tell
 ) -> None:
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM counter")  # the migrations' first rows; the copy has its own
@@ -176,7 +186,7 @@ def _fill(
             _same_count(name, cursor.rowcount, table.rows)
             tell(f"database: {name}, {table.rows} rows")
         _advance_identities(cursor)
-        _pause(note, lambda sql, params: cursor.execute(_sql(sql), params))
+        _settle(note, form, tables, lambda sql, params: cursor.execute(_sql(sql), params))
 
 
 def _advance_identities(cursor: psycopg.Cursor[Row]) -> None:
@@ -197,7 +207,12 @@ def _advance_identities(cursor: psycopg.Cursor[Row]) -> None:
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def _pause(note: str, run: Callable[[str, Sequence[object]], object]) -> None:
+def _settle(note: str, form: Form, tables: Mapping[str, Table], run: Callable[[str, Sequence[object]], object]) -> None:
+    """Pauses the lanes, and says how the content is stored now; a copy of before revision 0006 has no column for the
+    key."""
+    run("UPDATE blob SET form = %s", (form.form,))
+    if "key_id" in tables["blob"].columns:
+        run("UPDATE blob SET key_id = %s", (form.key_id,))
     if note:
         run("UPDATE lane SET paused = 1, paused_note = %s, lease_until = 0, lease_by = '' WHERE paused = 0", (note,))
 

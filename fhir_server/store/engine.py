@@ -61,8 +61,9 @@ def open_store(
     clock: Clock = now,
     connections: int = 12,
     statement_seconds: float = 30.0,
+    blobs: Blobs | None = None,
 ) -> Store:
-    """Opens `sqlite:///path` or `postgresql://...` with the blobs of `data_dir`.
+    """Opens `sqlite:///path` or `postgresql://...`, with the blobs of `data_dir` unless others are given.
 
     With `migrate` the schema is brought up to date first (SQLite: after a backup copy into `data_dir`/backups);
     without it, `Unavailable` says to run `passerelle db upgrade`. `connections` bounds the PostgreSQL pool, or
@@ -70,7 +71,7 @@ def open_store(
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     status = schema.upgrade(url, backups=data_dir / "backups") if migrate else schema.require(url)
-    blobs = Blobs(data_dir / "blobs")
+    blobs = blobs or Blobs(data_dir / "blobs")
     blobs.prepare()
     path = schema.sqlite_path(url)
     if path is None:
@@ -257,6 +258,19 @@ class Store:
         lost, and it is only noted as late)."""
         moment = self._moment(at)
         return self.write(SYSTEM, lambda tx: lanes.finish(tx.view, held, outcome, moment))
+
+    def pass_on(
+        self, held: Claim, outcome: Outcome, worker: str, lease_seconds: float, check: Check
+    ) -> tuple[bool, Claim | None]:
+        """`finish`, and `take` in the same transaction: one commit between two deliveries instead of two."""
+
+        def work(tx: Tx) -> tuple[bool, Claim | None, bool]:
+            moment = self._moment(None)
+            settled = lanes.finish(tx.view, held, outcome, moment)
+            return settled, *lanes.take(tx.view, worker, lease_seconds, moment, lambda _, one: check(tx, one))
+
+        settled, claim, again = self.write(SYSTEM, work)
+        return settled, self.take(worker, lease_seconds, check) if again else claim
 
     def release(self, held: Claim) -> None:
         """Gives the lane back."""

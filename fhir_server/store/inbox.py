@@ -355,10 +355,10 @@ def record_blob(view: View, sha256: str, size: int, media_type: str, *, kept: bo
     The row stays locked to the end of the transaction, so that a clean-up looks at it before or after, not meanwhile.
     """
     view.db.run(
-        "INSERT INTO blob (sha256, size, media_type, created_at, kept) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT (sha256) DO UPDATE SET idle_since = 0, "
+        "INSERT INTO blob (sha256, size, media_type, form, key_id, created_at, kept) VALUES (?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (sha256) DO UPDATE SET idle_since = 0, form = excluded.form, key_id = excluded.key_id, "
         "kept = CASE WHEN excluded.kept = 1 THEN 1 ELSE blob.kept END",
-        (sha256, size, media_type, view.now(), int(kept)),
+        (sha256, size, media_type, view.blobs.form, view.blobs.keys.newest, view.now(), int(kept)),
     )
 
 

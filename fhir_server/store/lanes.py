@@ -20,7 +20,7 @@ from typing import Literal
 from fhir_server import errors
 from fhir_server.context import new_delivery_id
 from fhir_server.store import inbox
-from fhir_server.store.dialect import Row, marks
+from fhir_server.store.dialect import marks
 from fhir_server.store.view import LeaseLost, View, printable
 
 DeliveryState = Literal["queued", "sending", "sent", "held", "error", "cancelled"]
@@ -94,7 +94,8 @@ class Delivery:
 class Claim:
     """The right to send the head of one lane until `lease_until`. `interrupted`: an earlier attempt began and its
     end is unknown, so the partner may have the bytes already. `failures` counts attempts in a row that failed,
-    `on_silence` is the destination's policy, `inline` the bytes unless they are in the blobs."""
+    `on_silence` is the destination's policy, `inline` the bytes unless they are in the blobs, `gap` the microseconds
+    that its destination wants between two beginnings."""
 
     lane_id: int
     lane: str
@@ -106,6 +107,7 @@ class Claim:
     delivery: Delivery
     inline: bytes | None
     interrupted: bool
+    gap: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,11 +248,7 @@ def take_pulled(
     view: View, lane: str, worker: str, lease_seconds: float, now: int, check: Check
 ) -> tuple[Claim | None, bool]:
     """`take` for one lane that its partner fetches."""
-    row = view.db.one(
-        f"SELECT l.id FROM lane l WHERE l.name = ? AND l.pull = 1 AND {_DUE}" + view.db.dialect.skip_locked,
-        (lane, now, now),
-    )
-    held = None if row is None else _lease(view, row[0], worker, lease_seconds, now)
+    held = _lease(view, f"l.name = ? AND l.pull = 1 AND {_DUE}", (lane, now, now), worker, lease_seconds, now)
     return (None, False) if held is None else _begun(view, held, now, check)
 
 
@@ -259,39 +257,39 @@ def _begun(view: View, held: Claim, now: int, check: Check) -> tuple[Claim | Non
     if stopped is not None:
         finish(view, held, stopped, now)
         return None, True
-    start_attempt(view, held, now)
+    _note_attempt(view, held, now)
     return held, False
 
 
 def claim(view: View, worker: str, lease_seconds: float, now: int) -> Claim | None:
     """Leases the lane that has waited longest for a sender and has something to send; None when there is none."""
-    row = view.db.one(
-        f"SELECT l.id FROM lane l WHERE l.pull = 0 AND {_DUE} ORDER BY l.ready_at, l.id LIMIT 1"
-        + view.db.dialect.skip_locked,
-        (now, now),
-    )
-    return None if row is None else _lease(view, row[0], worker, lease_seconds, now)
+    return _lease(view, f"l.pull = 0 AND {_DUE} ORDER BY l.ready_at, l.id LIMIT 1", (now, now), worker,
+                  lease_seconds, now)  # fmt: skip
 
 
-def _lease(view: View, lane_id: int, worker: str, lease_seconds: float, now: int) -> Claim | None:
+def _lease(
+    view: View, which: str, params: tuple[object, ...], worker: str, lease_seconds: float, now: int
+) -> Claim | None:
     until = now + int(lease_seconds * 1_000_000)
+    found = f"SELECT l.id FROM lane l WHERE {which}{view.db.dialect.skip_locked}"
     lane = view.db.one(
-        "UPDATE lane SET token = token + 1, lease_by = ?, lease_until = ? WHERE id = ? "
-        "RETURNING id, name, token, failures, on_silence",
-        (worker, until, lane_id),
+        f"UPDATE lane SET token = token + 1, lease_by = ?, lease_until = ? WHERE id = ({found}) "
+        "RETURNING id, name, token, failures, on_silence, gap",
+        (worker, until, *params),
     )
     if lane is None:
         return None
     row = view.db.one(
-        f"SELECT {COLUMNS}, d.payload {FROM} WHERE l.id = ? AND {_FREE} ORDER BY d.lane_seq LIMIT 1", (lane_id,)
+        f"SELECT {COLUMNS}, d.payload {FROM} WHERE l.id = ? AND {_FREE} ORDER BY d.lane_seq LIMIT 1", (lane[0],)
     )
     if row is None:
         return None
     delivery = Delivery(*row[:-1])
     inline = None if row[-1] is None else bytes(row[-1])
     begun = delivery.state == "sending"
+    lane_id, name, token, failures, on_silence, gap = lane
     return Claim(
-        int(lane[0]), str(lane[1]), int(lane[2]), worker, until, int(lane[3]), lane[4], delivery, inline, begun
+        int(lane_id), str(name), int(token), worker, until, int(failures), on_silence, delivery, inline, begun, int(gap)
     )
 
 
@@ -315,23 +313,20 @@ def next_due(view: View) -> int:
     return 0 if row is None or row[0] is None else int(row[0])
 
 
-def _own_lane(view: View, held: Claim) -> Row:
-    """(token, failures, ready_at) of the claimed lane, locked; `LeaseLost` when the token moved on."""
-    row = view.db.one(
-        f"SELECT token, failures, ready_at FROM lane WHERE id = ?{view.db.dialect.for_update}", (held.lane_id,)
-    )
-    if row is None or int(row[0]) != held.token:
-        raise LeaseLost(f"Lane {held.lane} was taken over by another worker.")
-    return row
-
-
 def start_attempt(view: View, held: Claim, now: int) -> int:
     """Notes that bytes are about to leave; commit before they do. Returns the attempt's number, from 1.
 
     An attempt that was interrupted is closed as such. `LeaseLost` when the lane is no longer ours, or when a person
     held or cancelled the delivery meanwhile: send nothing.
     """
-    _own_lane(view, held)
+    own = f"SELECT token FROM lane WHERE id = ?{view.db.dialect.for_update}"
+    if view.db.one(own, (held.lane_id,)) != (held.token,):
+        raise LeaseLost(f"Lane {held.lane} was taken over by another worker.")
+    return _note_attempt(view, held, now)
+
+
+def _note_attempt(view: View, held: Claim, now: int) -> int:
+    """`start_attempt` in a transaction that holds the lane's row."""
     row = view.db.one(
         "UPDATE delivery SET state = 'sending', attempts = attempts + 1, "
         "first_sent_at = CASE WHEN first_sent_at = 0 THEN ? ELSE first_sent_at END "
@@ -340,15 +335,17 @@ def start_attempt(view: View, held: Claim, now: int) -> int:
     )
     if row is None:
         raise LeaseLost(f"Delivery {held.delivery.id} was held or cancelled, or settled by a late answer.")
-    view.db.run(
-        "UPDATE attempt SET outcome = 'interrupted', ended_at = ? WHERE delivery_id = ? AND outcome = ''",
-        (now, held.delivery.id),
-    )
+    if held.interrupted:
+        view.db.run(
+            "UPDATE attempt SET outcome = 'interrupted', ended_at = ? WHERE delivery_id = ? AND outcome = ''",
+            (now, held.delivery.id),
+        )
     view.db.run(
         "INSERT INTO attempt (delivery_id, n, worker, token, started_at) VALUES (?, ?, ?, ?, ?)",
         (held.delivery.id, row[0], held.worker, held.token, now),
     )
-    view.db.run("UPDATE lane SET ready_at = ? + gap WHERE id = ? AND gap > 0", (now, held.lane_id))
+    if held.gap:
+        view.db.run("UPDATE lane SET ready_at = ? + gap WHERE id = ?", (now, held.lane_id))
     return int(row[0])
 
 
@@ -359,21 +356,19 @@ def finish(view: View, held: Claim, outcome: Outcome, now: int) -> bool:
     delivery that nothing else has settled, since sending it again cures nothing. False when the outcome only stands in
     the attempt.
     """
-    try:
-        lane = _own_lane(view, held)
-    except LeaseLost:
-        _end_attempt(view, held, outcome, "late: " + outcome.state, now)
-        settled = outcome.state in ("sent", "error") and _settle(view, held, outcome, now)
-        view.woken = view.woken or settled
-        return settled
-    _end_attempt(view, held, outcome, outcome.state, now)
-    settled = _settle(view, held, outcome, now)
-    failures = int(lane[1]) + 1 if outcome.state == "retry" else 0
-    ready_at = max(int(lane[2]), outcome.retry_at if outcome.state == "retry" else now)
-    view.db.run(
-        "UPDATE lane SET failures = ?, ready_at = ?, lease_until = 0, lease_by = '' WHERE id = ?",
-        (failures, ready_at, held.lane_id),
+    retry = outcome.state == "retry"
+    ready_at = outcome.retry_at if retry else now
+    own = view.db.one(
+        "UPDATE lane SET failures = CASE WHEN ? = 1 THEN failures + 1 ELSE 0 END, "
+        "ready_at = CASE WHEN ready_at > ? THEN ready_at ELSE ? END, lease_until = 0, lease_by = '' "
+        "WHERE id = ? AND token = ? RETURNING id",
+        (int(retry), ready_at, ready_at, held.lane_id, held.token),
     )
+    _end_attempt(view, held, outcome, outcome.state if own else "late: " + outcome.state, now)
+    if own:
+        return _settle(view, held, outcome, now)
+    settled = outcome.state in ("sent", "error") and _settle(view, held, outcome, now)
+    view.woken = view.woken or settled
     return settled
 
 

@@ -3,7 +3,8 @@
 A SearchParameter with status `active` is noted here; from then on every writer makes its rows, and a walk in the
 background makes those of what was there before, batch by batch, its place written with each batch. A search by it is
 refused until the walk is through: an answer would lack resources without saying so. One that is retired or deleted is
-searched by no more at once; the same walk removes its rows, and then its note.
+searched by no more at once; the same walk removes its rows, and then its note. So it is with the types a changed one
+is no parameter of any more: they are noted beside it as what was before.
 
 Every process looks at the epoch and takes over what is noted (`refresh`). The walk begins some seconds after that, so
 that no writer is left that does not make the rows. Source: https://hl7.org/fhir/R4/searchparameter.html
@@ -86,7 +87,8 @@ def note(store: Store) -> bool:
         kept = {key for key, one in there.items() if one.state != "removed"}
         changed = [key for key, text in wanted.items() if key not in kept or there[key].definition != _plain(text)]
         gone = [there[key] for key in kept if key not in wanted]
-        rows = [_row(snapshot.view, key, _plain(wanted[key])) for key in changed]
+        owners = {there[key].url: key for key in kept if key in wanted}
+        rows = [_row(snapshot.view, key, _plain(wanted[key]), owners) for key in changed]
     if not rows and not gone:
         return False
     store.write(SYSTEM, partial(_write, rows=rows, gone=gone))
@@ -99,17 +101,23 @@ def _plain(text: str) -> str:
     return json_text.write({name: value for name, value in resource.items() if name not in ("meta", "text")})
 
 
-def _row(view: View, key: str, text: str) -> Noted:
+def _row(view: View, key: str, text: str, owners: dict[str, str]) -> Noted:
+    """The note of a parameter; `owners` says whose each URL is, and is told of this one's."""
     now, resource = view.now(), json.loads(text)
     try:
         found = custom.definition(resource)
+        owner = owners.setdefault(found.url, key)
+        if owner != key:
+            raise errors.Invalid(f"SearchParameter.url: it is that of SearchParameter/{owner}.")
     except errors.Invalid as problem:
-        url = str(resource.get("url") or f"SearchParameter/{key}")
-        return Noted(url, key, text, "refused", problem.diagnostics, END, now, 0, 0)
-    counted = view.db.one(
-        f"SELECT count(*) FROM resource WHERE deleted = 0 AND type IN ({marks(found.bases)})", found.bases
-    )
-    return Noted(found.url, key, text, "indexing", "", START, now, 0, int(counted[0]) if counted else 0)
+        return Noted(f"SearchParameter/{key}", key, text, "refused", problem.diagnostics, END, now, 0, 0)
+    return Noted(found.url, key, text, "indexing", "", START, now, 0, _count(view, found.bases))
+
+
+def _count(view: View, bases: Sequence[str]) -> int:
+    sql = f"SELECT count(*) FROM resource WHERE deleted = 0 AND type IN ({marks(bases)})"
+    row = view.db.one(sql, tuple(bases))
+    return int(row[0]) if row else 0
 
 
 def _write(tx: Tx, rows: Sequence[Noted], gone: Sequence[Noted]) -> None:
@@ -122,10 +130,31 @@ def _write(tx: Tx, rows: Sequence[Noted], gone: Sequence[Noted]) -> None:
                 (START, tx.view.now(), one.url),
             )
     for one in rows:
-        tx.view.db.run("DELETE FROM search_parameter WHERE id = ? OR url = ?", (one.id, one.url))
-        values = tuple(getattr(one, name) for name in _COLUMNS.split(", "))
-        tx.view.db.run(f"INSERT INTO search_parameter ({_COLUMNS}) VALUES ({marks(values)})", values)
+        where = "WHERE id = ? OR url = ?"
+        old = tx.view.db.rows(f"SELECT {_COLUMNS} FROM search_parameter {where}", (one.id, one.url))
+        tx.view.db.run(f"DELETE FROM search_parameter {where}", (one.id, one.url))
+        _insert(tx, one)
+        for former in (Noted(*row) for row in old):
+            _note_former(tx, former, one)
     tx.next_epoch()
+
+
+def _insert(tx: Tx, one: Noted) -> None:
+    values = tuple(getattr(one, name) for name in _COLUMNS.split(", "))
+    tx.view.db.run(f"INSERT INTO search_parameter ({_COLUMNS}) VALUES ({marks(values)})", values)
+
+
+def _note_former(tx: Tx, former: Noted, present: Noted) -> None:
+    """Notes that rows go of the types that the walk for `present` does not come to."""
+    if former.state == "refused":
+        return
+    walked = () if present.state == "refused" else present.read().bases
+    lost = [base for base in former.read().bases if base not in walked]
+    if lost:
+        definition = json_text.write(json.loads(former.definition) | {"base": lost})
+        now, total = tx.view.now(), _count(tx.view, lost)
+        url, key = (f"{text} before {now}" for text in (former.url, former.id))
+        _insert(tx, Noted(url, key, definition, "removed", "", START, now, 0, total))
 
 
 def advance(store: Store, extract: Extract) -> bool:

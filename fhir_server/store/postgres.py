@@ -128,13 +128,20 @@ class PostgresSession:
             self._connection, self._pipeline = self._opened()
         return self._connection.execute(_query(sql), params)
 
-    def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+    def _answered(self, sql: str, params: Sequence[object]) -> psycopg.Cursor[Row]:
+        """The statement with its answer. A Sync brings it, not a Flush, at the same cost: only then does the server
+        know that it waits for us, and count the seconds of `idle_in_transaction_session_timeout`."""
         self.flush()
-        return self._execute(pyformat(sql), params).fetchall()
+        cursor = self._execute(pyformat(sql), params)
+        if self._pipeline is not None:
+            self._pipeline.sync()
+        return cursor
+
+    def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+        return self._answered(sql, params).fetchall()
 
     def one(self, sql: str, params: Sequence[object] = ()) -> Row | None:
-        self.flush()
-        return self._execute(pyformat(sql), params).fetchone()
+        return self._answered(sql, params).fetchone()
 
     def run(self, sql: str, params: Sequence[object] = ()) -> None:
         if not sql.startswith("INSERT"):
@@ -142,11 +149,7 @@ class PostgresSession:
         self._execute(pyformat(sql), params)
 
     def count(self, sql: str, params: Sequence[object] = ()) -> int:
-        self.flush()
-        cursor = self._execute(pyformat(sql), params)
-        if self._pipeline is not None:
-            self._pipeline.sync()
-        return cursor.rowcount
+        return self._answered(sql, params).rowcount
 
     def fill(self, bulk: Bulk, rows: Sequence[Row]) -> None:
         """Gathered: the rows of a whole transaction travel in one statement, at the latest before its commit."""

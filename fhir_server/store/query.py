@@ -58,33 +58,36 @@ class Explained:
 
 def search(view: View, plan: Plan) -> Page:
     """Runs the plan for the caller. `TooLarge` and `Unavailable` (code timeout) bound what it may cost."""
-    total = _total(view, plan) if plan.total != "none" or plan.count == 0 else None
+    ground = _ground(view, plan)
+    total = _total(view, plan, ground) if plan.total != "none" or plan.count == 0 else None
     if plan.count == 0:
         return Page(total=total)
     count = min(plan.count, MAX_COUNT)
-    rows, positions = _rows(view, plan, count + 1)
+    rows, positions = _rows(view, plan, ground, count + 1)
     matches = tuple(contained.shown(stored(row[:_WIDTH])) for row in rows[:count])
     following = _after(view, plan, positions[count - 1]) if len(rows) > count else None
     included, cut = _included(view, plan, matches) if plan.includes and matches else ((), False)
     return Page(matches, included, total, following, cut)
 
 
-def _rows(view: View, plan: Plan, limit: int) -> tuple[Sequence[Row], Sequence[tuple[object, ...]]]:
+def _rows(view: View, plan: Plan, ground: Ground, limit: int) -> tuple[Sequence[Row], Sequence[tuple[object, ...]]]:
     """The rows of a page, `COLUMNS` first, and the position each is at."""
-    ground = _ground(view)
     if ordered.applies(view, plan, ground):
         found = ordered.page(view, plan, ground, limit, _same_snapshot(view, plan))
         return found.rows, found.positions
-    statement = _statement(view, plan, limit)
+    statement = _statement(view, plan, ground, limit)
     rows = view.db.rows(statement.sql, statement.params)
     return rows, [row[_WIDTH:] for row in rows]
 
 
 def explain(view: View, plan: Plan) -> Explained:
     """What `search` runs, and what it meets."""
-    ground, limit = _ground(view), min(plan.count or 1, MAX_COUNT) + 1
+    ground, limit = _ground(view, plan), min(plan.count or 1, MAX_COUNT) + 1
     walked = ordered.applies(view, plan, ground)
-    statement = ordered.there(view, plan, ground, limit, Fragment("")) if walked else _statement(view, plan, limit)
+    if walked:
+        statement = ordered.there(view, plan, ground, limit, Fragment(""))
+    else:
+        statement = _statement(view, plan, ground, limit)
     word = "EXPLAIN QUERY PLAN " if view.db.dialect.name == "sqlite" else "EXPLAIN "
     lines = view.db.rows(word + statement.sql, statement.params)
     started = time.perf_counter()
@@ -94,14 +97,13 @@ def explain(view: View, plan: Plan) -> Explained:
     return Explained(tuple(described(plan)), statement.sql, statement.params, told, found, seconds)
 
 
-def _sources(view: View, plan: Plan, *, whole: bool) -> tuple[Fragment, ...]:
+def _sources(view: View, plan: Plan, ground: Ground, *, whole: bool) -> tuple[Fragment, ...]:
     """What is searched, each `table r WHERE ...`; `whole` when every match is needed anyway (a count, an order by
     index values). Together they give every match once."""
     if plan.contained:
-        return contained.sources(plan, _ground(view))
-    start = _start(view, plan.clauses, whole)
+        return contained.sources(plan, ground)
+    start = _start(view, plan.clauses, ground, whole)
     seeking = start not in (None, ALL) and not is_id(plan.clauses[start])
-    ground = _ground(view)
     column = ground.plain("r.type") if seeking else "r.type"
     if len(plan.types) == 1:
         of_type = f"{column} = ? AND "
@@ -113,7 +115,7 @@ def _sources(view: View, plan: Plan, *, whole: bool) -> tuple[Fragment, ...]:
     return (Fragment(sql, (*plan.types, *met.params, *seen.params)),)
 
 
-def _start(view: View, clauses: Sequence[Clause], whole: bool) -> int | None:
+def _start(view: View, clauses: Sequence[Clause], ground: Ground, whole: bool) -> int | None:
     """The clause to start from: the one with the fewest rows, if few; None to walk the resources, newest first.
 
     PostgreSQL decides by its statistics. SQLite has none worth the name, so a look at up to `FEW` index rows a clause
@@ -123,17 +125,17 @@ def _start(view: View, clauses: Sequence[Clause], whole: bool) -> int | None:
         return ALL
     found: list[tuple[int, int]] = []
     for position, clause in enumerate(clauses):
-        size = _size(view, clause)
+        size = _size(view, clause, ground)
         if size is not None and (size <= FEW or whole):
             found.append((size, position))
     return min(found)[1] if found else None
 
 
-def _size(view: View, clause: Clause) -> int | None:
+def _size(view: View, clause: Clause, ground: Ground) -> int | None:
     """About how many index rows a clause gives, counted up to `FEW` + 1; None when no index gives them."""
     if not is_seekable(clause):
         return None
-    sizes = [size for part in clause.parts if (size := _size(view, part)) is not None]
+    sizes = [size for part in clause.parts if (size := _size(view, part, ground)) is not None]
     if clause.logic:
         return sum(sizes) if clause.logic == "or" else min(sizes)
     if clause.pid == 0 and not is_hop(clause):
@@ -142,19 +144,26 @@ def _size(view: View, clause: Clause) -> int | None:
         return FEW
     if clause.type not in TABLES:
         return None
-    test = probe(clause, FEW + 1, _ground(view))
+    test = probe(clause, FEW + 1, ground)
     row = view.db.one(test.sql, test.params)
     return int(row[0]) if row else 0
 
 
-def _ground(view: View) -> Ground:
+def _ground(view: View, plan: Plan) -> Ground:
     dialect = view.db.dialect
-    return Ground(view.caller, dialect.unindexed, dialect.words, dialect.alone)
+    held = contained.types(view) if any(map(_chained, plan.clauses)) else frozenset[str]()
+    return Ground(view.caller, dialect.unindexed, dialect.words, dialect.alone, held)
 
 
-def _total(view: View, plan: Plan) -> int:
+def _chained(clause: Clause) -> bool:
+    """Whether it follows a reference, which may lead to a contained resource."""
+    forward = bool(clause.chain) and clause.reverse is None
+    return forward or any(map(_chained, (*clause.chain, *clause.parts)))
+
+
+def _total(view: View, plan: Plan, ground: Ground) -> int:
     """Every match; for an estimate, beyond `ESTIMATED` what PostgreSQL's planner expects."""
-    return sum(_count(view, plan, source) for source in _sources(view, plan, whole=True))
+    return sum(_count(view, plan, source) for source in _sources(view, plan, ground, whole=True))
 
 
 def _count(view: View, plan: Plan, source: Fragment) -> int:
@@ -238,10 +247,10 @@ def _and(left: Fragment, right: Fragment) -> Fragment:
     return Fragment(f"{left.sql} AND {right.sql}", (*left.params, *right.params)) if left.sql else right
 
 
-def _statement(view: View, plan: Plan, limit: int) -> Fragment:
-    keys = _keys(plan, _ground(view))
+def _statement(view: View, plan: Plan, ground: Ground, limit: int) -> Fragment:
+    keys = _keys(plan, ground)
     by_values = any(key.nullable for key in keys)
-    sources, since = _sources(view, plan, whole=by_values), _same_snapshot(view, plan)
+    sources, since = _sources(view, plan, ground, whole=by_values), _same_snapshot(view, plan)
     if not by_values:
         return _merged([_by_columns(plan, source, since, keys, limit) for source in sources], keys, limit)
     (where,) = sources

@@ -21,7 +21,7 @@ from fhir_server.search.values import bounded
 from fhir_server.store import journal
 from fhir_server.store.dialect import Row
 from fhir_server.store.tables import CONTAINED, INDEX_TABLES, SCOPE, Bulk
-from fhir_server.store.view import Fragment, Stale, View, instant_of, visible
+from fhir_server.store.view import Stale, View, instant_of, visible
 from profiles import json_text
 
 Resource = dict[str, Any]
@@ -151,108 +151,6 @@ def at_version(row: Row | None, number: int) -> Stored | None:
 def version(view: View, resource_type: str, resource_id: str, number: int) -> Stored | None:
     """One version, current or superseded; None when there is none."""
     return at_version(view.db.one(*version_query(view.caller, resource_type, resource_id, number)), number)
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryPage:
-    """Versions newest first, and where the next page begins (`after`), or None."""
-
-    entries: tuple[Stored, ...]
-    next: tuple[int, ...] | None
-
-
-def history(
-    view: View,
-    resource_type: str | None = None,
-    resource_id: str | None = None,
-    *,
-    count: int = 50,
-    after: tuple[int, ...] = (),
-    since: int = 0,
-    at: tuple[int, int] | None = None,
-) -> HistoryPage:
-    """Versions of one resource, of a type, or of everything, newest first; `since` in microseconds, inclusive.
-
-    `at` (low, high exclusive, in microseconds) asks for the versions that were current at some time in between.
-    """
-    if resource_type is not None and resource_id is not None:
-        rows = _history_of_one(view, resource_type, resource_id, count + 1, after, since, at)
-        keys: list[tuple[int, ...]] = [(int(row[3]),) for row in rows]
-    else:
-        found = _history_of_many(view, resource_type, count + 1, after, since, at)
-        rows = [row[1:] for row in found]
-        keys = [(int(row[5]), int(row[0])) for row in found]
-    more = len(rows) > count > 0
-    return HistoryPage(tuple(stored(row) for row in rows[:count]), keys[count - 1] if more else None)
-
-
-def _history_of_one(
-    view: View,
-    resource_type: str,
-    resource_id: str,
-    count: int,
-    after: tuple[int, ...],
-    since: int,
-    at: tuple[int, int] | None,
-) -> list[Row]:
-    current = get(view, resource_type, resource_id)
-    if current is None:
-        return []
-    below = int(after[0]) if after else current.version + 1
-    now, old = (_current_between(at, alias) for alias in ("r", "h"))
-    return view.db.rows(
-        f"SELECT {COLUMNS} FROM resource r WHERE r.rid = ? AND r.version < ? AND r.last_updated >= ?{now.sql} "
-        f"UNION ALL SELECT {OLD} FROM history h JOIN resource r ON r.rid = h.rid "
-        f"WHERE h.rid = ? AND h.version < ? AND h.last_updated >= ?{old.sql} ORDER BY 4 DESC LIMIT ?",
-        (current.rid, below, since, *now.params, current.rid, below, since, *old.params, count),
-    )
-
-
-def _current_between(at: tuple[int, int] | None, alias: str) -> Fragment:
-    """The condition that a version (`alias`: r the current one, h an old one, j in the journal) was current then.
-
-    It begins with the version and ends with the one that superseded it: the next in history, else the current one.
-    """
-    if at is None:
-        return Fragment("")
-    begins = f"{alias}.{'at' if alias == 'j' else 'last_updated'}"
-    following = f"(SELECT n.last_updated FROM history n WHERE n.rid = {alias}.rid AND n.version = {alias}.version + 1)"
-    if alias == "r":
-        return Fragment(f" AND {begins} < ?", (at[1],))
-    ended = f"r.version <> {alias}.version AND COALESCE({following}, r.last_updated) <= ?"
-    return Fragment(f" AND {begins} < ? AND NOT ({ended})", (at[1], at[0]))
-
-
-def _history_of_many(
-    view: View,
-    resource_type: str | None,
-    count: int,
-    after: tuple[int, ...],
-    since: int,
-    at: tuple[int, int] | None,
-) -> list[Row]:
-    seen = visible(view.caller, "r")
-    conditions = [view.db.dialect.settled.format(column="j.txid")]
-    params: list[object] = []
-    if resource_type is not None:
-        conditions.append("j.type = ?")
-        params.append(resource_type)
-    if since:
-        conditions.append("j.at >= ?")
-        params.append(since)
-    if after:
-        conditions.append("(j.at, j.seq) < (?, ?)")
-        params.extend(after)
-    then = _current_between(at, "j")
-    return view.db.rows(
-        "SELECT j.seq, r.rid, r.type, r.id, j.version, j.at, "
-        "CASE WHEN h.rid IS NULL THEN r.deleted ELSE h.deleted END, j.method, "
-        "CASE WHEN h.rid IS NULL THEN r.text ELSE h.text END "
-        "FROM journal j JOIN resource r ON r.rid = j.rid "
-        "LEFT JOIN history h ON h.rid = j.rid AND h.version = j.version "
-        f"WHERE {' AND '.join(conditions)}{then.sql}{seen.sql} ORDER BY j.at DESC, j.seq DESC LIMIT ?",
-        (*params, *then.params, *seen.params, count),
-    )
 
 
 def create(

@@ -12,7 +12,7 @@ again meanwhile stays (see `blobs`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -144,13 +144,15 @@ def _forget(tx: Tx, box: _Box, state: str, ids: Sequence[str], limit: int) -> in
 @dataclass(frozen=True, slots=True)
 class Collected:
     """`marked` at their first look, `deleted` at their second (`freed` bytes), `strays` files no transaction had
-    recorded, `arrivals` half-written files of a crash."""
+    recorded, `arrivals` half-written files of a crash, `superseded` copies of what was stored again in another form
+    or, in a bucket, once more."""
 
     marked: int = 0
     deleted: int = 0
     freed: int = 0
     strays: int = 0
     arrivals: int = 0
+    superseded: int = 0
 
 
 _USES = (
@@ -176,12 +178,14 @@ def collect(
         if stop():
             break
         marked += store.write(SYSTEM, partial(_mark, names=names, now=now))
-        gone = store.write(SYSTEM, partial(_drop, names=names, limit=limit))
+        lately = {name for name in names if (at := store.blobs.put_at(name)) is not None and at * 1e6 >= limit}
+        gone = store.write(SYSTEM, partial(_drop, names=[name for name in names if name not in lately], limit=limit))
         for sha256, size in gone:
             if store.blobs.remove(sha256, limit / 1e6):
                 freed += size
         deleted += len(gone)
-    return Collected(marked, deleted, freed, strays, arrivals)
+    superseded = 0 if stop() else store.blobs.tidy(limit / 1e6)
+    return Collected(marked, deleted, freed, strays, arrivals, superseded)
 
 
 def _clear_arrivals(store: Store, before: float) -> int:
@@ -208,9 +212,10 @@ def _adopt_strays(store: Store, now: int, limit: int, stop: Callable[[], bool]) 
                 known = _known(snapshot.view, part)
             unknown = [name for name in part if name not in known]
             old = [name for name in unknown if (at := store.blobs.put_at(name)) is not None and at * 1e6 < limit]
-            if old:
-                store.write(SYSTEM, partial(_adopt, names=old, now=now))
-                count += len(old)
+            sizes = {name: size for name in old if (size := _size(store, name)) is not None}
+            if sizes:
+                store.write(SYSTEM, partial(_adopt, sizes=sizes, now=now))
+                count += len(sizes)
     return count
 
 
@@ -220,14 +225,20 @@ def _known(view: View, names: Sequence[str]) -> set[str]:
     return {row[0] for row in view.db.rows(sql, (asked,))}
 
 
-def _adopt(tx: Tx, names: Sequence[str], now: int) -> None:
-    for name in names:
-        with suppress(errors.NotFound):  # another clean-up was here
-            tx.view.db.run(
-                "INSERT INTO blob (sha256, size, created_at, idle_since) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (sha256) DO NOTHING",
-                (name, tx.view.blobs.size(name), now, now),
-            )
+def _size(store: Store, sha256: str) -> int | None:
+    """None when another clean-up was here, or this process lacks the key: one that has it will look too."""
+    with suppress(errors.NotFound, errors.Unavailable):
+        return store.blobs.size(sha256)
+    return None
+
+
+def _adopt(tx: Tx, sizes: Mapping[str, int], now: int) -> None:
+    for name, size in sizes.items():
+        tx.view.db.run(
+            "INSERT INTO blob (sha256, size, created_at, idle_since) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (sha256) DO NOTHING",
+            (name, size, now, now),
+        )
 
 
 def _looked_at(store: Store, batch: int) -> Iterator[list[str]]:
@@ -271,11 +282,11 @@ def _mark(tx: Tx, names: Sequence[str], now: int) -> int:
 
 
 def _drop(tx: Tx, names: Sequence[str], limit: int) -> list[tuple[str, int]]:
-    """Deletes the rows marked before the limit that are still unused and whose file was not put again since."""
+    """Deletes the rows marked before the limit that are still unused. A file put again since this was asked keeps its
+    place (see `blobs`), and whoever put it makes its row anew."""
     gone = []
     for sha256, size, idle, used in _held(tx.view, names):
-        put_at = tx.view.blobs.put_at(sha256)
-        if not used and 0 < idle < limit and (put_at is None or put_at * 1e6 < limit):
+        if not used and 0 < idle < limit:
             tx.view.db.run("DELETE FROM blob WHERE sha256 = ?", (sha256,))
             gone.append((sha256, size))
     return gone

@@ -122,7 +122,11 @@ def _scripts() -> ScriptDirectory:
 def _alembic(connection: sa.Connection, revision: str = "head") -> None:
     config = _config()
     config.attributes["connection"] = connection
-    command.upgrade(config, revision)
+    try:
+        command.upgrade(config, revision)
+    except sa.exc.DBAPIError as fault:
+        said = (str(fault.orig).strip().splitlines() or [type(fault).__name__])[0]
+        raise errors.Fault(f"The schema could not be upgraded, and nothing was changed ({said}).") from fault
 
 
 def _status(connection: sa.Connection) -> SchemaStatus:

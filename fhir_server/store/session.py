@@ -9,6 +9,7 @@ from fhir_server.search.plan import Plan
 from fhir_server.search.rows import IndexRows
 from fhir_server.store import (
     audit,
+    history,
     inbox,
     instances,
     journal,
@@ -21,6 +22,7 @@ from fhir_server.store import (
     view,
 )
 from fhir_server.store.audit import AuditFilter, AuditRow
+from fhir_server.store.history import HistoryPage
 from fhir_server.store.inbox import InboxFilter, InboxRow, InboxState, Keys
 from fhir_server.store.instances import Arrived, Conflicting, Instance, NewInstance, Study, StudyFilter
 from fhir_server.store.journal import JournalRow
@@ -28,7 +30,7 @@ from fhir_server.store.lanes import Delivery, NewDelivery
 from fhir_server.store.outbox_desk import Attempt, Lane, OutboxFilter, Policy, Rate, Waiting, WaitingLeg
 from fhir_server.store.partners import Partner
 from fhir_server.store.query import Explained, Page
-from fhir_server.store.resources import HistoryPage, Prepared, Stored
+from fhir_server.store.resources import Prepared, Stored
 from fhir_server.store.trace import TraceEvent
 
 Resource = dict[str, Any]
@@ -61,9 +63,22 @@ class Snapshot:
         *,
         since: int = 0,
         at: tuple[int, int] | None = None,
+        oldest_first: bool = False,
     ) -> HistoryPage:
         """Versions newest first, of one resource, a type, or everything; `at`: those current at some time between."""
-        return resources.history(self.view, resource_type, resource_id, count=count, after=after, since=since, at=at)
+        wanted = history.Wanted(resource_type, resource_id, since, at)
+        return history.history(self.view, wanted, count, after, oldest_first=oldest_first)
+
+    def history_total(
+        self,
+        resource_type: str | None = None,
+        resource_id: str | None = None,
+        *,
+        since: int = 0,
+        at: tuple[int, int] | None = None,
+    ) -> int:
+        """How many versions all pages of `history` hold together."""
+        return history.total(self.view, history.Wanted(resource_type, resource_id, since, at))
 
     def search(self, plan: Plan) -> Page:
         return query.search(self.view, plan)

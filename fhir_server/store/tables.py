@@ -192,12 +192,14 @@ blob = Table(
     big("size"),
     txt("media_type", ""),
     txt("form", "plain"),
+    txt("key_id", ""),
     big("created_at"),
     flag("kept"),
     big("idle_since", "0"),
 )
-"""Which content belongs to the record. `kept`: for good, whether a row refers to it or not. `idle_since`: when a
-clean-up first found that nothing refers to it, 0 = it is used."""
+"""Which content belongs to the record. `form` and `key_id`: how it was stored when it was recorded last. `kept`: for
+good, whether a row refers to it or not. `idle_since`: when a clean-up first found that nothing refers to it, 0 = it is
+used."""
 
 
 message_key = Table(

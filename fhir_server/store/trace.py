@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fhir_server.store import audit, inbox, instances, lanes, outbox_desk, resources
+from fhir_server.store import audit, history, inbox, instances, lanes, outbox_desk
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.inbox import InboxRow
 from fhir_server.store.instances import Study
@@ -92,7 +92,7 @@ def _consents(view: View, versions: Sequence[Stored]) -> list[Stored]:
                 reference = str(item.get("reference", "")) if isinstance(item, dict) else ""
                 if reference.startswith("Consent/"):
                     named[reference.split("/")[1]] = None
-    return [one for key in named for one in resources.history(view, "Consent", key, count=LIMIT).entries]
+    return [one for key in named for one in history.history(view, history.Wanted("Consent", key), LIMIT).entries]
 
 
 def _audit_of(view: View, version: Stored) -> list[AuditRow]:

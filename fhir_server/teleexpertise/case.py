@@ -7,10 +7,10 @@ https://interop.esante.gouv.fr/ig/fhir/teleexpertise-confluence (category TRE_R2
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from fhir_server.config import Settings
 from fhir_server.context import Caller, View, instant
@@ -28,23 +28,34 @@ SERVER = "Passerelle"
 """Annotation.authorString of what this server notes on a Task."""
 
 
+Handed = Literal["gone", "waits", "kept", "ended"]
+"""Whether the partner may have a delivery (`gone`); if not, whether it waits, a person keeps it back, or it was given
+up."""
+
+
+def _handed(delivery_id: str) -> Handed:
+    """Where no outbox is at hand, whatever was made is taken as received."""
+    return "gone"
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the rules need beside the resources."""
+    """What the rules need beside the resources; `handed` tells what became of a delivery."""
 
     caller: Caller
     view: View
     settings: Settings
     sites: Sites
     now: datetime
+    handed: Callable[[str], Handed] = _handed
 
 
 @dataclass(frozen=True, slots=True)
 class Consequences:
     """`resource`: the changed resource as it is to be stored; `others`: resources to write beside it (with their ids);
-    `step`: the name of the step taken or ''; `request`: the ServiceRequest id; `final`: a report to render and send;
-    `claims`: (type, search query) whose answer the decision stands on, looked up again under a lock when writing;
-    `unchanged`: the very same content again, which needs no new version."""
+    `step`: the name of the step taken or ''; `request`: the ServiceRequest id; `final`: a report to render and send, or
+    to take back; `claims`: (type, search query) whose answer the decision stands on, looked up again under a lock when
+    writing; `unchanged`: the very same content again, which needs no new version."""
 
     resource: Resource
     others: tuple[Resource, ...] = ()
@@ -136,9 +147,17 @@ def task(request: Resource, state: State, ctx: Context, before: Resource | None 
 
 
 def provenance(
-    request: Resource, targets: Iterable[str], name: str, ctx: Context, sources: Iterable[str] = ()
+    request: Resource,
+    targets: Iterable[str],
+    name: str,
+    ctx: Context,
+    sources: Iterable[str] = (),
+    *,
+    revised: Resource | None = None,
+    reason: str = "",
 ) -> Resource:
-    """Who took the step `name`, when, on what; `sources` are what it stands on (the consent of a request)."""
+    """Who took the step `name`, when, on what and why; `sources` are what it stands on (the consent of a request),
+    `revised` is the version it replaces."""
     who: Resource = {"display": ctx.caller.display or "Passerelle"}
     if ctx.caller.who:
         who["reference"] = ctx.caller.who
@@ -152,4 +171,10 @@ def provenance(
         "agent": [{"who": who}],
     }
     entities = [{"role": "source", "what": {"reference": source}} for source in sources]
+    if revised is not None:
+        version = revised.get("meta", {}).get("versionId", "")
+        old = f"{revised['resourceType']}/{revised['id']}" + (f"/_history/{version}" if version else "")
+        entities.append({"role": "revision", "what": {"reference": old}})
+    if reason:
+        made["reason"] = [{"text": reason}]
     return made | ({"entity": entities} if entities else {})

@@ -14,20 +14,22 @@ fed by one platform.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit
 
 from fhir_server.config import Settings
 from fhir_server.patients.sites import Sites
-from fhir_server.teleexpertise.parties import Candidate
+from fhir_server.teleexpertise.parties import Candidate, Doctor
+from mappers.fhir_to_hl7v2_segments import Trigger
 from mappers.fhir_to_report import PatientIdentity, Report
 
 PROFILE_SYSTEM = "urn:passerelle:profil"
 MAIL_LANE = "mssante"
 DMP_TYPES = frozenset({"85208-7", "75496-0", "18748-4", "34794-8", "18776-5"})
-"""Report.type codes the DMP takes among those this product writes (JDV_J07)."""
+"""Report.type codes the DMP takes among those this product may write: JDV_J66-TypeCode-DMP (OID 1.2.250.1.213.1.1.5.7,
+version of 2024-09-27), https://mos.esante.gouv.fr/NOS/JDV_J66-TypeCode-DMP/FHIR/JDV-J66-TypeCode-DMP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ WORKFLOW_NAMES: Mapping[str, str] = {"tlr-1.0": "Réponse à la demande non remi
 @dataclass(frozen=True, slots=True)
 class Destination:
     """One road of one report. `lane` orders deliveries; `second_leg` says what confirms the handing over; `addressee`
-    is who is at its end, in one spelling."""
+    is who is at its end, in one spelling, and `person` whose mailbox or software it is. `trigger`: new (T02), in the
+    place of the document `replaces` (T10), or taking that back (T04); the delivery `after` brought that document."""
 
     kind: Literal["hl7", "mail"]
     lane: str
@@ -72,6 +75,10 @@ class Destination:
     facility: str = ""
     mailbox: str = ""
     dmp: bool = False
+    person: str = ""
+    trigger: Trigger = "T02"
+    replaces: str = ""
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,7 @@ class Shut:
     whom: str
     why: str
     what: str = "Compte rendu non remis"
+    lane: str = ""
 
     @property
     def text(self) -> str:
@@ -90,10 +98,11 @@ class Shut:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The roads of a report, and those that are shut."""
+    """The roads of a report, those that are shut, and the people whose own software is served."""
 
     destinations: tuple[Destination, ...]
     shut: tuple[Shut, ...]
+    people: frozenset[str] = frozenset()
 
 
 class _Roads:
@@ -104,8 +113,8 @@ class _Roads:
         self.shut: list[Shut] = []
         self.people: set[str] = set()
 
-    def close(self, whom: str, why: str) -> None:
-        shut = Shut(whom, why)
+    def close(self, whom: str, why: str, lane: str = "") -> None:
+        shut = Shut(whom, why, lane=lane)
         if shut not in self.shut:
             self.shut.append(shut)
 
@@ -120,23 +129,32 @@ def plan(
     requester: str,
     sites: Sites,
     settings: Settings,
+    doctors: Sequence[Doctor] = (),
 ) -> Plan:
     """The plan of a final report: `found` are the Endpoints of those who take part, `requester` the reference of who
-    asked. Each addressee once; whoever has an Endpoint or should be mailed and gets nothing is told in `shut`."""
+    asked, `doctors` the declared médecins traitants. Each addressee once; whoever has an Endpoint or should be mailed
+    and gets nothing is told in `shut`."""
     roads = _Roads()
     for candidate in found:
-        code = _flavour(candidate.endpoint)
+        code = report_flavour(candidate.endpoint)
         if candidate.endpoint and code is None:
             continue  # an Endpoint for something else: images, notifications
         whom = _display(candidate)
         flavour = FLAVOURS.get(code or "")
         why = refusal(candidate, code or "", flavour, report.patient, sites)
         if why or flavour is None:
-            roads.close(whom, why)
+            roads.close(whom, why, candidate.reference)
             continue
         _by_hl7(roads, candidate, code or "", flavour, whom, report, patient)
-    _by_mail(roads, report, requester, settings)
-    return Plan(tuple(roads.taken.values()), tuple(roads.shut))
+    asker = f"{report.requester.given} {report.requester.family}".strip()
+    _by_mail(roads, requester, asker, report.requester.mailbox, "le professionnel requérant", settings)
+    for doctor in doctors:
+        whom = f"{doctor.name} (médecin traitant)" if doctor.name else "son médecin traitant"
+        if doctor.refusal:
+            roads.close(whom, doctor.refusal)
+        else:
+            _by_mail(roads, doctor.person, whom, doctor.mailbox, "le médecin traitant", settings)
+    return Plan(tuple(roads.taken.values()), tuple(roads.shut), frozenset(roads.people))
 
 
 def refusal(candidate: Candidate, code: str, flavour: Flavour | None, patient: PatientIdentity, sites: Sites) -> str:
@@ -184,7 +202,8 @@ def _by_hl7(
         if not why and fed:
             why = f"le DMP est déjà alimenté par {fed.display}"
         if why:
-            roads.close(whom, f"{why}, et nous envoyons nous-mêmes les courriels : la plateforme n'aurait rien à faire")
+            alone = "et nous envoyons nous-mêmes les courriels : la plateforme n'aurait rien à faire"
+            roads.close(whom, f"{why}, {alone}", candidate.reference)
             return
     roads.open(hl7_road(candidate, code, platform=flavour.platform))
 
@@ -204,6 +223,7 @@ def hl7_road(candidate: Candidate, code: str, *, platform: bool = False) -> Dest
         application=query.get("application", [""])[0],
         facility=query.get("facility", [""])[0],
         dmp=platform,
+        person=candidate.person,
     )
 
 
@@ -211,28 +231,31 @@ def _display(candidate: Candidate) -> str:
     return str(candidate.endpoint.get("name") or candidate.reference)
 
 
-def _by_mail(roads: _Roads, report: Report, requester: str, settings: Settings) -> None:
-    """The requester's MSSanté mailbox, unless their own software has the report already."""
-    if requester in roads.people:
+def _by_mail(roads: _Roads, person: str, whom: str, mailbox: str, role: str, settings: Settings) -> None:
+    """Somebody's MSSanté mailbox, unless their own software has the report already, or the mailbox itself."""
+    if person in roads.people:
         return
-    whom = f"{report.requester.given} {report.requester.family}".strip()
-    mailbox = report.requester.mailbox
     if not mailbox:
-        roads.close(whom, "aucune boîte MSSanté n'est connue pour le professionnel requérant")
+        roads.close(whom, f"aucune boîte MSSanté n'est connue pour {role}")
     elif not settings.smtp:
         roads.close(whom, "aucun opérateur MSSanté n'est configuré (réglage smtp)")
     else:
-        roads.open(
-            Destination(
-                kind="mail",
-                lane=f"{MAIL_LANE}:{mailbox.lower()}",
-                endpoint=f"mssante:{mailbox}",
-                display=mailbox,
-                second_leg="dsn",
-                addressee=f"mailto:{mailbox.lower()}",
-                mailbox=mailbox,
-            )
-        )
+        road = mail_road(mailbox, person)
+        roads.taken.setdefault(road.addressee, road)
+
+
+def mail_road(mailbox: str, person: str, display: str = "") -> Destination:
+    """The way to an MSSanté mailbox; `person` is whose it is, as a reference."""
+    return Destination(
+        kind="mail",
+        lane=f"{MAIL_LANE}:{mailbox.lower()}",
+        endpoint=f"mssante:{mailbox}",
+        display=display or mailbox,
+        second_leg="dsn",
+        addressee=f"mailto:{mailbox.lower()}",
+        mailbox=mailbox,
+        person=person,
+    )
 
 
 def addressee_of(address: str) -> str:
@@ -309,7 +332,7 @@ def _dmp(patient: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def _flavour(endpoint: Mapping[str, Any]) -> str | None:
+def report_flavour(endpoint: Mapping[str, Any]) -> str | None:
     """The flavour an Endpoint asks reports in, whether we know it or not; None when it is none for reports."""
     return next((code for code in profiles(endpoint) if code not in WORKFLOW), None)
 

@@ -1,6 +1,8 @@
-"""A final report becomes documents and deliveries, all frozen before the transaction that stores them.
+"""A signed report becomes documents and deliveries, all frozen before the transaction that stores them.
 
-PDF/A, CDA (TLM-CR), the HL7 messages and the mail say the same thing because they are rendered from one value.
+PDF/A, CDA (TLM-CR), the HL7 messages and the mail say the same thing because they are rendered from one value. A
+correction is the next version of the same set, in the place of the one before; a withdrawal renders nothing new: it
+takes back, from each addressee, the version they hold.
 """
 
 from __future__ import annotations
@@ -8,123 +10,272 @@ from __future__ import annotations
 import base64
 import hashlib
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
-from fhir_server.config import version
 from fhir_server.context import instant, new_delivery_id
 from fhir_server.errors import Invalid
 from fhir_server.store.lanes import NewDelivery
-from fhir_server.teleexpertise import distribution
-from fhir_server.teleexpertise.case import SERVER, Context
+from fhir_server.teleexpertise import distribution, parties, succession
+from fhir_server.teleexpertise.case import SERVER, STEP_SYSTEM, Context
 from fhir_server.teleexpertise.consent import consent_of
 from fhir_server.teleexpertise.distribution import Destination, Plan
-from fhir_server.teleexpertise.parties import candidates
+from fhir_server.teleexpertise.freezing import Content, freeze
+from fhir_server.teleexpertise.opinion import WITHDRAWN, reason_of
 from fhir_server.teleexpertise.readiness import named, professional, site_of
-from mappers import fhir_to_hl7v2, fhir_to_xdm
+from fhir_server.teleexpertise.states import FRENCH
+from fhir_server.teleexpertise.succession import Held
+from mappers import french
 from mappers.fhir_to_cda import cda
-from mappers.fhir_to_hl7v2_plain import plain
 from mappers.fhir_to_pdf import pdf
 from mappers.fhir_to_report import Incomplete, Report, Sources, report
-from mappers.identity import Mailbox, Site
-from mssante import envelope
-from mssante.letter import Address
+from mappers.identity import Site
 
 Resource = dict[str, Any]
 LOINC = "http://loinc.org"
 HANDED_OVER = "urn:passerelle:remise"
 """Task.businessStatus.coding: `partielle` when somebody does not get the report, `aucune` when nobody does."""
+NOT_HANDED_OVER = " non remis"
+"""In every sentence this server notes about somebody who does not get something."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What a final report adds to its transaction; `notes` tell by report who does not get it and why."""
+    """What a report adds to its transaction; `notes` tell by report who does not get it and why; `unsent` are earlier
+    deliveries that nobody received and that are given up for these."""
 
     resources: tuple[Resource, ...] = ()
     deliveries: tuple[NewDelivery, ...] = ()
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unsent: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A report with what it is rendered from."""
+
+    opinion: Resource
+    request: Resource
+    patient: Resource
+    site: Site
+    ctx: Context
+
+    @property
+    def reference(self) -> str:
+        return f"DiagnosticReport/{self.opinion['id']}"
 
 
 def render(opinion: Resource, request_id: str, ctx: Context) -> Rendered:
-    """Render a request's final DiagnosticReport. Raises Invalid (422) naming what a document cannot do without."""
+    """Render a request's signed or withdrawn DiagnosticReport for everybody. Raises Invalid (422) naming what a
+    document cannot do without."""
+    case = _case(opinion, request_id, ctx)
+    if opinion.get("status") == WITHDRAWN:
+        return _taken_back(case)
+    before = succession.held(case.reference, "current", ctx.view, ctx.handed)
+    replaced = [str(one["id"]) for one in before.documents]
+    value = _value(case, before.version + 1, before.latest)
+    content = _content(case, value)
+    plan = succession.follow(_plan(case, value), before, mailing=bool(ctx.settings.smtp))
+    ids = {road: new_delivery_id() for road in plan.destinations}
+    deliveries = _frozen(plan.destinations, ids, content, ctx)
+    documents = _records(content, case, succession.record(value.version, plan, ids, before), replaced)
+    old = tuple({**one, "status": "superseded"} for one in before.documents)
+    note = _corrected(value, content.reason) if before.documents else ""
+    task = told(case.request, plan, ctx, note=note)
+    return Rendered((*documents, *old, *task), deliveries, _notes(case, plan), before.unsent)
+
+
+def again(opinion: Resource, request_id: str, ctx: Context, lane: str) -> Rendered:
+    """Render the report as it stands for one destination once more: a document of the same version, told as what it is
+    to who holds an earlier one. No delivery when the report does not go there any more."""
+    case = _case(opinion, request_id, ctx)
+    withdrawn = opinion.get("status") == WITHDRAWN
+    before = succession.held(case.reference, WITHDRAWN if withdrawn else "current", ctx.view, ctx.handed)
+    if withdrawn:
+        return _recalled(case, before, lane)
+    replaced = [
+        related["target"]["reference"].partition("/")[2]
+        for one in before.documents
+        for related in one.get("relatesTo", ())
+    ]
+    value = _value(case, max(before.version, 1), replaced[-1] if replaced else "")
+    content = _content(case, value)
+    plan = succession.follow(_plan(case, value), before, mailing=bool(ctx.settings.smtp))
+    plan = Plan(tuple(road for road in plan.destinations if road.lane == lane), ())
+    ids = {road: new_delivery_id() for road in plan.destinations}
+    documents = _records(content, case, succession.record(value.version, plan, ids, Held()), replaced)
+    return Rendered(documents, _frozen(plan.destinations, ids, content, ctx))
+
+
+def _taken_back(case: _Case) -> Rendered:
+    """The withdrawal of a report: its documents are marked, whoever holds one is told, the content stays."""
+    ctx = case.ctx
+    before = succession.held(case.reference, "current", ctx.view, ctx.handed, taken_back=True)
+    if not before.recorded:
+        before = replace(before, holders=succession.assumed(_plan(case, _value(case, before.version)), before))
+    back = _recalled(case, before)
+    marked = tuple({**one, "status": WITHDRAWN} for one in before.documents)
+    return replace(back, resources=(*marked, *back.resources), unsent=before.unsent)
+
+
+def _recalled(case: _Case, before: Held, lane: str = "") -> Rendered:
+    """A delivery to everybody who holds a version, or to one of them, that takes back the very document they hold."""
+    ctx = case.ctx
+    value = _value(case, max(before.version, 1))
+    plan = succession.recall(before, value.patient, ctx.view, mailing=bool(ctx.settings.smtp))
+    out: list[NewDelivery] = []
+    for road in plan.destinations:
+        if lane in ("", road.lane):
+            held = _content_of(road.replaces, case, value)
+            out += _frozen((road,), {road: new_delivery_id()}, held, ctx)
+    if lane:
+        return Rendered((), tuple(out))
+    why = reason_of(case.opinion)
+    note = f"Compte rendu retiré le {french.instant(ctx.now, value.zone)}, il ne doit plus être utilisé : {why}"
+    return Rendered(told(case.request, plan, ctx, note=note), tuple(out), _notes(case, plan))
+
+
+def _content_of(document_id: str, case: _Case, value: Report) -> Content:
+    """A version as it was sent, read from its record. Raises Invalid when its content is gone."""
+    record = case.ctx.view.get(f"DocumentReference/{document_id}") or {}
+    found: dict[str, bytes] = {}
+    for part in record.get("content", ()):
+        attachment = part.get("attachment", {})
+        binary = case.ctx.view.get(str(attachment.get("url", ""))) or {}
+        found[str(attachment.get("contentType", ""))] = base64.b64decode(binary.get("data", ""))
+    if not found.get("application/pdf") or not found.get("text/xml"):
+        text = f"DocumentReference/{document_id} has lost its content, and its readers cannot be told what is withdrawn"
+        raise Invalid(text, expression="DiagnosticReport.status", code="not-found")
+    signed = _moment(record.get("date")) or value.signed_at
+    sent = replace(value, id=document_id, signed_at=signed)
+    return replace(_content(case, sent, found["application/pdf"], found["text/xml"]))
+
+
+def _case(opinion: Resource, request_id: str, ctx: Context) -> _Case:
     request = ctx.view.get(f"ServiceRequest/{request_id}") or {}
     patient = ctx.view.get(request["subject"]["reference"]) or {}
-    site = site_of(patient, ctx.sites)
+    return _Case(opinion, request, patient, site_of(patient, ctx.sites), ctx)
+
+
+def _value(case: _Case, version: int, replaces: str = "") -> Report:
     try:
-        value = report(_sources(opinion, request, patient, site, ctx)).value
+        return report(_sources(case, version, replaces)).value
     except Incomplete as missing:
         raise Invalid(missing.text, expression=missing.expression, code="required") from missing
-    document = pdf(value)
-    clinical = cda(value, document, site)
-    found = candidates(request, opinion, patient, ctx.view, ctx.sites)
-    plan = distribution.plan(value, patient, found, request["requester"]["reference"], ctx.sites, ctx.settings)
-    keys = _keys(value, request, ctx)
+
+
+def _content(case: _Case, value: Report, document: bytes = b"", clinical: bytes = b"") -> Content:
+    document = document or pdf(value)
+    clinical = clinical or cda(value, document, case.site)
+    keys = _keys(value, case.request, case.ctx)
+    return Content(value, document, clinical, case.site, case.opinion, keys, reason_of(case.opinion))
+
+
+def _plan(case: _Case, value: Report) -> Plan:
+    ctx, request = case.ctx, case.request
+    doctors = parties.doctors(request, case.opinion, case.patient, ctx.view)
+    found = parties.candidates(request, case.opinion, case.patient, ctx.view, ctx.sites, doctors)
+    asker = request["requester"]["reference"]
+    return distribution.plan(value, case.patient, found, asker, ctx.sites, ctx.settings, doctors)
+
+
+def _frozen(
+    roads: Sequence[Destination], ids: Mapping[Destination, str], content: Content, ctx: Context
+) -> tuple[NewDelivery, ...]:
     frozen = []
-    for destination in plan.destinations:
+    for road in roads:
         try:
-            frozen.append(_delivery(destination, value, document, clinical, site, keys, opinion, ctx))
+            frozen.append(freeze(road, ids[road], content, ctx))
         except ValueError as problem:
-            text = f"the report cannot be written for {destination.display}: {problem}"
+            text = f"the report cannot be written for {road.display}: {problem}"
             raise Invalid(text, expression="DiagnosticReport", code="value") from problem
-    records = _records(value, opinion, request, document, clinical, ctx)
-    notes = {f"DiagnosticReport/{opinion['id']}": tuple(shut.text for shut in plan.shut)}
-    return Rendered((*records, *told(request, plan, ctx)), tuple(frozen), notes)
+    return tuple(frozen)
 
 
-def told(request: Resource, plan: Plan, ctx: Context, *, report: bool = True) -> tuple[Resource, ...]:
-    """The case's Task with what did not reach somebody: a note each, and for its report a coded word that finds such
-    cases."""
+def _notes(case: _Case, plan: Plan) -> Mapping[str, tuple[str, ...]]:
+    return {case.reference: tuple(shut.text for shut in plan.shut)}
+
+
+def _corrected(value: Report, reason: str) -> str:
+    """The note of a correction, in French."""
+    when = french.instant(value.signed_at, value.zone)
+    told = f"Compte rendu corrigé le {when} : la version {value.version} annule et remplace la précédente"
+    return f"{told} ({reason})." if reason else f"{told}."
+
+
+def told(request: Resource, plan: Plan, ctx: Context, *, report: bool = True, note: str = "") -> tuple[Resource, ...]:
+    """The case's Task with what happened to its report (`note`) and what did not reach somebody: a note each, and for
+    a report a coded word that finds such cases, gone when everybody is reached."""
     task = ctx.view.get(f"Task/{request['id']}")
-    if task is None or not plan.shut:
+    if task is None or not (plan.shut or note):
         return ()
-    notes = [{"authorString": SERVER, "time": instant(ctx.now), "text": shut.text} for shut in plan.shut]
+    texts = [*([note] if note else []), *(shut.text for shut in plan.shut)]
+    notes = [{"authorString": SERVER, "time": instant(ctx.now), "text": text} for text in texts]
     out = task | {"note": [*task.get("note", ()), *notes]}
     if not report:
         return (out,)
-    code = "partielle" if plan.destinations else "aucune"
-    out["businessStatus"] = task.get("businessStatus", {}) | {"coding": [{"system": HANDED_OVER, "code": code}]}
-    if not plan.destinations:
+    status = {name: value for name, value in task.get("businessStatus", {}).items() if name != "coding"}
+    out.pop("statusReason", None)
+    if plan.shut:
+        code = "partielle" if plan.destinations else "aucune"
+        status["coding"] = [{"system": HANDED_OVER, "code": code}]
+    if plan.shut and not plan.destinations:
         out["statusReason"] = {"text": "Le compte rendu n'a de chemin vers personne ; voir les notes."}
+    out["businessStatus"] = status
     return (out,)
 
 
-def not_reached(task: Resource) -> list[str]:
-    """What this server noted on a Task: who did not get the report and why; nothing for any other resource."""
+def noted(task: Resource) -> list[str]:
+    """What this server noted on a Task; nothing for any other resource."""
     notes = task.get("note", ()) if task.get("resourceType") == "Task" else ()
     return [str(note.get("text", "")) for note in notes if note.get("authorString") == SERVER]
 
 
-def _sources(opinion: Resource, request: Resource, patient: Resource, site: Site, ctx: Context) -> Sources:
+def not_reached(task: Resource) -> list[str]:
+    """What this server noted on a Task: who did not get the report and why; nothing for any other resource."""
+    return [text for text in noted(task) if NOT_HANDED_OVER in text]
+
+
+def step_of(resource: Resource) -> str:
+    """The step of a case that a Provenance of this server tells of, in French; '' for anything else."""
+    codings = resource.get("activity", {}).get("coding", ()) if resource.get("resourceType") == "Provenance" else ()
+    return next((FRENCH.get(one.get("code", ""), "") for one in codings if one.get("system") == STEP_SYSTEM), "")
+
+
+def _sources(case: _Case, version: int, replaces: str) -> Sources:
+    ctx, request, opinion = case.ctx, case.request, case.opinion
     expert = (opinion.get("resultsInterpreter") or opinion.get("performer") or [{}])[0].get("reference", "")
     requester_role, requester, requester_organization = professional(request["requester"]["reference"], ctx)
     expert_role, expert_person, expert_organization = professional(expert, ctx)
-    task = ctx.view.get(f"Task/{request['id']}") or {}
+    period = (ctx.view.get(f"Task/{request['id']}") or {}).get("executionPeriod", {})
     talk = ctx.view.find("Communication", f"based-on=ServiceRequest/{request['id']}")
     studies = ctx.view.find("ImagingStudy", f"basedon=ServiceRequest/{request['id']}")
     consent = consent_of(request, ctx)
-    started = task.get("executionPeriod", {}).get("start")
+    withdrawn = opinion.get("status") == WITHDRAWN
     return Sources(
         service_request=request,
-        diagnostic_report=opinion,
-        patient=patient,
+        # What is taken back is read as it was signed.
+        diagnostic_report=opinion | {"status": "final"} if withdrawn else opinion,
+        patient=case.patient,
         requester_role=requester_role,
         requester=requester,
         requester_organization=requester_organization,
         expert_role=expert_role,
         expert=expert_person,
         expert_organization=expert_organization,
-        site=site,
+        site=case.site,
         document_id=str(uuid.uuid4()),
         set_id=set_id(ctx.settings.installation, request["id"]),
+        version=version,
+        replaces=replaces,
         consent=consent if consent and consent.get("id") else None,
         communications=tuple((message, _author(message, ctx)) for message in talk),
         imaging_studies=tuple(studies),
-        started_at=_moment(started),
-        ended_at=ctx.now,
-        signed_at=ctx.now,
+        started_at=_moment(period.get("start")),
+        ended_at=_moment(period.get("end")) or ctx.now,
+        signed_at=_moment(opinion.get("issued")) if withdrawn else ctx.now,
         consent_extension=ctx.settings.extension_patient_consent,
     )
 
@@ -169,105 +320,12 @@ def _keys(value: Report, request: Resource, ctx: Context) -> tuple[tuple[str, st
     return tuple(dict.fromkeys(keys))
 
 
-def _delivery(
-    destination: Destination,
-    value: Report,
-    document: bytes,
-    clinical: bytes,
-    site: Site,
-    keys: tuple[tuple[str, str], ...],
-    opinion: Resource,
-    ctx: Context,
-) -> NewDelivery:
-    key = new_delivery_id()
-    if destination.kind == "mail":
-        payload, media = _mail(destination, key, value, document, clinical, site, ctx), "message/rfc822"
-        endpoint = f"mssante:{destination.mailbox}?from={_sender(site).address}"
-    else:
-        payload = _message(destination, key, value, document, clinical, site, ctx)
-        media, endpoint = "x-application/hl7-v2+er7", destination.endpoint
-    return NewDelivery(
-        lane=destination.lane,
-        endpoint=endpoint,
-        protocol=destination.kind,
-        payload=payload,
-        id=key,
-        media_type=media,
-        title=destination.display,
-        keys=keys,
-        patient=value.patient.reference,
-        case=f"ServiceRequest/{value.request_id}",
-        document=f"DiagnosticReport/{opinion['id']}",
-        second_leg=destination.second_leg,
-        on_stuck="skip",
-    )
-
-
-def _message(
-    destination: Destination, key: str, value: Report, document: bytes, clinical: bytes, site: Site, ctx: Context
-) -> bytes:
-    """The HL7 message in the flavour the Endpoint asks for."""
-    flavour = distribution.FLAVOURS[destination.flavour]
-    to: dict[str, Any] = {
-        "site": site,
-        "control_id": key,
-        "now": ctx.now,
-        "receiving_application": destination.application,
-        "receiving_facility": destination.facility,
-    }
-    match flavour.message:
-        case "mdm":
-            return fhir_to_hl7v2.mdm(
-                value, clinical, profile=flavour.profile or "lps-1.1", dmp=destination.dmp, **to
-            ).value
-        case "oru":
-            return fhir_to_hl7v2.oru(value, clinical, dmp=destination.dmp, **to).value
-        case "plain-mdm":
-            return plain(value, document, kind="MDM", **to).value
-    return plain(value, document, kind="ORU", **to).value
-
-
-def _sender(site: Site) -> Mailbox:
-    box = next((box for box in site.mailboxes if box.kind == "APP"), None) or next(iter(site.mailboxes), None)
-    if box is None:
-        raise Invalid(
-            f"{site.name} has no MSSanté mailbox to send from; add [[sites.mailboxes]] to the settings",
-            expression="Organization.telecom",
-        )
-    return box
-
-
-def _mail(
-    destination: Destination, key: str, value: Report, document: bytes, clinical: bytes, site: Site, ctx: Context
-) -> bytes:
-    box = _sender(site)
-    submission = str(uuid.uuid5(uuid.NAMESPACE_URL, f"urn:passerelle:submission:{key}"))
-    software = fhir_to_xdm.Application(version=version(), vendor=ctx.settings.product_vendor)
-    files = fhir_to_xdm.files(
-        value, site, cda=clinical, submission_id=submission, submitted_at=ctx.now, application=software
-    )
-    us = Address(box.address, box.display)
-    return envelope.mail(
-        fhir_to_xdm.letter(value, site),
-        delivery_id=key,
-        date=ctx.now.astimezone(ZoneInfo(site.time_zone)),
-        sender=us,
-        recipients=(Address(destination.mailbox),),
-        product=ctx.settings.mail_product,
-        xdm=envelope.xdm_zip(files, at=ctx.now),
-        pdf=document,
-        reply_to=us,
-        notify_to=us,
-    )
-
-
-def _records(
-    value: Report, opinion: Resource, request: Resource, document: bytes, clinical: bytes, ctx: Context
-) -> tuple[Resource, ...]:
+def _records(content: Content, case: _Case, record: Resource, replaced: Sequence[str]) -> tuple[Resource, ...]:
     """The documents as Binary and DocumentReference, so that they can be read again by FHIR."""
+    value, opinion, request = content.value, case.opinion, case.request
     out: list[Resource] = []
     contents = []
-    for data, media, title in ((document, "application/pdf", "PDF"), (clinical, "text/xml", "CDA")):
+    for data, media, title in ((content.pdf, "application/pdf", "PDF"), (content.cda, "text/xml", "CDA")):
         digest = hashlib.sha256(data).hexdigest()
         encoded = base64.b64encode(data).decode("ascii")
         binary = {"resourceType": "Binary", "id": digest[:40], "contentType": media, "data": encoded}
@@ -283,10 +341,12 @@ def _records(
         }
         contents.append({"attachment": attachment})
     related = [{"reference": f"DiagnosticReport/{opinion['id']}"}, {"reference": f"ServiceRequest/{request['id']}"}]
+    links = [{"code": "replaces", "target": {"reference": f"DocumentReference/{one}"}} for one in replaced]
     out.append(
         {
             "resourceType": "DocumentReference",
             "id": value.id,
+            "extension": [record],
             "masterIdentifier": {"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{value.id}"},
             "status": "current",
             "docStatus": "final",
@@ -294,6 +354,7 @@ def _records(
             "subject": request["subject"],
             "date": instant(value.signed_at),
             "author": opinion.get("resultsInterpreter", []),
+            **({"relatesTo": links} if links else {}),
             "content": contents,
             "context": {"related": related},
         }

@@ -1,7 +1,11 @@
-"""Writing the DiagnosticReport of a téléexpertise: signed once, by the expert in person, about the case's patient.
+"""Writing the DiagnosticReport of a téléexpertise: signed by the expert in person, who alone corrects or withdraws it.
 
-Correcting a report that was sent (amended, corrected) is not offered yet: it would need documents that replace the
-first ones on every road. Source: https://hl7.org/fhir/R4/valueset-diagnostic-report-status.html.
+A correction (amended, corrected, appended) is a new version of the documents for everybody who has one; a withdrawal
+(entered-in-error) takes them back. Neither moves the case: it stays completed, as the draft guide has no step from
+there. The reason stands in the extension statusReason.
+
+Sources: https://hl7.org/fhir/R4/valueset-diagnostic-report-status.html;
+https://hl7.org/fhir/R4/extension-event-statusreason.html.
 """
 
 from __future__ import annotations
@@ -19,11 +23,17 @@ from fhir_server.teleexpertise.case import (
     same,
     task,
 )
-from fhir_server.teleexpertise.states import refusal, roles_in_case, state_of, step, with_state
+from fhir_server.teleexpertise.states import State, is_caller, refusal, roles_in_case, state_of, step, with_state
 
-SIGNED = frozenset({"final", "amended", "corrected", "appended"})
+CORRECTING = frozenset({"amended", "corrected", "appended"})
+SIGNED = CORRECTING | {"final"}
+WITHDRAWN = "entered-in-error"
+REASON = "http://hl7.org/fhir/StructureDefinition/event-statusReason"
 _FILLED = ("issued", "resultsInterpreter")
 _PEOPLE = ("Practitioner/", "PractitionerRole/")
+_OF_STATUS = ("status", "extension")
+# What the documents print of a report: a correction changes one of these.
+_TOLD = ("conclusion", "conclusionCode", "effectivePeriod", "effectiveDateTime")
 
 
 def diagnostic_report(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
@@ -32,21 +42,17 @@ def diagnostic_report(before: Resource | None, after: Resource, ctx: Context) ->
     if request is None:
         return Consequences(after, claims=outside_claims(after))
     source = state_of(request, ctx.settings)
-    if before and before.get("status") in SIGNED:
-        if roles_in_case(ctx.caller, request, ctx.view) and same(before, after, _FILLED):
-            return Consequences(before, (), "", request["id"], unchanged=True)
-        wanted = "changing a report already sent (corrections are not offered yet: ask and answer in a new request)"
-        raise refusal(ctx.caller, request, source, wanted, "DiagnosticReport", ctx.view)
-    taken = step(ctx.caller, request, source, "completed", "DiagnosticReport.status", ctx.view)
-    if after.get("status") in SIGNED - {"final"}:
+    over = before is not None and before.get("status") == WITHDRAWN and source == "completed"
+    if before is not None and (over or before.get("status") in SIGNED):
+        return _signed_before(before, after, request, source, ctx)
+    taken = step(ctx.caller, request, source, "completed", "DiagnosticReport.status", ctx.view, "report")
+    if after.get("status") in CORRECTING:
         text = f"`{after['status']}` corrects a report that was sent, and none was; sign it as final"
         raise Invalid(text, expression="DiagnosticReport.status", code="value")
     _about_the_patient(after, request)
     if after.get("status") != "final":
         return Consequences(after, (), "", request["id"])
-    if not after.get("conclusion"):
-        text = "a final report needs a conclusion: it is what the requester reads"
-        raise Invalid(text, expression="DiagnosticReport.conclusion", code="required")
+    _need_conclusion(after)
     stored = _signed(after, ctx)
     updated = with_state(request, "completed", ctx.settings)
     targets = [f"ServiceRequest/{request['id']}", f"DiagnosticReport/{after['id']}"]
@@ -54,10 +60,94 @@ def diagnostic_report(before: Resource | None, after: Resource, ctx: Context) ->
     return Consequences(stored, others, taken.name, request["id"], final=True)
 
 
+def _signed_before(before: Resource, after: Resource, request: Resource, source: State, ctx: Context) -> Consequences:
+    """What was sent is said again, corrected or taken back; everything else is refused."""
+    if roles_in_case(ctx.caller, request, ctx.view) and _said_again(before, after):
+        return Consequences(before, (), "", request["id"], unchanged=True)
+    if before["status"] == WITHDRAWN:
+        wanted = "changing a report that was withdrawn (ask and answer in a new request)"
+    elif after.get("status") in CORRECTING:
+        return _corrected(before, after, request, source, ctx)
+    elif after.get("status") == WITHDRAWN:
+        return _withdrawn(before, after, request, source, ctx)
+    else:
+        wanted = "changing a report already sent, but by a correction or a withdrawal,"
+    raise refusal(ctx.caller, request, source, wanted, "DiagnosticReport", ctx.view)
+
+
+def _said_again(before: Resource, after: Resource) -> bool:
+    """The same again; a correction that is repeated may carry the instant of the version it was made from."""
+    if before["status"] in CORRECTING and after.get("status") == before["status"] and "issued" in before:
+        after = after | {"issued": before["issued"]}
+    return same(before, after, _FILLED)
+
+
+def _corrected(before: Resource, after: Resource, request: Resource, source: State, ctx: Context) -> Consequences:
+    taken = step(ctx.caller, request, source, "completed", "DiagnosticReport.status", ctx.view, "amend")
+    _by_its_signer(before, ctx)
+    _about_the_patient(after, request)
+    _need_conclusion(after)
+    labels = (one.get("meta", {}).get("security") for one in (before, after))
+    if all(before.get(name) == after.get(name) for name in _TOLD) and len({str(label) for label in labels}) == 1:
+        text = "a correction changes what the report says (conclusion, conclusionCode, effective instants)"
+        raise Invalid(text, expression="DiagnosticReport.conclusion", code="value")
+    kept = {name: value for name, value in after.items() if name != "issued" or value != before.get("issued")}
+    signers = before.get("resultsInterpreter", [])
+    if after.get("resultsInterpreter", signers) != signers:
+        text = "who signed a report stays; leave the element out or send it back as it is"
+        raise RuleBroken(text, expression="DiagnosticReport.resultsInterpreter")
+    stored = {"issued": instant(ctx.now), **kept, "resultsInterpreter": signers}
+    return _traced(before, stored, request, taken.name, ctx)
+
+
+def _withdrawn(before: Resource, after: Resource, request: Resource, source: State, ctx: Context) -> Consequences:
+    taken = step(ctx.caller, request, source, "completed", "DiagnosticReport.status", ctx.view, "withdraw")
+    _by_its_signer(before, ctx)
+    if not reason_of(after):
+        text = f"say why the report is withdrawn: its readers are told ({REASON}, valueCodeableConcept.text)"
+        raise Invalid(text, expression="DiagnosticReport.extension", code="required")
+    was, now = ({name: one[name] for name in one if name not in _OF_STATUS} for one in (before, after))
+    if not same(was, now, _FILLED):
+        text = "a withdrawal changes the status and gives the reason, nothing else; what was said stays on record"
+        raise RuleBroken(text, expression="DiagnosticReport")
+    stored = after | {name: before[name] for name in _FILLED if name in before}
+    return _traced(before, stored, request, taken.name, ctx)
+
+
+def _traced(before: Resource, stored: Resource, request: Resource, name: str, ctx: Context) -> Consequences:
+    targets = [f"ServiceRequest/{request['id']}", f"DiagnosticReport/{stored['id']}"]
+    told = provenance(request, targets, name, ctx, revised=before, reason=reason_of(stored))
+    return Consequences(stored, (told,), name, request["id"], final=True)
+
+
+def reason_of(report: Resource) -> str:
+    """Why a report has its status, in the words of who changed it, or ''."""
+    for extension in report.get("extension", ()):
+        if extension.get("url") == REASON:
+            concept = extension.get("valueCodeableConcept", {})
+            displays = (coding.get("display", "") for coding in concept.get("coding", ()))
+            return str(concept.get("text") or next(filter(None, displays), "")).strip()
+    return ""
+
+
+def _by_its_signer(before: Resource, ctx: Context) -> None:
+    """Whoever signed answers for it. Raises RuleBroken."""
+    signers = [one.get("reference", "") for one in before.get("resultsInterpreter", ())]
+    if not any(is_caller(one, ctx.caller, ctx.view) for one in signers):
+        text = f"a report is corrected or withdrawn by who signed it ({', '.join(signers) or 'nobody is named'})"
+        raise RuleBroken(text, expression="DiagnosticReport.resultsInterpreter")
+
+
+def _need_conclusion(report: Resource) -> None:
+    if not report.get("conclusion"):
+        text = "a final report needs a conclusion: it is what the requester reads"
+        raise Invalid(text, expression="DiagnosticReport.conclusion", code="required")
+
+
 def _about_the_patient(report: Resource, request: Resource) -> None:
     """The patient of the case and no other; one in preparation need not name them yet. Raises RuleBroken."""
     about = report.get("subject", {}).get("reference")
-    if (about or report.get("status") == "final") and about != request["subject"].get("reference"):
+    if (about or report.get("status") in SIGNED) and about != request["subject"].get("reference"):
         text = f"the report is about another patient than its request ({request['subject'].get('reference')})"
         raise RuleBroken(text, expression="DiagnosticReport.subject")
 

@@ -5,17 +5,24 @@ the expert who answers, the requester and theirs, the place of the stay, and the
 request carries (`ServiceRequest.subject.identifier`). Endpoints are read where FHIR puts them: HealthcareService,
 Organization (else the one it is part of) and PractitionerRole.
 
+The declared médecin traitant (`Patient.generalPractitioner`) gets it too: HAS guide of May 2019, the report goes to the
+requester and to the médecin traitant. A patient who does not want that says so by an active Consent of type `deny` that
+names the doctor as an actor (CSP L.1110-4: the person concerned may oppose an exchange at any time).
+
 Source: https://hl7.org/fhir/R4/endpoint.html.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 from fhir_server.context import View
 from fhir_server.patients.sites import Sites
+from fhir_server.teleexpertise.readiness import named
+from mappers.fhir_to_identity import mailbox_of
 
 Resource = Mapping[str, Any]
 _HOUSES = 4  # Organization.partOf is followed this far
@@ -34,10 +41,26 @@ class Candidate:
     person: str = ""
 
 
-def candidates(request: Resource, opinion: Resource, patient: Resource, view: View, sites: Sites) -> list[Candidate]:
-    """The Endpoints of those who take part, each reference once, the expert's side first."""
+@dataclass(frozen=True, slots=True)
+class Doctor:
+    """A declared médecin traitant: `person` is their role or, without one, themselves or their structure, as a
+    reference; `mailbox` their MSSanté address or ''; `refusal` says in French why nothing may go to them."""
+
+    person: str
+    name: str
+    mailbox: str = ""
+    refusal: str = ""
+
+
+def candidates(
+    request: Resource, opinion: Resource, patient: Resource, view: View, sites: Sites, doctors: Iterable[Doctor] = ()
+) -> list[Candidate]:
+    """The Endpoints of those who take part, each reference once, the expert's side first; a médecin traitant's are
+    those of their own role alone."""
     found: dict[str, Candidate] = {}
-    for owner, person in _owners(request, opinion, patient, view, sites):
+    own = ((view.get(one.person) or {}, one.person) for one in doctors if not one.refusal)
+    roles = [(role, key) for role, key in own if key.startswith("PractitionerRole/")]
+    for owner, person in (*_owners(request, opinion, patient, view, sites), *roles):
         house = _house(owner, view)
         for item in owner.get("endpoint", ()):
             reference = str(item.get("reference", ""))
@@ -107,3 +130,63 @@ def _carried(request: Resource, patient: Resource, sites: Sites) -> str:
         return ""
     held = {(i.get("system"), i.get("value")) for i in patient.get("identifier", ()) if i.get("use") != "old"}
     return owner[0].key if (said["system"], said["value"]) in held else ""
+
+
+# --- the declared médecin traitant -----------------------------------------------------------------------------------
+
+
+def doctors(request: Resource, opinion: Resource, patient: Resource, view: View) -> list[Doctor]:
+    """The médecins traitants declared for a patient, but for who asked and who signed."""
+    parts = (request.get("requester", {}), *(opinion.get("resultsInterpreter") or ()))
+    references = [str(part.get("reference", "")) for part in parts]
+    known = set(references) | {_practitioner(reference, view) for reference in references}
+    found: dict[str, Doctor] = {}
+    for declared in patient.get("generalPractitioner", ()):
+        reference = _declared(declared, view)
+        if not reference or view.get(reference) is None:
+            name = str(declared.get("display") or declared.get("identifier", {}).get("value") or "")
+            found.setdefault(name, Doctor("", name, refusal="le professionnel déclaré n'est pas enregistré ici"))
+        elif not {reference, _practitioner(reference, view)} & known:
+            found.setdefault(reference, _doctor(reference, patient, view))
+    return list(found.values())
+
+
+def _declared(reference: Resource, view: View) -> str:
+    """Whom `generalPractitioner` names: by reference, or by an identifier that exactly one Practitioner has."""
+    if reference.get("reference"):
+        return str(reference["reference"])
+    identifier = reference.get("identifier", {})
+    if not identifier.get("system") or not identifier.get("value"):
+        return ""
+    known = view.find("Practitioner", urlencode({"identifier": f"{identifier['system']}|{identifier['value']}"}))
+    return f"Practitioner/{known[0]['id']}" if len(known) == 1 else ""
+
+
+def _doctor(reference: str, patient: Resource, view: View) -> Doctor:
+    """Their address: of a role, of themselves, of their structure, in this order."""
+    party = view.get(reference) or {}
+    roles = [party] if party.get("resourceType") == "PractitionerRole" else []
+    if party.get("resourceType") == "Practitioner":
+        roles = [
+            role for role in view.find("PractitionerRole", f"practitioner={reference}") if role.get("active", True)
+        ]
+    person = view.get(_practitioner(reference, view)) or {}
+    houses = [view.get(role.get("organization", {}).get("reference", "")) or {} for role in roles]
+    mailbox = next(filter(None, map(mailbox_of, (*roles, person or party, *houses))), "")
+    role = next((one for one in roles if mailbox_of(one)), roles[0] if len(roles) == 1 else None)
+    name = named(person) if person else str(party.get("name", ""))
+    actors = {reference, _practitioner(reference, view), *(f"PractitionerRole/{one['id']}" for one in roles)} - {""}
+    key = f"PractitionerRole/{role['id']}" if role else reference
+    return Doctor(key, name, mailbox, "le patient s'y oppose" if _opposed(patient, actors, view) else "")
+
+
+def _opposed(patient: Resource, actors: Iterable[str], view: View) -> bool:
+    query = f"patient=Patient/{patient.get('id', '')}&status=active&actor={','.join(sorted(actors))}"
+    return any(one.get("provision", {}).get("type") == "deny" for one in view.find("Consent", query))
+
+
+def _practitioner(reference: str, view: View) -> str:
+    """The Practitioner behind a reference to one or to a role, or ''."""
+    if reference.startswith("Practitioner/"):
+        return reference
+    return str((view.get(reference) or {}).get("practitioner", {}).get("reference", ""))

@@ -7,12 +7,15 @@ stored is no change; a patient may always withdraw a consent.
 from __future__ import annotations
 
 from fhir_server.errors import Conflict, RuleBroken
+from fhir_server.teleexpertise.attachments import case_of_attachment
 from fhir_server.teleexpertise.case import STEP_SYSTEM, Consequences, Context, Resource, based_on, is_case, same
-from fhir_server.teleexpertise.opinion import SIGNED
+from fhir_server.teleexpertise.opinion import SIGNED, WITHDRAWN
 from fhir_server.teleexpertise.scopes import case_of
 from fhir_server.teleexpertise.states import FINAL, refusal, state_of
+from fhir_server.teleexpertise.succession import DISTRIBUTED
 
-WITHDRAWN = ("inactive", "rejected", "entered-in-error")
+_SENT = SIGNED | {WITHDRAWN}
+_TAKEN_BACK = ("inactive", "rejected", "entered-in-error")
 _PEOPLE = ("Practitioner/", "PractitionerRole/")
 _DIRECTORY = frozenset({"Practitioner", "PractitionerRole", "Organization", "HealthcareService"})
 _LIVE = "draft,active,on-hold"
@@ -25,7 +28,11 @@ _USES = (
 
 
 def document_reference(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
-    """The record of a report's documents is written by this server alone."""
+    """The record of a report's documents is written by this server alone. Raises RuleBroken."""
+    for index, extension in enumerate(after.get("extension", ()) if before is None else ()):
+        if extension.get("url") == DISTRIBUTED:
+            text = "who got a document is told by this server; leave the extension out"
+            raise RuleBroken(text, expression=f"DocumentReference.extension[{index}]")
     return _kept(before, after, _case_of_documents(before, ctx) if before else None, ctx)
 
 
@@ -37,7 +44,7 @@ def binary(before: Resource | None, after: Resource, ctx: Context) -> Consequenc
 def consent(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
     """A consent that a request went out with stays, but can be withdrawn by its status alone."""
     request = _case_of_consent(before, ctx) if before else None
-    withdrawn = after.get("status") in WITHDRAWN
+    withdrawn = after.get("status") in _TAKEN_BACK
     if before and request and withdrawn and same(before | {"status": after["status"]}, after):
         return Consequences(after)
     return _kept(before, after, request, ctx, "; set its status to inactive to withdraw it, or record a new one")
@@ -114,7 +121,7 @@ def _case_of_documents(document: Resource, ctx: Context) -> Resource | None:
     for item in document.get("context", {}).get("related", ()):
         reference = item.get("reference", "")
         report = ctx.view.get(reference) if reference.startswith("DiagnosticReport/") else None
-        if report and report.get("status") in SIGNED:
+        if report and report.get("status") in _SENT:
             for key in based_on(report):
                 if is_case(request := ctx.view.get(key) or {}):
                     return request
@@ -122,10 +129,10 @@ def _case_of_documents(document: Resource, ctx: Context) -> Resource | None:
 
 
 def _case_of_binary(found: Resource, ctx: Context) -> Resource | None:
-    """The case of the report whose documents lie in a Binary."""
+    """The case of the report whose documents lie in a Binary, or of a message that brings it along."""
     documents = ctx.view.find("DocumentReference", f"location=Binary/{found['id']}")
     cases = (_case_of_documents(document, ctx) for document in documents)
-    return next((request for request in cases if request), None)
+    return next((request for request in cases if request), None) or case_of_attachment(found, ctx)
 
 
 def _case_of_consent(found: Resource, ctx: Context) -> Resource | None:

@@ -25,6 +25,7 @@ from fhir_server.teleexpertise.case import (
 from fhir_server.teleexpertise.consent import consent_of, need_consent
 from fhir_server.teleexpertise.scopes import case_of
 from fhir_server.teleexpertise.states import (
+    CORRECTION,
     FINAL,
     INDIRECT,
     TASK_STATUS,
@@ -40,8 +41,6 @@ from fhir_server.teleexpertise.states import (
 
 # Who asks, and who may do so in somebody's name; the others in a case are asked.
 _ASKING = frozenset({"requester", "partner", "system", "admin"})
-CORRECTION = "correct"
-"""Provenance.activity when the asking side rewrites the question of a request that is out."""
 _QUESTION = (
     "code",
     "orderDetail",
@@ -84,6 +83,8 @@ def _case(before: Resource | None, after: Resource, ctx: Context) -> Consequence
         if target != "draft":
             readiness.reason_given(after)
             _need_people(after, ctx)
+            if before and _asked(before) != _asked(after):
+                readiness.asked_here(after, ctx)
         stored = with_state(after, target, ctx.settings)
         rewritten = before is not None and source != "draft" and _rewritten(before, after)
         told = (provenance(stored, [f"ServiceRequest/{stored['id']}"], CORRECTION, ctx),) if rewritten else ()
@@ -192,6 +193,10 @@ def _rewritten(before: Resource, after: Resource) -> str:
 
 def _whom(reference: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in reference.items() if name != "display"}
+
+
+def _asked(request: Resource) -> set[str]:
+    return {str(performer.get("reference", "")) for performer in request["performer"]}
 
 
 def _performers(

@@ -59,6 +59,8 @@ TRANSITIONS: tuple[Step, ...] = (
         "answer", "on-hold", "in_progress", "requester partner", "create a Communication with inResponseTo the question"
     ),
     _step("cancel", "on-hold", "revoked", "requester partner system", "set status revoked"),
+    _step("amend", "completed", "completed", "expert", "its signer sets DiagnosticReport.status amended or corrected"),
+    _step("withdraw", "completed", "completed", "expert", "its signer sets DiagnosticReport.status entered-in-error"),
     _step("void", "draft", "entered-in-error", "requester partner admin", "set status entered-in-error"),
     _step("void", "ready", "entered-in-error", "requester partner admin", "set status entered-in-error"),
     _step("void", "in_progress", "entered-in-error", "requester partner admin", "set status entered-in-error"),
@@ -66,7 +68,31 @@ TRANSITIONS: tuple[Step, ...] = (
 )
 FINAL: frozenset[State] = frozenset({"completed", "revoked", "entered-in-error"})
 # Steps that only another resource can cause: a PUT of the ServiceRequest alone is refused.
-INDIRECT: Mapping[str, str] = {"question": "Communication", "answer": "Communication", "report": "DiagnosticReport"}
+INDIRECT: Mapping[str, str] = {
+    "question": "Communication",
+    "answer": "Communication",
+    "report": "DiagnosticReport",
+    "amend": "DiagnosticReport",
+    "withdraw": "DiagnosticReport",
+}
+CORRECTION = "correct"
+"""Provenance.activity when the asking side rewrites the question of a request that is out; no step, nothing moves."""
+FRENCH: Mapping[str, str] = {
+    "record": "demande préparée",
+    "ask": "avis demandé",
+    "publish": "demande envoyée",
+    "cancel": "demande annulée",
+    "take": "demande prise en charge",
+    "refuse": "demande refusée",
+    "question": "question posée",
+    "answer": "réponse donnée",
+    "report": "compte rendu signé",
+    "amend": "compte rendu corrigé",
+    "withdraw": "compte rendu retiré",
+    "void": "demande saisie par erreur",
+    CORRECTION: "question rectifiée",
+}
+"""What a clinician reads for each step in the trace of a case."""
 TASK_STATUS: Mapping[State, str] = {
     "draft": "draft",
     "ready": "requested",
@@ -139,12 +165,19 @@ def holder(request: Mapping[str, Any], state: State | None) -> Mapping[str, Any]
 
 
 def step(
-    caller: Caller, request: Mapping[str, Any], source: State | None, target: State, expression: str, view: View
+    caller: Caller,
+    request: Mapping[str, Any],
+    source: State | None,
+    target: State,
+    expression: str,
+    view: View,
+    name: str = "",
 ) -> Step:
-    """The legal step from `source` to `target` for this caller. Raises RuleBroken that lists the legal steps."""
+    """The legal step from `source` to `target` for this caller, the one called `name` where there are several. Raises
+    RuleBroken that lists the legal steps."""
     roles = roles_in_case(caller, request, view)
     for legal in TRANSITIONS:
-        if (legal.source, legal.target) == (source, target) and legal.by & roles:
+        if (legal.source, legal.target) == (source, target) and legal.by & roles and name in ("", legal.name):
             return legal
     raise refusal(caller, request, source, f"a step from {source or 'nothing'} to {target}", expression, view)
 

@@ -32,7 +32,19 @@ from profiles.fhirpath.model import (
     system,
 )
 from profiles.fhirpath.parser import parse
-from profiles.fhirpath.scope import BUDGET, Closure, Env, Profiles, Resolve, Scope, Terminology, Trace, single
+from profiles.fhirpath.scope import (
+    BUDGET,
+    STEP,
+    Closure,
+    Env,
+    Profiles,
+    Resolve,
+    Scope,
+    Terminology,
+    Trace,
+    single,
+    too_costly,
+)
 from profiles.fhirpath.syntax import (
     Binary,
     Call,
@@ -90,8 +102,8 @@ class Compiled:
 
         `resolve` maps a reference text to a resource or None; `units` converts units (UCUM unless said otherwise);
         `variables` are `%names`; `trace` receives (name, items); `now` is the instant of now(), today() and
-        timeOfDay(), the present one by default. `budget` is how many elements the evaluation may touch (the default
-        takes some ten seconds at the very worst).
+        timeOfDay(), the present one by default. `budget` is how many steps and elements the evaluation may take (the
+        default is spent in about a second).
         """
         fast = self._runner(type_name or resource.get("resourceType", ""))
         if fast is not None:
@@ -199,6 +211,10 @@ class _Compiler:
         source = self.source
 
         def guarded(scope: Scope) -> Collection:
+            env = scope.env
+            env.left -= STEP
+            if env.left < 0:
+                raise placed(too_costly(), source, at)
             try:
                 return run(scope)
             except FhirPathError as error:

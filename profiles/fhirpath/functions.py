@@ -149,7 +149,7 @@ def _sort(scope: Scope, items: Collection, keys: list[tuple[Closure, bool]]) -> 
     downwards = [down for _, down in keys] or [False]
 
     def compare(left: tuple[list[Any], Any], right: tuple[list[Any], Any]) -> int:
-        scope.env.spend(1)
+        scope.env.spend(2)
         for a, b, down in zip(left[0], right[0], downwards, strict=True):
             if a is None or b is None:
                 sign = (b is None) - (a is None)
@@ -318,15 +318,22 @@ def _trace(scope: Scope, items: Collection, name: Closure, projection: Closure |
     return items
 
 
+# What the present instant costs, from clock to value.
+_CLOCK = 8
+
+
 def _now(scope: Scope, items: Collection) -> Collection:
+    scope.env.spend(_CLOCK)
     return [temporal(scope.env.now.isoformat(timespec="milliseconds"), "DateTime")]
 
 
 def _today(scope: Scope, items: Collection) -> Collection:
+    scope.env.spend(_CLOCK)
     return [temporal(scope.env.now.date().isoformat(), "Date")]
 
 
 def _time_of_day(scope: Scope, items: Collection) -> Collection:
+    scope.env.spend(_CLOCK)
     moment = scope.env.now
     found: Temporal | None = temporal(moment.time().isoformat(timespec="milliseconds"), "Time")
     return [found]

@@ -133,6 +133,7 @@ def _element_definition(scope: Scope, items: Collection) -> Collection:
     found: Collection = []
     for item in items:
         if isinstance(item, Node) and item.parent is not None:
+            scope.env.spend(4)
             child = definitions.children(item.parent.place).get(item.key)
             if child is not None:
                 element = child.element
@@ -160,7 +161,7 @@ def _html_checks(scope: Scope, items: Collection) -> Collection:
     text = one(items, "the input of htmlChecks()")
     if text is None:
         return []
-    scope.env.spend(len(text) >> 4)
+    scope.env.spend((len(text) >> 4) + 16)
     return [well_formed_narrative(text)]
 
 

@@ -26,6 +26,8 @@ _INTEGER = re.compile(r"[+-]?\d{1,400}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?\d{1,400}(?:\.\d{1,400})?", re.ASCII)
 _QUANTITY = re.compile(r"([+-]?\d{1,400}(?:\.\d{1,400})?)\s*(?:'([^']+)'|([a-zA-Z]+))?", re.ASCII)
 _WIDEST = 31
+# What a series of many digits costs (logarithms, powers, roots), a boundary, and a text read as a value.
+_SERIES, _EDGE, _PARSING = 80, 8, 4
 
 # --- conversion ------------------------------------------------------------------------------------------------------
 
@@ -112,6 +114,7 @@ def _to(convert: Callable[[Any], Any], name: str) -> Callable[[Scope, Collection
     def call(scope: Scope, items: Collection) -> Collection:
         item = operand(items, f"{name}()")
         value = None if item is None else system(item)
+        scope.env.spend(_PARSING)
         reading(scope.env, value)
         result = None if value is None else convert(value)
         return [] if result is None else [result]
@@ -123,6 +126,7 @@ def _converts(convert: Callable[[Any], Any], name: str) -> Callable[[Scope, Coll
     def call(scope: Scope, items: Collection) -> Collection:
         item = operand(items, f"{name}()")
         value = None if item is None else system(item)
+        scope.env.spend(_PARSING)
         reading(scope.env, value)
         return [] if value is None else [convert(value) is not None]
 
@@ -132,6 +136,7 @@ def _converts(convert: Callable[[Any], Any], name: str) -> Callable[[Scope, Coll
 def _quantity(scope: Scope, items: Collection, unit: Closure | None = None) -> Collection:
     item = operand(items, "toQuantity()")
     given = None if item is None else system(item)
+    scope.env.spend(2 * _PARSING)
     reading(scope.env, given)
     amount = None if given is None else _to_quantity(given)
     wanted = string(scope, unit, "the unit") if unit is not None else None
@@ -194,6 +199,7 @@ def _round(scope: Scope, items: Collection, digits: Closure | None = None) -> Co
 
 def _real(name: str, compute: Callable[[Decimal], Decimal]) -> Callable[[Scope, Collection], Collection]:
     def call(scope: Scope, items: Collection) -> Collection:
+        scope.env.spend(_SERIES)
         value = _number(items, name)
         if isinstance(value, Quantity):
             raise FhirPathError(f"{name}() takes a number without a unit")
@@ -213,6 +219,7 @@ def _tidy(number: Decimal) -> Decimal:
 
 
 def _log(scope: Scope, items: Collection, base: Closure) -> Collection:
+    scope.env.spend(2 * _SERIES)
     value, other = _number(items, "log"), _number(base(scope), "log")
     if value is None or other is None:
         return []
@@ -224,6 +231,7 @@ def _log(scope: Scope, items: Collection, base: Closure) -> Collection:
 
 
 def _power(scope: Scope, items: Collection, exponent: Closure) -> Collection:
+    scope.env.spend(_SERIES)
     value, other = _number(items, "power"), _number(exponent(scope), "power")
     if value is None or other is None:
         return []
@@ -255,6 +263,7 @@ def _boundary(high: bool) -> Callable[..., Collection]:
     name = "highBoundary" if high else "lowBoundary"
 
     def call(scope: Scope, items: Collection, digits: Closure | None = None) -> Collection:
+        scope.env.spend(_EDGE)
         item = operand(items, f"{name}()")
         value = None if item is None else system(item)
         wanted = None

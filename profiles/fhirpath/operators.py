@@ -22,6 +22,8 @@ from profiles.fhirpath.values import MATHS, Quantity, Temporal
 _NUMBERS = (int, Decimal)
 _INTEGER_LIMIT = 2**31
 MAX_UNIT = 255
+# What a decimal of many digits costs when it is computed or hashed, and a unit when it is converted.
+_COMPUTING, _CONVERTING = 2, 4
 
 
 def boolean(items: Collection, what: str) -> bool | None:
@@ -57,8 +59,10 @@ def same(left: Item, right: Item, env: Env) -> bool | None:
     if is_number(a) and is_number(b):
         return bool(a == b)
     if isinstance(a, Temporal) and isinstance(b, Temporal):
+        env.spend(1)
         return values.same_temporal(a, b)
     if isinstance(a, Quantity) or isinstance(b, Quantity):
+        env.spend(_CONVERTING)
         return _same_quantity(a, b, env)
     if isinstance(a, Node) and isinstance(b, Node):
         return _same_nodes(a, b, env)
@@ -119,6 +123,9 @@ def key(item: Item, env: Env) -> Any:
     """A hashable stand-in for an item whose equality is plain; None for those that must be compared pairwise."""
     env.spend(1)
     value = system(item)
+    reading(env, value)
+    if isinstance(value, Decimal):
+        env.spend(_COMPUTING)
     if type(value) in (str, bool) or is_number(value):
         return (type(value) is bool, value)
     if isinstance(value, Node):
@@ -174,6 +181,7 @@ def alike(left: Item, right: Item, env: Env) -> bool:
         return values.alike_temporal(a, b)
     if isinstance(a, Quantity) or isinstance(b, Quantity):
         first, second = _as_quantity(a), _as_quantity(b)
+        env.spend(2 * _CONVERTING)
         return first is not None and second is not None and values.alike_quantity(first, second, env.units)
     if isinstance(a, Node) and isinstance(b, Node):
         return _alike_nodes(a, b, env)
@@ -225,6 +233,7 @@ def order(left: Item, right: Item, env: Env) -> int | None:
         return int(a > b) - int(a < b)
     if isinstance(a, Temporal) and isinstance(b, Temporal) and (a.kind == "Time") == (b.kind == "Time"):
         return values.compare_temporal(a, b)
+    env.spend(_CONVERTING)
     first, second = _as_quantity(a), _as_quantity(b)
     if first is not None and second is not None:
         return values.compare_quantity(first, second, env.units)
@@ -257,6 +266,7 @@ def arithmetic(op: str, left: Collection, right: Collection, env: Env) -> Collec
     if a is None or b is None:
         return []
     a, b = system(a), system(b)
+    env.spend(_COMPUTING)
     if is_number(a) and is_number(b):
         return _numbers(op, a, b)
     if op == "+" and type(a) is str and type(b) is str:
@@ -311,6 +321,7 @@ def _moved(moment: Temporal, amount: Quantity, sign: int) -> Collection:
 
 
 def _quantities(op: str, a: Quantity, b: Quantity, env: Env) -> Collection:
+    env.spend(2 * _CONVERTING)
     if op in "+-":
         # The result has the finer unit of the two: 3 'm' + 3 'cm' is 303 'cm'.
         step = values.convert(Quantity(Decimal(1), a.unit), b.unit, env.units)

@@ -22,6 +22,8 @@ MAX_INSTRUCTIONS = 20_000
 MAX_STEPS = 1_500_000
 # More ways to match than this are not left to a backtracking engine.
 _SAFE_WAYS = 1_000_000
+# What a pattern costs that was not met lately, beside its use.
+_NEW, _NEW_CHARACTER = 200, 10
 
 
 Pay = Callable[[int], None]
@@ -110,7 +112,7 @@ class _Prepared:
         ways = _ways(self.pattern.root, length) * (length + 1)
         if ways > _SAFE_WAYS:
             return None
-        pay(int(ways) >> 9)
+        pay(int(ways) >> 6)
         if self._native is None:
             self._native = re.compile(self._source, re.DOTALL | (re.IGNORECASE if self.pattern.ignore_case else 0))
         return self._native
@@ -126,6 +128,7 @@ class _Prepared:
         native = self.native(len(text), pay)
         if native is not None:
             for match in native.finditer(text):
+                pay(2)
                 yield tuple(edge for group in range(self.pattern.groups + 1) for edge in match.span(group))
             return
         at, spent = 0, 0
@@ -148,7 +151,11 @@ def _prepared(pattern: str) -> _Prepared:
 
 def _paid(pattern: str, pay: Pay) -> _Prepared:
     pay(len(pattern) >> 2)
-    return _prepared(pattern)
+    known = _prepared.cache_info().misses
+    found = _prepared(pattern)
+    if _prepared.cache_info().misses != known:
+        pay(_NEW + len(pattern) * _NEW_CHARACTER)
+    return found
 
 
 def _too_costly() -> FhirPathError:
@@ -305,7 +312,7 @@ def _run(program: tuple[_Step, ...], text: str, start: int, *, whole: bool, pay:
         if found is None and (at == start or not whole):
             _follow(program, (0, ()), text, at, seen, ready)
         steps += len(seen) + 1
-        pay((len(seen) >> 2) + 1)
+        pay(len(seen) + 1)
         if steps > MAX_STEPS:
             raise _too_costly()
         threads = []

@@ -1,11 +1,11 @@
 """Processes of the delivery engine: each a listener that relays what comes, and workers that send it on.
 
 This program makes one of each line of JSON on its standard input, by forking what is imported already, and prints
-`ready PID` when that process listens: [URL, DATA_DIR, PORT, LANES, "freeze" or "", LOG].
+`ready PID` when that process listens: [URL, DATA_DIR, PORT, LANES, a step of FREEZES or "", LOG].
 
 LANES is JSON, name -> endpoint: a document message (MDM) with MSH-6 `name` is integrated and queued to that lane in one
-transaction; every other message goes the product's own way in. `freeze` stops this process (SIGSTOP) when it is about
-to send for the first time, its lease running.
+transaction; every other message goes the product's own way in. A step stops this process (SIGSTOP) when it gets there
+for the first time: about to send, its lease running; or within the transaction that takes a lane.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from delivery_hub import hub_of
 
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM, new_delivery_id, now
-from fhir_server.delivery import intake
+from fhir_server.delivery import intake, workers
 from fhir_server.delivery.line import Line
-from fhir_server.delivery.workers import Workers
 from fhir_server.store.engine import open_store
 from fhir_server.store.inbox import NewMessage
 from fhir_server.store.lanes import NewDelivery
@@ -58,32 +57,39 @@ def relay(hub: Hub, lanes: Mapping[str, str], raw: bytes, peer: str) -> bytes:
     return answer
 
 
-def freeze_once() -> None:
-    real, frozen = Line.may_send, threading.Lock()
+FREEZES: Mapping[str, tuple[Any, str]] = {
+    "sending": (Line, "may_send"),
+    "taking": (workers, "before_sending"),
+}
 
-    def may_send(self: Line, sock: Any) -> None:
+
+def freeze_once(step: str) -> None:
+    place, name = FREEZES[step]
+    real, frozen = getattr(place, name), threading.Lock()
+
+    def reached(*args: Any) -> Any:
         if frozen.acquire(blocking=False):
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # here, not a few steps further on
-        real(self, sock)
+        return real(*args)
 
-    Line.may_send = may_send  # type: ignore[method-assign]
+    setattr(place, name, reached)
 
 
 def worker(url: str, folder: str, port: int, lanes: str, how: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    if how == "freeze":
-        freeze_once()
+    if how:
+        freeze_once(how)
     sys.setswitchinterval(0.0005)
     store = open_store(url, Path(folder), migrate=False)
     settings = {"lease_seconds": LEASE, "retry_first_seconds": 0.02, "retry_cap_seconds": 0.1}
     hub = hub_of(store, **settings)
     listener = Listener(("127.0.0.1", port), lambda raw, peer: relay(hub, json.loads(lanes), raw, peer))
     listener.start()
-    workers = Workers(hub, {}, senders=1 if how == "freeze" else 4)
-    workers.start()
+    crew = workers.Workers(hub, {}, senders=1 if how else 4)
+    crew.start()
     print("ready", os.getpid(), flush=True)
     signal.sigwait({signal.SIGTERM})
-    workers.close()
+    crew.close()
     listener.close()
     store.close()
 

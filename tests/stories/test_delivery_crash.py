@@ -212,7 +212,8 @@ def waiting(store: Store) -> list[tuple[str, int, int]]:
 
 
 def reconcile(engine: Engine, messages: list[tuple[str, bytes]], seconds: float) -> Counter[str]:
-    """Every message in once; every delivery out once, held, or refused with its reason; each lane in its order."""
+    """Every message in once; every delivery out once, held, or refused with its reason; each lane in its order.
+    How many are in each state, and how many attempts there were, cut off, and with an outcome that came late."""
     assert engine.answered == {control_id: "AA" for control_id, _ in messages}
     inbox, outbox, attempts = settled(engine, seconds)
     assert Counter(row.control_id for row in inbox) == Counter(control_id for control_id, _ in messages)
@@ -229,7 +230,11 @@ def reconcile(engine: Engine, messages: list[tuple[str, bytes]], seconds: float)
         assert [attempt.n for attempt in attempts[one.id]] == list(range(1, one.attempts + 1))
         tokens = [attempt.token for attempt in attempts[one.id]]
         assert tokens == sorted(set(tokens)), "each attempt under a lease of its own"
-    return Counter(one.state for one in outbox)
+    states = Counter[str](one.state for one in outbox)
+    states["attempts"] = sum(len(tried) for tried in attempts.values())
+    states["cut off"] = sum(one.outcome == "interrupted" for tried in attempts.values() for one in tried)
+    states["late"] = sum(one.outcome.startswith("late") for tried in attempts.values() for one in tried)
+    return states
 
 
 def in_order(lane: dict[str, Delivery], peer: Peer) -> None:
@@ -274,7 +279,7 @@ KILLS, MESSAGES = int(os.environ.get("CRASH_KILLS", "200")), int(os.environ.get(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("story_database", "processes"),
     [
@@ -285,11 +290,16 @@ KILLS, MESSAGES = int(os.environ.get("CRASH_KILLS", "200")), int(os.environ.get(
     indirect=["story_database"],
 )
 def test_ten_thousand_messages_flow_whole_through_two_hundred_kills(
-    engine: Callable[..., Engine], processes: int
+    engine: Callable[..., Engine], processes: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """CRASH_KILLS and CRASH_MESSAGES make it shorter for a look."""
+    """CRASH_KILLS and CRASH_MESSAGES make it shorter for a look. Its counts are printed."""
     house, messages = engine(processes, lanes=20, answers=2_000, seed=processes), wanted(MESSAGES, lanes=20)
-    states = shaken(house, messages, clients=12, kills=KILLS, seconds=600)
+    began = time.monotonic()
+    states = shaken(house, messages, clients=12, kills=KILLS, seconds=300)
+    told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    with capsys.disabled():
+        spent = time.monotonic() - began
+        print(f"\n{processes} process(es), {KILLS} kills, {MESSAGES} messages answered AA: {told}; {spent:.0f} s")
     assert states["sent"] > states["error"] + states["held"] > 0
 
 
@@ -307,7 +317,7 @@ def test_a_worker_frozen_beyond_its_lease_sends_nothing_when_it_wakes(
         house = Engine(empty_postgres, tmp_path, free_ports(processes), peers)
         closing.callback(house.close)
         for number in range(processes - 1):
-            house.start(number, "freeze")
+            house.start(number, "sending")
             queued(store, f"lane-{number}", peers)
             until(lambda number=number: house.stopped(number), told=lambda: waiting(store))  # type: ignore[misc]
             queued(store, f"lane-{number}", peers)
@@ -320,6 +330,36 @@ def test_a_worker_frozen_beyond_its_lease_sends_nothing_when_it_wakes(
         assert {name: [frame.control_id for frame in peer.received] for name, peer in peers.items()} == before
         assert all(len(ids) == len(set(ids)) for ids in before.values()), "each was sent once, by its second holder"
         assert sum(map(len, before.values())) == 2 * (processes - 1)
+
+
+@pytest.mark.needs("postgresql")
+@pytest.mark.timeout(180)
+def test_a_worker_frozen_within_a_transaction_is_put_out_by_the_database_and_harmless(
+    empty_postgres: str, tmp_path: Path
+) -> None:
+    """It holds the row of its lane; other lanes go on at once, its own when the database has ended its session."""
+    store = open_store(empty_postgres, tmp_path, migrate=True)
+    with ExitStack() as closing:
+        closing.callback(store.close)
+        peers = {f"lane-{n}": closing.enter_context(Peer()) for n in range(2)}
+        house = Engine(empty_postgres, tmp_path, free_ports(2), peers)
+        closing.callback(house.close)
+        house.start(0, "taking")
+        queued(store, "lane-0", peers)
+        until(lambda: house.stopped(0), told=lambda: waiting(store))
+        queued(store, "lane-1", peers)
+        house.start(1)
+        peers["lane-1"].wait_for(1)
+        assert not peers["lane-0"].received, "its lane is held"
+        peers["lane-0"].wait_for(1, 40)
+        until(lambda: not waiting(store), told=lambda: waiting(store))
+        house.signal(0, signal.SIGCONT)
+        house.kill(1)
+        queued(store, "lane-0", peers)
+        queued(store, "lane-1", peers)
+        until(lambda: not waiting(store), 30, lambda: waiting(store))
+        assert [len({frame.control_id for frame in peer.received}) for peer in peers.values()] == [2, 2]
+        assert [len(peer.received) for peer in peers.values()] == [2, 2], "what it woke up with was not sent"
 
 
 def queued(store: Store, lane: str, peers: dict[str, Peer]) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from delivery_hub import (
@@ -34,7 +35,8 @@ from conformance.peers.mailbox import Box
 from conformance.peers.mllp import Peer
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM
-from fhir_server.delivery import intake
+from fhir_server.delivery import intake, workers
+from fhir_server.errors import Unavailable
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter
 from fhir_server.store.outbox_desk import Policy
@@ -167,6 +169,55 @@ def test_a_fault_on_the_way_to_an_mllp_partner(
     assert (row(hub).state, seen.count(FIRST)) == (case.end, case.frames)
     assert (row(hub, SECOND).state, seen.count(SECOND)) == ("sent", 1)
     assert case.end != "sent" or FIRST not in seen[seen.index(SECOND) :], "the first never follows the second"
+
+
+# A busy worker writes an outcome and takes the next delivery in one transaction: where it dies, what the next start
+# finds of both, and how often each was seen in the end.
+BETWEEN = {
+    ("before pass_on", "resend"): (("sending", "queued"), (2, 1), ("sent", "sent")),
+    ("after pass_on", "resend"): (("sent", "sending"), (1, 1), ("sent", "sent")),
+    ("before pass_on", "hold"): (("sending", "queued"), (1, 1), ("held", "sent")),
+    ("after pass_on", "hold"): (("sent", "sending"), (1, 0), ("sent", "held")),
+}
+
+
+@pytest.mark.parametrize(("step", "policy"), BETWEEN)
+def test_a_process_dies_between_two_deliveries(hub: Hub, clock: Shifted, step: str, policy: str) -> None:
+    left, frames, end = BETWEEN[step, policy]
+    with Peer() as peer:
+        queue(hub, f"mllp://127.0.0.1:{peer.port}", FIRST, SECOND, on_stuck="skip")
+        hub.store.write(SYSTEM, lambda tx: tx.set_policy("dpi", Policy(on_silence=policy)))  # type: ignore[arg-type]
+        dying = dataclasses.replace(hub, store=Dying(hub.store, step))  # type: ignore[arg-type]
+        with pytest.raises(Died):
+            workers.deliver(dying, workers.Lines(dying), lambda: True)
+        assert (row(hub).state, row(hub, SECOND).state) == left
+        clock.advance(31)
+        while deliver(hub):
+            pass
+        seen = [frame.control_id for frame in peer.received]
+    assert (seen.count(FIRST), seen.count(SECOND)) == frames
+    assert (row(hub).state, row(hub, SECOND).state) == end
+
+
+def test_an_outcome_is_kept_when_the_next_delivery_cannot_be_taken(hub: Hub) -> None:
+    """As when the database ends the transaction in its second half: the conversation was held and counts."""
+
+    class Refusing(Dying):
+        def __getattr__(self, name: str) -> Any:
+            if name != "pass_on":
+                return getattr(self.store, name)
+
+            def refused(*args: Any, **kwargs: Any) -> Any:
+                raise Unavailable("not now")
+
+            return refused
+
+    with Peer() as peer:
+        queue(hub, f"mllp://127.0.0.1:{peer.port}", FIRST, SECOND)
+        refusing = dataclasses.replace(hub, store=Refusing(hub.store, ""))  # type: ignore[arg-type]
+        assert workers.deliver(refusing, workers.Lines(refusing), lambda: True)
+        assert (row(hub).state, row(hub, SECOND).state) == ("sent", "queued")
+        assert len(peer.received) == 1
 
 
 @pytest.fixture

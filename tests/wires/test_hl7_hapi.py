@@ -1,4 +1,4 @@
-"""HAPI HL7 v2 as a real peer: it receives what we send and sends what we receive, plain and by TLS."""
+"""HAPI HL7 v2 as a real peer: it receives what we send and sends what we receive, plain, by TLS and mutual TLS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from hl7v2 import ack
 from hl7v2.message import parse
-from hl7v2.mllp import Listener, Policy, send
+from hl7v2.mllp import Listener, MllpFault, Policy, send
 
 pytestmark = [pytest.mark.needs("java"), pytest.mark.timeout(300)]
 PEER = Path(__file__).parents[1] / "peers" / "hapi_hl7v2" / "build.py"
@@ -107,7 +107,7 @@ class Receiver:
         self.process.stdout.close()
 
 
-@pytest.fixture(scope="module", params=["plain", "tls"])
+@pytest.fixture(scope="module", params=["plain", "tls", "mutual"])
 def receiver(request: pytest.FixtureRequest, hapi: list[str], keys: Path) -> Iterator[tuple[Receiver, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -132,7 +132,9 @@ def context(keys: Path, purpose: ssl.Purpose) -> ssl.SSLContext:
 
 def told(keys: Path, receiver: tuple[Receiver, str], raw: bytes) -> bytes:
     peer, security = receiver
-    tls = context(keys, ssl.Purpose.SERVER_AUTH) if security == "tls" else None
+    tls = None if security == "plain" else context(keys, ssl.Purpose.SERVER_AUTH)
+    if tls and security == "mutual":
+        tls.load_cert_chain(keys / "cert.pem", keys / "key.pem")
     return send(("127.0.0.1", peer.port), raw, timeout=30, tls=tls, server_name="localhost" if tls else "")
 
 
@@ -149,6 +151,16 @@ def test_hapi_takes_in_every_message_we_write(receiver: tuple[Receiver, str], ke
     assert digest == (hashlib.sha256(base64.b64decode(data)).hexdigest() if data else "")
 
 
+def test_hapi_that_demands_a_certificate_gets_no_message_without_one(
+    receiver: tuple[Receiver, str], keys: Path
+) -> None:
+    if receiver[1] != "mutual":
+        return
+    tls = context(keys, ssl.Purpose.SERVER_AUTH)
+    with pytest.raises(MllpFault):
+        send(("127.0.0.1", receiver[0].port), sample(OURS[0]), timeout=30, tls=tls, server_name="localhost")
+
+
 def test_a_refusal_of_hapi_is_read_as_one(receiver: tuple[Receiver, str], keys: Path) -> None:
     raw = sample(OURS[0])
     control = parse(raw).control_id.encode()
@@ -163,7 +175,7 @@ def test_what_hapi_cannot_parse_is_answered_and_read(receiver: tuple[Receiver, s
     assert receiver[0].fact()[0] == "refused"
 
 
-@pytest.mark.parametrize("security", ["plain", "tls"])
+@pytest.mark.parametrize("security", ["plain", "tls", "mutual"])
 def test_hapi_sends_and_reads_our_answers(security: str, hapi: list[str], keys: Path, tmp_path: Path) -> None:
     seen: list[bytes] = []
 
@@ -172,7 +184,9 @@ def test_hapi_sends_and_reads_our_answers(security: str, hapi: list[str], keys: 
         code = "AE" if parse(raw).kind == "SIU" else "AA"
         return ack.build(raw, code, now=NOW, control_id=f"ACK{len(seen)}", text="refusé" if code == "AE" else "")
 
-    tls = context(keys, ssl.Purpose.CLIENT_AUTH) if security == "tls" else None
+    tls = None if security == "plain" else context(keys, ssl.Purpose.CLIENT_AUTH)
+    if tls and security == "mutual":
+        tls.verify_mode = ssl.CERT_REQUIRED
     policy = Policy(clock=lambda: NOW, tls=tls) if tls else Policy(clock=lambda: NOW)
     listener = Listener(("127.0.0.1", 0), take, policy=policy)
     listener.start()
@@ -180,7 +194,15 @@ def test_hapi_sends_and_reads_our_answers(security: str, hapi: list[str], keys: 
         files = [tmp_path / name for name in SENT]
         for file in files:
             file.write_bytes(sample(file.name))
-        words = [*hapi, *stores(keys), "Hl7Peer", "send", str(listener.port), security, *map(str, files)]
+        words = [
+            *hapi,
+            *stores(keys),
+            "Hl7Peer",
+            "send",
+            str(listener.port),
+            "tls" if tls else "plain",
+            *map(str, files),
+        ]
         run = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     finally:
         listener.close()

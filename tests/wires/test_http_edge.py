@@ -183,6 +183,30 @@ def test_a_method_no_parser_knows_is_405_too(port: int, before: int) -> None:
     assert "GET" in answer[1]["allow"] and answer[1]["connection"] == "close"
 
 
+@pytest.mark.parametrize("last", ["FOO /fhir/Patient HTTP/1.1", "GET /fhir/Patient HTTP/1.1\r\nno header"])
+def test_what_is_sent_in_one_breath_before_a_bad_request_is_answered_first(port: int, last: str) -> None:
+    before = (
+        f"GET /fhir/metadata HTTP/1.1\r\nHost: {HOST}\r\n\r\nGET /fhir/Patient/none HTTP/1.1\r\nHost: {HOST}\r\n\r\n"
+    )
+    with connected(port) as sock:
+        sock.sendall(f"{before}{last}\r\nHost: {HOST}\r\n\r\nGET /livez HTTP/1.1\r\n\r\n".encode())
+        told = closed(sock)
+    first, second, third = told.split(b"HTTP/1.1 ")[1:]
+    assert first.startswith(b"200 ") and second.startswith(b"404 ")
+    head, _, body = third.partition(b"\r\n\r\n")
+    assert head.startswith(b"405 " if last.startswith("FOO") else b"400 ")
+    outcome = json.loads(body)
+    assert outcome["resourceType"] == "OperationOutcome" and outcome["issue"][0]["expression"]
+    assert ("FOO" in outcome["issue"][0]["diagnostics"]) == last.startswith("FOO")
+
+
+def test_junk_within_a_body_ends_the_connection_at_once(port: int) -> None:
+    with connected(port) as sock:
+        sock.sendall("\r\n".join([*put_head(port, "Transfer-Encoding: chunked"), "", "no length\r\n"]).encode())
+        answer = answer_of(sock)
+    assert answer[0] == 400 and said(answer)
+
+
 def test_an_address_too_long_for_the_parser_is_414(port: int) -> None:
     answer = get(port, "/fhir/Patient?name=" + "x" * 70_000)
     assert answer[0] == 414 and "_search" in said(answer)
@@ -238,6 +262,17 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(port: int) 
     answer = raw(port, *put_head(port, "Content-Length: 999999999999"))
     assert answer[0] == 413 and "1 MiB" in said(answer)
     assert time.monotonic() - began < 10
+
+
+def test_the_rest_of_a_body_that_was_refused_early_is_no_head(port: int) -> None:
+    rest = (1 << 20) + 500_000
+    with connected(port) as sock:
+        sock.sendall("\r\n".join([*put_head(port, f"Content-Length: {rest}"), "", ""]).encode())
+        assert answer_of(sock)[0] == 413
+        for start in range(0, rest, 50_000):
+            sock.sendall(b" " * min(50_000, rest - start))
+        sock.sendall(f"GET /fhir/Patient/none HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        assert answer_of(sock)[0] == 404
 
 
 def test_a_body_that_turns_out_too_large_is_refused(port: int) -> None:

@@ -7,8 +7,10 @@ import ca.uhn.hl7v2.app.HL7Service;
 import ca.uhn.hl7v2.model.Message;
 import ca.uhn.hl7v2.protocol.ReceivingApplication;
 import ca.uhn.hl7v2.protocol.ReceivingApplicationExceptionHandler;
+import ca.uhn.hl7v2.util.StandardSocketFactory;
 import ca.uhn.hl7v2.util.Terser;
 import java.io.IOException;
+import java.net.ServerSocket;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -19,16 +21,20 @@ import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
+import javax.net.ssl.SSLServerSocket;
 
 /**
- * HAPI HL7 v2 as a partner: `receive PORT plain|tls` answers until its standard input ends, `send PORT plain|tls FILE...`
- * sends files one after the other. Every message is one line of tab-separated facts on standard output.
+ * HAPI HL7 v2 as a partner: `receive PORT plain|tls|mutual` answers until its standard input ends, `send PORT plain|tls
+ * FILE...` sends files one after the other; `mutual` demands a certificate of the sender. Every message is one line of tab-separated facts on standard output.
  */
 public final class Hl7Peer {
     public static void main(String[] arguments) throws Exception {
         int port = Integer.parseInt(arguments[1]);
-        boolean tls = arguments[2].equals("tls");
+        boolean tls = !arguments[2].equals("plain");
         try (HapiContext context = new DefaultHapiContext()) {
+            if (arguments[2].equals("mutual")) {
+                context.setSocketFactory(new Demanding());
+            }
             if (arguments[0].equals("receive")) {
                 receive(context, port, tls);
             } else {
@@ -36,6 +42,16 @@ public final class Hl7Peer {
             }
         }
         System.exit(0);
+    }
+
+    /** Sockets that demand a certificate of whoever connects. */
+    private static final class Demanding extends StandardSocketFactory {
+        @Override
+        public ServerSocket createTlsServerSocket() throws IOException {
+            SSLServerSocket made = (SSLServerSocket) super.createTlsServerSocket();
+            made.setNeedClientAuth(true);
+            return made;
+        }
     }
 
     private static void receive(HapiContext context, int port, boolean tls) throws Exception {

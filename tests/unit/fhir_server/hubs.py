@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import pytest
+
 from fhir_server.app import seed_sites
 from fhir_server.changes import Applied, Change, Hub, apply
 from fhir_server.config import Settings
 from fhir_server.context import SYSTEM, Caller, Clock, now
 from fhir_server.demo import people, seed
 from fhir_server.demo.run import SITES
+from fhir_server.errors import PasserelleError
 from fhir_server.patients.sites import load_sites
 from fhir_server.search.rows import IndexRows
 from fhir_server.store.engine import Store
@@ -215,3 +218,17 @@ def results(outcomes: Sequence[T | Exception]) -> list[T]:
         if isinstance(outcome, Exception):
             raise outcome
     return [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+
+
+def refused(expected: type[PasserelleError], place: str, action: Callable[[], object]) -> str:
+    """The words of a 422 that points at one element."""
+    with pytest.raises(expected) as told:
+        action()
+    assert told.value.status == 422
+    assert told.value.issues[0].expression == place
+    return told.value.diagnostics
+
+
+def status(hub: Hub, key: str = "r") -> str:
+    """The state of a case, as its Task tells it."""
+    return str(read(hub, f"Task/{key}")["businessStatus"]["text"])

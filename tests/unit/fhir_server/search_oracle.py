@@ -5,7 +5,8 @@ references, chains) is written here again from the standard, as slow and plain a
 
 Where R4 leaves a choice, this is what the server promises and the oracle checks: `:text` and `:contains` look inside
 folded text; a canonical is found with and without its version; a bare number of a quantity ignores units; a date
-without an offset is read on the clock of `zone`; absent sort values come last.
+without an offset is read on the clock of `zone`; the first 40,000 characters are words (of a narrative, of its first
+80,000 with markup); absent sort values come last.
 
 Sources: https://hl7.org/fhir/R4/search.html, https://ucum.org/ucum
 """
@@ -125,6 +126,9 @@ def _micros(moment: datetime) -> int:
     return (moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
+DATE = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d:\d\d.*)?)?)?")
+
+
 def instants(text: str, zone: ZoneInfo) -> tuple[int, int]:
     """[first, after the last] microsecond of a date or time as precise as it is written."""
     if "T" not in text:
@@ -240,8 +244,8 @@ def strings(value: Any) -> list[str]:
 
 def periods(value: Any, zone: ZoneInfo) -> list[tuple[float, float]]:
     """[first, after the last] microsecond of a date, a Period or a Timing's outer limits."""
-    if isinstance(value, str):
-        return [instants(value, zone)]
+    if isinstance(value, str):  # an element may be a date or a mere text (`performedString`)
+        return [instants(value, zone)] if DATE.fullmatch(value) else []
     if "start" in value or "end" in value:
         first = instants(value["start"], zone)[0] if "start" in value else -math.inf
         last = instants(value["end"], zone)[1] if "end" in value else math.inf
@@ -296,7 +300,7 @@ _RELATIVE = re.compile(r"([A-Z]\w+)/([A-Za-z0-9.-]{1,64})(?:/_history/.*)?(?:\|.
 
 @dataclass(frozen=True)
 class Pointer:
-    """A stored reference: to a resource of this server (`key`), to a URL, or by identifier."""
+    """A stored reference: to a resource of this server (`key`), to a URL or inside (`#id`), or by identifier."""
 
     key: Key | None
     url: str = ""
@@ -306,7 +310,7 @@ class Pointer:
 def pointers(value: Any) -> list[Pointer]:
     if isinstance(value, str):
         if value.startswith("#"):
-            return []
+            return [Pointer(None, value)]
         relative = _RELATIVE.fullmatch(value)
         if relative:
             return [Pointer((relative[1], relative[2]))]
@@ -318,7 +322,7 @@ def pointers(value: Any) -> list[Pointer]:
     relative = _RELATIVE.fullmatch(text)
     if relative:
         return [Pointer((relative[1], relative[2]), "", identifier)]
-    return [Pointer(None, "" if text.startswith("#") else text, identifier)]
+    return [Pointer(None, text, identifier)]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -330,7 +334,7 @@ def words(resource: Resource, *, narrative: bool) -> list[str]:
     """The folded words of the narrative, or of all else that people read."""
     if narrative:
         text = resource.get("text", {}).get("div", "")
-        texts = [re.sub(r"<[^>]*>|&#?\w+;", " ", text)]
+        texts = [re.sub(r"<[^>]*>|&#?\w+;", " ", text[:80_000])]
     else:
         texts = list(_said(resource))
     return re.findall(r"[^\W_]+", folded(" ".join(texts)[:40_000]))
@@ -360,11 +364,41 @@ class Oracle:
         self.known = definitions(archive)
         self.by_url = {one.url: one for codes in self.known.values() for one in codes.values()}
         self.all: dict[Key, Resource] = {(one["resourceType"], one["id"]): one for one in resources}
+        self.holders: dict[Key, Key] = {}
+        self.held = dict(self._contained())
         self.zone, self.now = ZoneInfo(zone), now
         self._compiled: dict[tuple[str, str], list[tuple[Callable[..., Any], str]]] = {}
         self._values: dict[tuple[Key, str], list[Any]] = {}
         self._components: dict[str, Callable[..., Any]] = {}
         self._referring: dict[tuple[str, str], dict[Key, list[Key]]] = {}
+
+    def _contained(self) -> Iterator[tuple[Key, Resource]]:
+        """Contained resources, the id written `Type/id#inner`."""
+        for (kind, name), one in self.all.items():
+            for inner in one.get("contained", ()):
+                if isinstance(inner.get("id"), str) and inner["resourceType"] in self.known:
+                    key = inner["resourceType"], f"{kind}/{name}#{inner['id']}"
+                    self.holders[key] = kind, name
+                    yield key, inner
+
+    def resource(self, key: Key) -> Resource:
+        return self.all[key] if key in self.all else self.held[key]
+
+    def target(self, key: Key, pointer: Pointer) -> Key | None:
+        """The resource a reference of `key` leads to, a contained one for `#id`; None when there is none."""
+        if pointer.key is not None:
+            return pointer.key if pointer.key in self.all else None
+        if not pointer.url.startswith("#"):
+            return None
+        kind, name = self.holders.get(key, key)
+        inside = f"{kind}/{name}{pointer.url}"
+        return next((one for one, holder in self.holders.items() if holder == (kind, name) and one[1] == inside), None)
+
+    def search_contained(self, kind: str, pairs: Sequence[tuple[str, str]], *, both: bool, container: bool) -> set[Key]:
+        """What `_contained` true or both finds."""
+        inside = {key for key in self.held if key[0] == kind and all(self.meets(key, *pair) for pair in pairs)}
+        found = {self.holders[key] for key in inside} if container else inside
+        return found | self.search(kind, pairs) if both else found
 
     def parameter(self, kind: str, code: str) -> Definition | None:
         """What `code` means on a type."""
@@ -390,11 +424,11 @@ class Oracle:
         if name == "_filter":
             return self._filtered(key, text)
         if name in ("_text", "_content"):
-            return set(text.split(" ")) <= set(words(self.all[key], narrative=name == "_text"))
+            return set(text.split(" ")) <= set(words(self.resource(key), narrative=name == "_text"))
         head, _, rest = name.partition(".")
         code, _, modifier = head.partition(":")
         if rest:
-            seen = (one.key for one in self._pointers(key, code) if one.key in self.all)
+            seen = (self.target(key, one) for one in self._pointers(key, code))
             return any(
                 self.meets(one, rest, text)
                 for one in seen
@@ -439,7 +473,7 @@ class Oracle:
 
     def _plain(self, key: Key, code: str, modifier: str, text: str) -> bool:
         if code == "_id":
-            return (key[1] in [bare(one) for one in pieces(text, ",")]) != (modifier == "not")
+            return (key[1].rpartition("#")[2] in [bare(one) for one in pieces(text, ",")]) != (modifier == "not")
         definition = self.parameter(key[0], code)
         assert definition is not None, (key, code)
         values = self.values(key, code)
@@ -471,14 +505,21 @@ class Oracle:
 
     def _select(self, key: Key, code: str) -> Iterator[Any]:
         definition = self.parameter(key[0], code)
-        for compiled, only in self._paths(key[0], code):
-            for value in compiled(self.all[key]):
+        # A contained resource is as old as the one that holds it.
+        read = self.holders.get(key, key) if code == "_lastUpdated" else key
+        for compiled, only in self._paths(read[0], code):
+            for value in compiled(self.resource(read)):
                 # Bundle.message and Bundle.composition are the same path: the targets tell them apart.
                 held = value.get("resourceType") if isinstance(value, dict) else None
                 if held and definition and definition.type == "reference" and held not in definition.targets:
                     continue
-                if not only or any(p.key is not None and p.key[0] == only for p in pointers(value)):
+                if not only or any(self._leads_to(key, one, only) for one in pointers(value)):
                     yield value
+
+    def _leads_to(self, key: Key, pointer: Pointer, kind: str) -> bool:
+        """`resolve() is T`: what the reference says, or what a contained resource is."""
+        found = pointer.key or self.target(key, pointer)
+        return found is not None and found[0] == kind
 
     def _paths(self, kind: str, code: str) -> list[tuple[Callable[..., Any], str]]:
         known = self._compiled.get((kind, code))
@@ -498,11 +539,13 @@ class Oracle:
         """The parts of a union that speak of a type.
 
         HL7's expressions say `as` of many values, which FHIRPath refuses: `ofType` is meant. They also say `DateTime`.
+        A canonical is a uri, which the library here does not know.
         """
         said = re.sub(r"\(([\w.]+) as (\w+)\)", r"\1.ofType(\2)", expression).replace(".as(", ".ofType(")
         parts = [one.strip() for one in said.split(" | ")]
         mine = [one for one in parts if re.match(rf"\(*{kind}\b", one)]
         mine += [re.sub(r"^(\(*)(Resource|DomainResource)\b", rf"\g<1>{kind}", p) for p in parts if "Resource." in p]
+        mine += [one.replace("ofType(uri)", "ofType(canonical)") for one in mine if "ofType(uri)" in one]
         return [one.replace("DateTime", "dateTime") for one in mine]
 
     def _pointers(self, key: Key, code: str) -> list[Pointer]:
@@ -623,7 +666,7 @@ class Oracle:
 
     def _is_composite(self, key: Key, definition: Definition, modifier: str, value: Any, text: str) -> bool:
         for at, part in enumerate(pieces(text, "$")):
-            kind, found = self.component(key[0], definition, at, value, self.all[key])
+            kind, found = self.component(key[0], definition, at, value, self.resource(key))
             inner = self.by_url[definition.components[at][0]]
             if not any(getattr(self, f"_is_{kind}")(key, inner, "", one, part) for one in found):
                 return False
@@ -650,10 +693,13 @@ class Oracle:
             if said not in self._components:
                 self._components[said] = fhirpathpy.compile(said, models["r4"])
             found += self._components[said](whole)
+        types = {self.by_url[one].type for one, _ in definition.components}
         type_ = self.by_url[url].type
-        if found and type_ in ("token", "reference"):
+        if found and types == {"token", "reference"}:
             # HL7 has the two components of DocumentReference.relationship the wrong way round.
             type_ = "reference" if isinstance(found[0], dict) and "reference" in found[0] else "token"
+        elif type_ == "token":  # `Group.characteristic.value` is also a Reference, which is no token
+            found = [one for one in found if not isinstance(one, dict) or "reference" not in one]
         return type_, found
 
     def _is_special(self, key: Key, definition: Definition, modifier: str, value: Any, text: str) -> bool:

@@ -19,47 +19,27 @@ from hubs import (
     Ticking,
     asked,
     delete,
-    directory,
     found,
-    hub_on,
     message,
     opinion,
     put,
     read,
+    refused,
     request,
+    status,
 )
 
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM, Caller
 from fhir_server.demo import people
-from fhir_server.errors import Conflict, Invalid, PasserelleError, RuleBroken
-from fhir_server.store.engine import Store
+from fhir_server.errors import Conflict, Invalid, RuleBroken
 
 Resource = dict[str, Any]
 
 
 @pytest.fixture
-def new_hub(open_url: Callable[..., Store], sqlite_url: str) -> Callable[..., Hub]:
-    """Makes a hub with the demo's people: `new_hub(site=..., clock=..., settings...)`."""
-    return lambda **more: directory(hub_on(open_url(sqlite_url), **more))
-
-
-@pytest.fixture
 def hub(new_hub: Callable[..., Hub]) -> Hub:
     return new_hub()
-
-
-def refused(expected: type[PasserelleError], place: str, action: Callable[[], object]) -> str:
-    """The words of a 422 that points at one element."""
-    with pytest.raises(expected) as told:
-        action()
-    assert told.value.status == 422
-    assert told.value.issues[0].expression == place
-    return told.value.diagnostics
-
-
-def status(hub: Hub, key: str = "r") -> str:
-    return str(read(hub, f"Task/{key}")["businessStatus"]["text"])
 
 
 # --- the exchange ----------------------------------------------------------------------------------------------------

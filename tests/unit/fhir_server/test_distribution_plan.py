@@ -4,7 +4,9 @@ left out in silence."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,8 +16,10 @@ from hypothesis import strategies as st
 from fhir_server.config import Settings
 from fhir_server.demo.run import SITES
 from fhir_server.patients.sites import load_sites
-from fhir_server.teleexpertise.distribution import FLAVOURS, plan, road_of
-from fhir_server.teleexpertise.parties import Candidate
+from fhir_server.teleexpertise.case import Handed
+from fhir_server.teleexpertise.distribution import FLAVOURS, Destination, Plan, plan, road_of
+from fhir_server.teleexpertise.parties import Candidate, Doctor
+from fhir_server.teleexpertise.succession import Held, follow, held, recall, record
 from mappers.fhir_to_report import Code, Org, PatientIdentity, Professional, Report
 
 WHEN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
@@ -98,6 +102,96 @@ def test_nobody_gets_a_report_twice_and_nobody_is_left_out_in_silence(
     assert made.destinations or made.shut, "a report without any road says so"
     again = plan(report, OPEN if dmp else {}, found, "PractitionerRole/asker", HOSPITAL, chosen)
     assert again == made
+
+
+FATES: tuple[Handed, ...] = ("gone", "gone", "waits", "ended", "kept")
+
+
+class Case:
+    """One report through its versions: the records of its documents, and what each addressee saw."""
+
+    def __init__(self, found: Sequence[Candidate]) -> None:
+        self.endpoints = {one.reference: one.endpoint for one in found}
+        self.documents: list[dict[str, Any]] = []
+        self.fates: dict[str, Handed] = {}
+        self.seen: dict[str, list[tuple[str, str, str]]] = {}
+
+    def get(self, reference: str) -> dict[str, Any] | None:
+        return dict(self.endpoints.get(reference) or {}) or None
+
+    def find(self, resource_type: str, query: str) -> list[dict[str, Any]]:
+        return [one for one in self.documents if one["status"] == query.rpartition("=")[2]]
+
+    def written(self, resource_type: str) -> list[dict[str, Any]]:
+        return []
+
+    def before(self, *, taken_back: bool = False) -> Held:
+        found = held("DiagnosticReport/r", "current", self, self.fates.__getitem__, taken_back=taken_back)
+        self.fates |= dict.fromkeys(found.unsent, "ended")
+        return found
+
+    def written_down(self, made: Plan, before: Held, fates: Sequence[Handed]) -> None:
+        """The version goes out; `fates` say who gets it."""
+        number = before.version + 1
+        ids = {one: f"v{number}-{place}" for place, one in enumerate(made.destinations)}
+        self.fates |= {key: fates[place % len(fates)] for place, key in enumerate(ids.values())}
+        for one in self.documents:
+            one["status"] = "superseded"
+        recorded = record(number, made, ids, before)
+        self.documents.append({"id": f"d{number}", "status": "current", "extension": [recorded]})
+        for one, key in ids.items():
+            if self.fates[key] == "gone":
+                self.tell(one, f"d{number}")
+
+    def tell(self, one: Destination, document: str) -> None:
+        self.seen.setdefault(one.addressee, []).append((one.trigger, document, one.replaces))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(candidates(), max_size=6),
+    st.lists(st.tuples(st.sets(st.integers(0, 5)), st.lists(st.sampled_from(FATES), min_size=1, max_size=4)),
+             min_size=1, max_size=4),
+    st.lists(st.sampled_from(["claire@x.mssante.fr", ""]), min_size=4, max_size=4),
+    st.booleans(),
+)  # fmt: skip
+def test_each_addressee_sees_a_report_its_corrections_and_its_withdrawal_in_order_and_nothing_twice(
+    found: list[Candidate], versions: list[tuple[set[int], list[Handed]]], boxes: list[str], doctor: bool
+) -> None:
+    """`versions`: which Endpoints are off when it is written, and what becomes of its deliveries."""
+    case = Case(found)
+    chosen = Settings(smtp="127.0.0.1:25")
+    doctors = [Doctor("Practitioner/mt", "DR Jean PETIT", "jean@x.mssante.fr")] if doctor else []
+    for (away, fates), mailbox in zip(versions, boxes, strict=False):
+        there = [
+            dataclasses.replace(one, endpoint=one.endpoint | {"status": "off"})
+            if place in away and one.endpoint
+            else one
+            for place, one in enumerate(found)
+        ]
+        report = dataclasses.replace(REPORT, requester=professional("99000000011", mailbox))
+        before = case.before()
+        made = plan(report, OPEN, there, "PractitionerRole/asker", HOSPITAL, chosen, doctors)
+        made = follow(made, before, mailing=True)
+        assert len({one.addressee for one in made.destinations}) == len(made.destinations)
+        assert len({one.lane for one in made.destinations}) == len(made.destinations)
+        case.written_down(made, before, fates)
+    last = case.before(taken_back=True)
+    assert not [fate for fate in case.fates.values() if fate in ("waits", "kept") and fate in last.unsent]
+    back = recall(last, PATIENT, case, mailing=True)
+    for one in back.destinations:
+        case.tell(one, "")
+    told = {shut.lane for shut in back.shut}
+    for addressee, seen in case.seen.items():
+        triggers = [trigger for trigger, _, _ in seen]
+        brought = [document for trigger, document, _ in seen if trigger != "T04"]
+        assert triggers.count("T04") <= 1 and "T04" not in triggers[:-1], "nothing follows a withdrawal"
+        assert triggers[0] == "T02" and triggers.count("T02") == 1, "one first version, first"
+        assert len(brought) == len(set(brought)), "no version twice"
+        for (_, document, _), (_, _, replaces) in pairwise(seen):
+            assert replaces == document, "what is replaced or withdrawn is what they hold"
+        own = [one for one in last.holders if one.addressee == addressee and one.document]
+        assert triggers[-1] == "T04" or not own or own[0].lane in told, "whoever holds one is recalled or told"
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_an_object_is_kept_whole_before_it_is_accepted(hub: Hub, node: Node, tmp
     assert send(node, path) == [0x0000]
     kept = instances(hub)[0]
     assert (kept.patient_id, kept.issuer, kept.accession, kept.calling_ae) == (IPP, "CH-DEMO", "ACC1", "ECHO1")
-    blob = hub.store.blobs.path(kept.blob)
+    blob = hub.store.blobs.at.path(kept.blob)
     assert archive.frame(blob, archive.frame_table(blob), 2) == archive.frame(path, archive.frame_table(path), 2)
     assert the_study(hub).dirty
     assert list((tmp_path / "data" / "spool").iterdir()) == [], "nothing is left behind"

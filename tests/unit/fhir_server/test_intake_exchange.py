@@ -185,6 +185,21 @@ def test_a_document_sent_twice_or_replacing_nothing_or_of_a_stranger_is_refused(
     assert len(found(hub, "DocumentReference")) == 1
 
 
+@pytest.mark.parametrize("name", ["mdm-t10-lps-recu", "mdm-t04-lps-recu"])
+def test_a_document_is_changed_by_its_author_or_by_the_house_it_came_from(hub: Hub, name: str) -> None:
+    """Neither: 901 and nothing changes. The author of TXA-9, or else of PRT, may also write from another house."""
+    tell(hub, "mdm-t02-lps-recu")
+    first = one(hub, "DocumentReference")
+    elsewhere = first | {"custodian": {"reference": "Organization/ch-demo"}}
+    put(hub, SYSTEM, elsewhere | {"author": [{"identifier": {"system": "urn:oid:2.25.1", "value": "autre"}}]})
+    told = say(hub, sample(name))
+    assert (told.code, told.application_code, told.errors[0].code) == ("AE", "901", "207")
+    assert one(hub, "DocumentReference")["status"] == "current"
+    put(hub, SYSTEM, elsewhere)
+    assert say(hub, sample(name)).code == "AA"
+    assert read(hub, f"DocumentReference/{first['id']}")["status"] in ("superseded", "entered-in-error")
+
+
 def test_visibility_flags_become_security_labels(hub: Hub) -> None:
     tell(hub, "mdm-t02-lps-recu", ("MetaDMPMSS||N^^", "MetaDMPMSS||Y^^"))
     labels = one(hub, "DocumentReference")["securityLabel"]
@@ -321,3 +336,16 @@ def test_an_order_by_hl7_is_answered_by_hl7_under_its_own_number(hub: Hub) -> No
     assert msg.at("ORC-2").encoded == "DEM-2026-91^^2.25.4720^ISO"
     assert (msg.get("ORC-1"), msg.get("ORC-16.2")) == ("OC", "Examen déjà fait")
     assert "000417" in msg.at("PID-3").encoded
+
+
+# --- characters ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("charset", "family"), [("windows-1252", "L’ÉCOLE"), ("8859/15", "L\x92ÉCOLE")])
+def test_bytes_that_are_not_what_they_say_are_read_as_the_ports_partner_writes(
+    hub: Hub, charset: str, family: str
+) -> None:
+    raw = person("000777", "LECOLE").replace(b"LECOLE", "L’ÉCOLE".encode("cp1252"))
+    assert say(hub, raw, Port(name="vieux", charset=charset)).code == "AA"
+    assert parse(raw, fallback=charset).text("PID-5") == family
+    assert patient(hub, "000777")["name"][0]["family"].replace("\x92", "") == family.replace("\x92", "")

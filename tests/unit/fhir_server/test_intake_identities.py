@@ -10,6 +10,7 @@ from sylve import INS, IPP, patient, person, sample, say, stays, sylve, tell
 
 from fhir_server.changes import Hub, view_of
 from fhir_server.context import SYSTEM
+from fhir_server.delivery import arrivals
 from fhir_server.delivery.intake_merges import unmerge
 from fhir_server.demo import people
 from fhir_server.errors import Conflict, NotFound, RuleBroken
@@ -126,6 +127,33 @@ def test_a_merge_links_both_records_and_everything_follows(hub: Hub) -> None:
     with hub.store.read(SYSTEM) as snapshot:
         assert found(hub, "Observation", f"subject={source}") == []
         assert deliveries(hub)[0].id == key and overtaken(snapshot, deliveries(hub)[0]) == ""
+
+
+def test_what_refers_is_read_page_by_page_and_a_merge_beyond_its_bound_changes_nothing(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, source = two(hub)
+    many = [read(hub, "Observation/o1") | {"id": f"o{n}"} for n in range(2, 8)]
+    put(hub, SYSTEM, *many)
+    monkeypatch.setattr(arrivals, "_A_PAGE", 2)
+    monkeypatch.setattr(arrivals, "MOST_MOVED", 5)
+    told = say(hub, sample("adt-a40-fusion"))
+    assert (told.code, told.errors[0].code) == ("AE", "207") and read(hub, source).get("active", True)
+    monkeypatch.setattr(arrivals, "MOST_MOVED", 50)
+    tell(hub, "adt-a40-fusion")
+    assert {read(hub, f"Observation/o{n}")["subject"]["reference"] for n in range(1, 8)} == {target}
+    entries = read(hub, f"List/{merge.record_id('fusion', source, target)}")["entry"]
+    names = [entry["item"]["reference"] for entry in entries]
+    assert names[0] == source and names[1:] == sorted(names[1:]) and len(names) > 10
+
+
+def test_a_list_of_an_earlier_version_in_any_order_still_permits_its_moves(hub: Hub) -> None:
+    target, source = two(hub)
+    tell(hub, "adt-a40-fusion")
+    listed = read(hub, f"List/{merge.record_id('fusion', source, target)}")
+    put(hub, SYSTEM, listed | {"entry": [listed["entry"][0], *reversed(listed["entry"][1:])]})
+    back, lost = unmerge(hub, ADMIN, target, source)
+    assert lost == [] and "ServiceRequest/fusion" in back
 
 
 def test_what_has_not_left_for_a_merged_patient_is_held_back(hub: Hub) -> None:

@@ -119,7 +119,7 @@ def test_a_report_goes_nowhere_by_an_endpoint_that_asks_for_answers_alone(hub: H
 def test_every_step_is_either_told_or_named_as_silent() -> None:
     steps = {one.name for one in TRANSITIONS}
     assert set(ANSWERS) <= steps and steps - set(ANSWERS) == {
-        "record", "ask", "publish", "question", "answer", "report"
+        "record", "ask", "publish", "question", "answer", "report", "amend", "withdraw"
     }  # fmt: skip
     assert set(WORKFLOW) == {"tlr-1.0", "siu-2.5"}
 

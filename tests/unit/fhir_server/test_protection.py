@@ -138,11 +138,12 @@ def test_only_the_very_same_content_counts_as_said_again(hub: Hub) -> None:
     assert "no role" in refused(lambda: put(hub, OTHER_REQUESTER, said))
 
 
-def test_a_report_is_not_corrected_and_says_so(hub: Hub) -> None:
+def test_a_report_is_changed_by_a_correction_or_a_withdrawal_alone(hub: Hub) -> None:
     asked(hub, state="completed")
-    for status in ("amended", "corrected", "appended", "entered-in-error", "cancelled"):
+    for status in ("final", "cancelled", "registered", "partial", "preliminary", "unknown"):
         wanted = read(hub, "DiagnosticReport/r") | {"status": status, "conclusion": "autre"}
-        assert "corrections are not offered yet" in refused(lambda wanted=wanted: put(hub, EXPERT, wanted))
+        words = refused(lambda wanted=wanted: put(hub, EXPERT, wanted))
+        assert "but by a correction or a withdrawal" in words and "its signer sets" in words
 
 
 def test_a_first_report_cannot_correct_one_that_never_was(hub: Hub) -> None:

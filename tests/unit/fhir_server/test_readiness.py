@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import hubs
 import pytest
-from hubs import EXPERT, PARTNER, REQUESTER, asked, directory, hub_on, opinion, put, read, request
+from hubs import EXPERT, PARTNER, REQUESTER, SYSTEM, asked, directory, hub_on, opinion, put, read, request
+from rest_calls import ask
 
 from fhir_server.changes import Hub
 from fhir_server.context import Caller
 from fhir_server.demo import people
+from fhir_server.demo.run import SITES
 from fhir_server.errors import Invalid, RuleBroken
+from fhir_server.patients.sites import load_sites
 from fhir_server.store.engine import Store
 
 Resource = dict[str, Any]
@@ -117,3 +121,53 @@ def test_nobody_takes_a_request_without_being_somebody(hub: Hub) -> None:
     nobody = Caller("", "Le groupe", frozenset({"expert"}), EXPERT.groups)
     with pytest.raises(RuleBroken, match="taken by a person"):
         hubs.take(hub, caller=nobody)
+
+
+# --- test identities and production ----------------------------------------------------------------------------------
+
+OTHER = dict(SITES[0]) | {
+    "key": "autre",
+    "name": "Clinique en production",
+    "mode": "production",
+    "finess_eg": "990000992",
+    "finess_ej": "990000984",
+    "namespaces": [{"name": "ipp", "kind": "PI", "hd": ["AUTRE", "990000992", "N"], "oid": "1.2.3.4.5"}],
+}
+
+
+@pytest.fixture
+def two_sites(hub: Hub) -> Hub:
+    """A second establishment, in production, with an expert group."""
+    both = dataclasses.replace(hub, sites=load_sites((SITES[0], OTHER)))
+    house = {"resourceType": "Organization", "id": "autre", "name": "Clinique en production", "active": True}
+    group = read(hub, "HealthcareService/avis-echo") | {"id": "prod", "providedBy": {"reference": "Organization/autre"}}
+    put(both, SYSTEM, house, group)
+    return both
+
+
+PRODUCTION = [{"reference": "HealthcareService/prod"}]
+
+
+def test_nobody_asks_a_production_site_about_a_test_identity(two_sites: Hub) -> None:
+    put(two_sites, REQUESTER, people.consent("r", 0))
+    answer = ask(two_sites, "PUT", "ServiceRequest/r", request(performer=PRODUCTION), caller=REQUESTER)
+    assert answer.status == 422
+    (issue,) = answer.json()["issue"]
+    assert issue["expression"] == ["ServiceRequest.subject"] and "production site" in issue["diagnostics"]
+    put(two_sites, REQUESTER, request(status="draft", performer=PRODUCTION))
+
+
+def test_a_request_that_is_out_is_not_turned_to_a_production_site_either(two_sites: Hub) -> None:
+    current = asked(two_sites)
+    for performer in (PRODUCTION, [*current["performer"], *PRODUCTION]):
+        answer = ask(two_sites, "PUT", "ServiceRequest/r", current | {"performer": performer}, caller=REQUESTER)
+        assert answer.status == 422
+        assert answer.json()["issue"][0]["expression"] == ["ServiceRequest.subject"]
+    patch = [{"op": "replace", "path": "/performer/0/reference", "value": "HealthcareService/prod"}]
+    kind = {"content_type": "application/json-patch+json"}
+    assert ask(two_sites, "PATCH", "ServiceRequest/r", patch, caller=REQUESTER, **kind).status == 422
+    assert read(two_sites, "ServiceRequest/r")["performer"] == current["performer"]
+    cardiology = [{"reference": "HealthcareService/avis-cardio"}]
+    assert (
+        ask(two_sites, "PUT", "ServiceRequest/r", current | {"performer": cardiology}, caller=REQUESTER).status == 200
+    )

@@ -130,6 +130,46 @@ def test_conditions_hold_inside_a_bundle(hub: Hub) -> None:
     assert statuses(send(hub, "transaction", entry("DELETE", "Patient?identifier=urn:x|1"))) == ["204"]
 
 
+@pytest.mark.parametrize("kind", ["batch", "transaction"])
+def test_every_conditional_form_is_an_entry(hub: Hub, kind: str) -> None:
+    def basic(code: str, **more: Any) -> Resource:
+        return {"resourceType": "Basic", "code": {"coding": [{"system": "urn:x", "code": code}]}} | more
+
+    for key in "abcd":
+        stored(hub, basic(key, id=key))
+    patch = {"resourceType": "Parameters", "parameter": [{"name": "operation", "part": [
+        {"name": "type", "valueCode": "add"}, {"name": "path", "valueString": "Basic"},
+        {"name": "name", "valueString": "created"}, {"name": "value", "valueDate": "2026-11-22"}]}]}  # fmt: skip
+    answer = send(
+        hub,
+        kind,
+        entry("POST", "Basic", basic("a"), ifNoneExist="code=urn:x|a"),
+        entry("POST", "Basic", basic("new"), ifNoneExist="code=urn:x|new"),
+        entry("PUT", "Basic?code=urn:x|b", basic("b", created="2026-11-21")),
+        entry("PUT", "Basic?code=urn:x|none", basic("none")),
+        entry("PATCH", "Basic?code=urn:x|c", patch),
+        entry("DELETE", "Basic?code=urn:x|d"),
+        entry("DELETE", "Basic?code=urn:x|nobody"),
+        entry("GET", "Basic/b", ifNoneMatch='W/"2"'),
+        entry("HEAD", "Basic/a"),
+        entry("GET", "Basic?code=urn:x|a&_summary=count"),
+    )
+    assert statuses(answer) == ["200", "201", "200", "201", "200", "204", "204", "304", "200", "200"]
+    assert ask(hub, "GET", "Basic/c").json()["created"] == "2026-11-22"
+    assert "resource" not in answer.entries[7] and "resource" not in answer.entries[8]
+    assert answer.entries[9]["resource"]["total"] == 1
+    assert [ask(hub, "GET", f"Basic/{key}").status for key in "abcd"] == [200, 200, 200, 410]
+    refusals = [
+        entry("PUT", "Basic?code=urn:x|a,urn:x|b", basic("a")),
+        entry("PATCH", "Basic?code=urn:x|nobody", patch),
+        entry("PUT", "Basic/a", basic("a", id="a"), ifMatch='W/"9"'),
+        entry("GET", "Basic/d"),
+    ]
+    told = [statuses(send(hub, "batch", one))[0] for one in refusals]
+    assert told == ["412", "404", "412", "410"]
+    assert [send(hub, "transaction", one).status for one in refusals] == [412, 404, 412, 410]
+
+
 def test_deletions_of_a_transaction_do_not_hide_that_a_condition_is_ambiguous(hub: Hub) -> None:
     for n in range(5):
         stored(hub, {"resourceType": "Basic", "id": f"b{n}", "code": {"coding": [{"system": "urn:x", "code": "y"}]}})

@@ -64,16 +64,6 @@ def test_the_last_modified_of_an_answer_is_what_304_is_given_for(hub: Hub) -> No
     assert ask(hub, "GET", "Patient/p", if_modified_since=told).status == 304
 
 
-def test_head_says_what_get_would_and_sends_nothing(hub: Hub) -> None:
-    stored(hub, PATIENT)
-    for path in ("Patient/p", "Patient?name=martin", "Patient/p/_history", "metadata", "Patient/p?_format=xml"):
-        got, head = ask(hub, "GET", path), ask(hub, "HEAD", path)
-        assert (head.status, head.body) == (200, b"")
-        assert head.headers["content-type"] == got.headers["content-type"]
-        assert abs(int(head.headers["content-length"]) - len(got.body)) < 5
-    assert ask(hub, "HEAD", "Patient/nobody").status == 404
-
-
 # --- gone, not found, not allowed ------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from fhir_server.changes import Hub
 from fhir_server.delivery import images
 from fhir_server.rest import dicomweb
 from fhir_server.rest.http import Request, Response
+from fhir_server.store.blob_seal import Keys
+from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
 
 STUDY, SERIES, INSTANCE = "2.25.1", "2.25.2", "2.25.3"
@@ -25,15 +28,20 @@ ONE = f"/studies/{STUDY}/series/{SERIES}/instances/{INSTANCE}"
 JPEG = "image/jpeg; transfer-syntax=*"
 
 
-@pytest.fixture
-def hub(open_url: Callable[..., Store], sqlite_url: str, tmp_path: Path) -> Iterator[Hub]:
-    """A hub with one stored clip."""
-    made = hub_on(open_url(sqlite_url))
+@pytest.fixture(params=["plain", "encrypted"])
+def hub(
+    request: pytest.FixtureRequest, open_url: Callable[..., Store], sqlite_url: str, tmp_path: Path
+) -> Iterator[Hub]:
+    """A hub with one stored clip, kept as it is or encrypted."""
+    keys = Keys({"k": b"k" * 32}, "k") if request.param == "encrypted" else Keys()
+    made = hub_on(open_url(sqlite_url, blobs=Blobs(tmp_path / "data" / "blobs", keys=keys)))
     node = Node(("127.0.0.1", 0), images.policy(made.settings, tmp_path / "data"), images.receiver(made))
     node.start()
     assert [code for _, code in scu.store(("127.0.0.1", node.port), [clip(tmp_path)], called="PASSERELLE")] == [0]
     node.close()
     yield made
+    gc.collect()  # an answer nobody read to its end lets go of its files
+    assert list(made.store.blobs.new_folder().iterdir()) == []
 
 
 def clip(folder: Path) -> Path:
@@ -124,7 +132,7 @@ def test_images_are_only_read(hub: Hub, method: str) -> None:
 def test_an_object_whose_file_is_gone_is_a_fault_of_ours_and_not_silence(hub: Hub) -> None:
     with hub.store.read(hubs.SYSTEM) as snapshot:
         blob = snapshot.instances(STUDY)[0].blob
-    hub.store.blobs.path(blob).unlink()
+    Path(hub.store.blobs.at.copies(blob)[0].place).unlink()
     for path in (f"{ONE}/frames/1", ONE, f"{ONE}/metadata"):
         answer = get(hub, path)
         assert answer.status == 500, path

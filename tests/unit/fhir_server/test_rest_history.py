@@ -133,10 +133,34 @@ def test_a_count_of_zero_and_a_summary_of_count_give_the_total_alone(hub: Hub) -
         assert (answer.json()["total"], answer.entries) == (2, [])
 
 
-def test_the_newest_first_may_be_asked_for_and_no_other_order(hub: Hub) -> None:
-    edited(hub, 2)
-    assert len(versions(ask(hub, "GET", "Patient/p/_history?_sort=-_lastUpdated"))) == 2
-    assert ask(hub, "GET", "Patient/p/_history?_sort=_lastUpdated").status == 400
+@pytest.mark.parametrize("path", ["Patient/p/_history", "Patient/_history", "_history"])
+def test_the_oldest_come_first_when_asked_and_pages_hold_every_version_once(hub: Hub, path: str) -> None:
+    edited(hub, 5)
+    for asked in ("-_lastUpdated", "none"):
+        assert versions(ask(hub, "GET", f"{path}?_sort={asked}"))[:2] == [("Patient/p", "5"), ("Patient/p", "4")]
+    since = ask(hub, "GET", "Patient/p/_history/1").json()["meta"]["lastUpdated"]
+    seen: list[tuple[str, str]] = []
+    url: str | None = f"{path}?_sort=_lastUpdated&_count=2&_since={since}"
+    while url:
+        answer = ask(hub, "GET", url)
+        assert len(answer.entries) <= 2
+        seen += versions(answer)
+        url = next_url(answer)
+    assert seen == [("Patient/p", str(number)) for number in range(1, 6)]
+    assert ask(hub, "GET", f"{path}?_sort=name").status == 400
+
+
+@pytest.mark.parametrize("path", ["Patient/p/_history", "Patient/_history", "_history"])
+def test_a_count_of_versions_counts_those_that_were_asked_for(hub: Hub, path: str) -> None:
+    before = ask(hub, "GET", "_history?_summary=count").json()["total"]
+    instants = edited(hub, 4)
+    others = before if path == "_history" else 0
+    for asked in ("_summary=count", "_count=0"):
+        for more, expected in (("", 4 + others), (f"&_since={instants[1]}", 3), (f"&_at={instants[2]}", 1 + others)):
+            answer = ask(hub, "GET", f"{path}?{asked}{more}")
+            assert (answer.json().get("total"), answer.entries) == (expected, []), more
+    ask(hub, "DELETE", "Patient/p")
+    assert ask(hub, "GET", f"{path}?_summary=count").json()["total"] == 5 + others
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,93 @@ def test_damage_to_rows_of_contained_resources_is_seen_and_repaired(stocked: Sto
     assert len(asked(stocked, "Medication", ("_contained", "true"))) == 3
 
 
+def chained() -> list[Resource]:
+    """A request whose medication refers to its maker beside it, one whose maker is a resource, and one that has both
+    elsewhere; observations of a contained patient and of a patient of the same name."""
+    made: Resource = medication("m1", "a") | {"manufacturer": {"reference": "#o1"}}
+    here: Resource = {"resourceType": "Organization", "id": "o1", "name": "Pharmacie interne"}
+    away: Resource = medication("m1", "a") | {"manufacturer": {"reference": "Organization/big"}}
+    person = {"resourceType": "Patient", "id": "p1", "name": [{"family": "Kerbrat"}]}
+    seen = {"resourceType": "Observation", "status": "final", "code": {"text": "x"}}
+    return [
+        request("inside", made, here),
+        request("mixed", away),
+        request("outside") | {"medicationReference": {"reference": "Medication/m1"}},
+        request("other", medication("m1", "b"), medication("m2", "a")),
+        medication("m1", "a") | {"manufacturer": {"reference": "Organization/big"}},
+        {"resourceType": "Organization", "id": "big", "name": "Pharmacie du monde"},
+        seen | {"id": "ob1", "contained": [person], "subject": {"reference": "#p1"}},
+        seen | {"id": "ob2", "subject": {"reference": "Patient/p1"}},
+        seen | {"id": "ob3", "contained": [person], "subject": {"reference": "Patient/p1"}},
+        person,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pairs", "expected"),
+    [
+        ("MedicationRequest", (("medication.code", "a"),), "inside mixed outside"),
+        ("MedicationRequest", (("medication:Medication.code", "b"),), "other"),
+        ("MedicationRequest", (("medication.code", "a"), ("medication.status", "active")), "inside mixed outside"),
+        ("MedicationRequest", (("medication._id", "m1"),), "inside mixed other outside"),
+        ("MedicationRequest", (("medication.code:not", "a"),), "other"),
+        ("MedicationRequest", (("medication.manufacturer:missing", "true"),), "other"),
+        ("MedicationRequest", (("medication.manufacturer.name", "pharmacie"),), "inside mixed outside"),
+        ("MedicationRequest", (("medication.manufacturer.name", "pharmacie int"),), "inside"),
+        ("MedicationRequest", (("_filter", "medication.manufacturer.name sw pharmacie"),), "inside mixed outside"),
+        ("MedicationRequest", (("_filter", "medication[code eq b or manufacturer.name co du].status eq active"),),
+         "mixed other outside"),
+        ("Observation", (("subject.name", "kerb"),), "ob1 ob2 ob3"),
+        ("Observation", (("subject:Patient.name", "kerb"),), "ob1 ob2 ob3"),
+        ("Observation", (("patient.name", "kerb"),), "ob1 ob2 ob3"),
+        ("Observation", (("subject:Group.code", "kerb"),), ""),
+        ("Observation", (("subject.name:missing", "true"),), ""),
+        ("Patient", (("_has:Observation:subject:_id", "ob1"),), ""),
+        ("Patient", (("_has:Observation:subject:_id", "ob3"),), "p1"),
+    ],
+)  # fmt: skip
+def test_a_chain_looks_inside_contained_resources(
+    store: Store, kind: str, pairs: tuple[tuple[str, str], ...], expected: str
+) -> None:
+    for one in chained():
+        put(store, one)
+    assert asked(store, kind, *pairs) == [f"{kind}/{one}" for one in expected.split()]
+
+
+def test_long_chains_lead_through_contained_resources(store: Store) -> None:
+    """A ring of two inside one resource, and from it to a resource and back."""
+    part = {"resourceType": "Organization", "id": "a", "name": "a", "partOf": {"reference": "#b"}}
+    other = {"resourceType": "Organization", "id": "b", "name": "b", "partOf": {"reference": "Organization/top"}}
+    top = {"resourceType": "Organization", "id": "top", "name": "top", "partOf": {"reference": "Organization/low"}}
+    put(store, top)
+    put(store, {"resourceType": "Organization", "id": "low", "contained": [part, other], "name": "low"}
+        | {"partOf": {"reference": "#a"}})  # fmt: skip
+    steps = (
+        (1, "a", "low"), (2, "b", "low"), (3, "top", "low"), (4, "low", "low"), (2, "a", "top"), (18, "b", "low"),
+        (18, "low", ""), (19, "b", "top"), (20, "low", "low"),
+    )  # fmt: skip
+    for hops, name, expected in steps:
+        found = asked(store, "Organization", ("partof:Organization." * hops + "name", name))
+        assert found == [f"Organization/{one}" for one in expected.split()], (hops, name)
+
+
+def test_alternatives_of_any_kind_are_asked_of_contained_resources(stocked: Store) -> None:
+    inside = [("_contained", "true"), ("_containedType", "contained")]
+    for text, expected in (
+        ("_id eq m2 or code eq b", ["r1#m2", "r2#m1", "r3#m2"]),
+        ("_id eq m2 or (code eq b and status eq active)", ["r1#m2", "r2#m1", "r3#m2"]),
+    ):
+        found = asked(stocked, "Medication", *inside, ("_filter", text))
+        assert found == [f"MedicationRequest/{one}" for one in expected]
+
+
+def test_a_chain_into_contained_resources_starts_at_what_the_caller_may_see(store: Store) -> None:
+    for key in ("r3", "r5"):
+        put(store, request(key, medication("m1", "a")))
+    caller = Caller("nurse", "Nurse", frozenset(), frozenset(("here",)), everything=False)
+    assert asked(store, "MedicationRequest", ("medication.code", "a"), caller=caller) == ["MedicationRequest/r5"]
+
+
 def test_an_order_by_values_of_mixed_types_is_refused() -> None:
     with pytest.raises(errors.Invalid, match="order is that of"):
         query.parse("Medication", [("_contained", "true"), ("_sort", "code")])

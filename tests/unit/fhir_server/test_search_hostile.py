@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
+from hubs import hub_on
+from rest_calls import ask
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM
@@ -83,6 +86,68 @@ def test_costly_values_are_answered_by_the_hundred(store: Store, kind: str, name
     assert found(store, kind, (name, ",".join(text.format(n=n) for n in range(150)))) == 0
     with pytest.raises(errors.TooLarge, match="too many values"):
         query.parse(kind, [(name, thousand(text))])
+
+
+def test_a_search_that_takes_too_long_is_stopped_and_says_so(open_at: Callable[..., Store]) -> None:
+    people = [
+        {"resourceType": "Patient", "id": f"p{n}", "name": [{"family": f"{n:06}" * 40, "given": [f"g{n}" * 40] * 3}]}
+        for n in range(1000)
+    ]
+    made = [(one, index.rows(one)) for one in people]
+    open_at().write(SYSTEM, lambda tx: [tx.create(one, rows) for one, rows in made])
+    hub = hub_on(open_at(statement_seconds=0.25))
+    slow = f"Patient?name:contains={thousand('zz{n}')}"
+    began = time.monotonic()
+    for _ in range(2):
+        answer = ask(hub, "GET", slow)
+        assert (answer.status, answer.issue["code"]) == (503, "timeout"), answer.body[:300]
+    assert time.monotonic() - began < 10
+    assert ask(hub, "GET", "Patient?_id=p7").json()["entry"][0]["resource"]["id"] == "p7"
+
+
+def test_a_search_beyond_its_limits_is_refused_over_http(store: Store) -> None:
+    hub = hub_on(store)
+    nested = "(" * 21 + "code eq a" + ")" * 21
+    deep = "_has:Patient:link:" * 21 + "_id=p3"
+    many = ",".join(f"{n}||mg" for n in range(1000))
+    for url in (
+        f"Patient?{deep}",
+        f"Observation?value-quantity={many}",
+        f"Observation?_filter={nested}",
+        f"Observation?{'&'.join(['code=a'] * 201)}",
+    ):
+        answer = ask(hub, "GET", url)
+        assert (answer.status, answer.issue["code"]) == (413, "too-costly"), answer.body[:300]
+
+
+def test_contained_resources_that_refer_to_one_another_cost_little(store: Store) -> None:
+    """A thousand in one resource, each referring to the next two, and twenty steps through them."""
+    held = [
+        {
+            "resourceType": "Patient",
+            "id": f"c{n}",
+            "link": [{"other": {"reference": f"#c{(n + step) % 1000}"}, "type": "seealso"} for step in (1, 2)],
+        }
+        for n in range(1000)
+    ]
+    one = {"resourceType": "Patient", "id": "p", "contained": held, "link": [{"other": {"reference": "#c0"}}]}
+    store.write(SYSTEM, lambda tx: tx.create(one, index.rows(one)))
+    assert found(store, "Patient", ("link:Patient." * 20 + "_id", "c30")) == 1
+    assert found(store, "Patient", ("link:Patient." * 20 + "_id", "c60")) == 0
+    assert found(store, "Patient", ("link:Patient." * 20 + "gender:missing", "true")) == 1
+
+
+def test_brackets_that_lead_into_contained_resources_cost_little(store: Store) -> None:
+    parts = [
+        {"resourceType": "Organization", "id": f"c{n}", "partOf": {"reference": f"#c{(n + 1) % 50}"}} for n in range(50)
+    ]
+    one = {"resourceType": "Organization", "id": "o", "contained": parts, "partOf": {"reference": "#c0"}}
+    store.write(SYSTEM, lambda tx: tx.create(one, index.rows(one)))
+    nested = "partof[_id eq c9 or " * 5 + "_id eq c4" + "].name pr false" * 5
+    assert found(store, "Organization", ("_filter", nested)) == 1
+    nested = "partof[_id eq c9 or " * 19 + "_id eq c5" + "].name pr false" * 19
+    with pytest.raises(errors.TooLarge, match="contained"):
+        found(store, "Organization", ("_filter", nested))
 
 
 def test_more_values_than_a_statement_takes_are_refused() -> None:

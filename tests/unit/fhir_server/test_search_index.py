@@ -283,8 +283,8 @@ def test_references_of_each_form() -> None:
         ("PractitionerRole", "", "https://ailleurs.fr/fhir/PractitionerRole/r9", "", "")
     ]
     assert found("ServiceRequest", "performer", "reference") == [("HealthcareService", "", "", "urn:g", "dermato")]
-    # A contained resource is found by nothing, but is not missing.
-    assert found("ServiceRequest", "specimen", "reference") == [("", "", "", "", "")]
+    # A contained resource is found by chains alone.
+    assert found("ServiceRequest", "specimen", "reference") == [("", "", "#echantillon", "", "")]
     assert found("ServiceRequest", "patient", "reference") == found("ServiceRequest", "subject", "reference")
     assert found("Bundle", "composition", "reference") == [("Composition", "comp1", "", "", "")]
     assert found("Bundle", "message", "reference") == []

@@ -5,12 +5,11 @@ A difference is told with its seed and its query: `ORACLE_SEED=17 pytest -k orac
 
 from __future__ import annotations
 
-import bz2
 import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 from search_oracle import (
     CODE_SYSTEMS,
+    DATE,
     PREFIXES,
     UCUM,
     UNITS,
@@ -34,6 +34,7 @@ from search_oracle import (
     tokens,
     words,
 )
+from search_samples import official, own, synthea
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM
@@ -43,101 +44,9 @@ from profiles import json_text
 
 ROOT = Path(__file__).resolve().parents[3]
 ARCHIVE = ROOT / "profiles" / "data" / "r4.zip"
-OWN = ROOT / "tests" / "data" / "search" / "resources.json"
 NOW = datetime(2026, 1, 15, 12, tzinfo=UTC)
 ZONE = "Europe/Paris"
 SEED = int(os.environ.get("ORACLE_SEED", "20260115"))
-
-
-# --- what is searched ------------------------------------------------------------------------------------------------
-
-
-def synthea(folder: Path, patients: int, others: int) -> list[dict[str, Any]]:
-    """The smallest patients' files, some hospitals and practitioners, with references to one another made relative."""
-    files = sorted(folder.glob("*.json.bz2"), key=lambda path: (path.stat().st_size, path.name))
-    shared = [path for path in files if path.name.startswith("0-")]
-    chosen = [path for path in files if path not in shared][:patients]
-    found: list[dict[str, Any]] = []
-    for path in shared:
-        found += [entry["resource"] for entry in json.loads(bz2.decompress(path.read_bytes()))["entry"]][:others]
-    for path in chosen:
-        found += [entry["resource"] for entry in json.loads(bz2.decompress(path.read_bytes()))["entry"]]
-    unique = {(one["resourceType"], one["id"]): one for one in found}
-    names = {f"urn:uuid:{key}": f"{kind}/{key}" for kind, key in unique}
-    numbered = {
-        f"{kind}?identifier={i.get('system', '')}|{i['value']}": f"{kind}/{key}"
-        for (kind, key), one in unique.items()
-        for i in one.get("identifier", ())
-        if "value" in i
-    }
-    for one in unique.values():
-        _relink(one, {**names, **numbered})
-    return list(unique.values())
-
-
-def _relink(value: Any, names: dict[str, str]) -> None:
-    if isinstance(value, dict):
-        text = value.get("reference")
-        if isinstance(text, str):
-            value["reference"] = names.get(text, text)
-        for inner in value.values():
-            _relink(inner, names)
-    elif isinstance(value, list):
-        for inner in value:
-            _relink(inner, names)
-
-
-def own() -> list[dict[str, Any]]:
-    """Our examples of every search type, and variations on them that meet at the edges."""
-    found: list[dict[str, Any]] = json.loads(OWN.read_bytes())["entry"]
-    for n, (amount, unit) in enumerate(
-        [("5", "g/dL"), ("50", "g/L"), ("5.0", "g/dL"), ("49.4", "g/L"), ("5000", "mg/dL"), ("55", "g/L"), ("5", "mg")]
-    ):
-        measured = {"value": json.loads(amount, parse_float=Decimal), "unit": unit, "system": UCUM, "code": unit}
-        subject = {"reference": ("Patient/p1", "Patient/e1", "Patient/e2")[n % 3]}
-        day = ("2025", "2025-03", "2025-03-30", "2025-03-30T02:30:00+01:00", "2025-10-26T00:30:00Z")[n % 5]
-        coded = {"coding": [{"system": "http://loinc.org", "code": "718-7", "display": "Hémoglobine"}]}
-        found.append(
-            {"resourceType": "Observation", "id": f"q{n}", "status": "final", "code": coded, "subject": subject}
-            | ({"valueQuantity": measured} if n % 2 else {"component": [{"code": coded, "valueQuantity": measured}]})
-            | {"effectiveDateTime": day}
-        )
-    for n, comparator in enumerate(("<", "<=", ">", ">=")):
-        measured = {"value": 50, "comparator": comparator, "unit": "g/L", "system": UCUM, "code": "g/L"}
-        found.append(
-            {"resourceType": "Observation", "id": f"c{n}", "status": "final", "valueQuantity": measured}
-            | {"code": {"text": "Hémoglobine"}, "effectivePeriod": {"start": f"2025-0{n + 1}"}}
-        )
-    for n, (code, day) in enumerate([("a", "2025-01"), ("b", "2025-01-02"), ("a", "2024")]):
-        coded = {"coding": [{"system": "urn:c", "code": code}, {"system": "urn:d", "code": "x"}, {"code": code}]}
-        said = {"coding": [{"system": "urn:v", "code": day}]}
-        value = ({"valueDateTime": day}, {"valueCodeableConcept": said}, {"valueString": "Été $ 5,5"})
-        part = {"code": coded, "valueCodeableConcept": said}
-        found.append(
-            {"resourceType": "Observation", "id": f"k{n}", "status": "final", "code": coded, "component": [part]}
-            | value[n]
-        )
-        other = {"reference": f"DocumentReference/dr{(n + 1) % 3}"}
-        related = [{"code": ("replaces", "appends")[n % 2], "target": other}]
-        found.append({"resourceType": "DocumentReference", "id": f"dr{n}", "status": "current", "relatesTo": related})
-        trait = {"code": coded, "valueCodeableConcept": said, "exclude": False}
-        found.append({"resourceType": "Group", "id": f"g{n}", "type": "person", "characteristic": [trait]})
-        use = {"code": {"system": "urn:u", "code": code}, "valueQuantity": {"value": n, "system": UCUM, "code": "kg"}}
-        found.append({"resourceType": "Measure", "id": f"m{n}", "status": "draft", "useContext": [use]})
-        place = {"chromosome": said, "referenceSeqId": coded, "windowStart": 10 * n, "windowEnd": 100 - n}
-        spans = [{"start": 10 + n, "end": 20}, {"start": 30, "end": 40 + n}, {"start": 50}]
-        found.append(
-            {"resourceType": "MolecularSequence", "id": f"s{n}", "coordinateSystem": 0, "referenceSeq": place}
-            | {"variant": spans}
-        )
-    names = [("Œuvrard", "Zoé"), ("oeuvrard", "ZOE"), ("L’Hôpital", "Jean-François"), ("50%_a", "\\b,c|d$e")]
-    for n, (family, given) in enumerate(names):
-        found.append(
-            {"resourceType": "Patient", "id": f"e{n}", "name": [{"family": family, "given": [given]}]}
-            | ({"birthDate": ("1955", "1955-06", "1955-06-15")[n]} if n < 3 else {})
-            | {"link": [{"other": {"reference": f"Patient/e{(n + 1) % 4}"}, "type": "seealso"}]}
-        )
-    return found
 
 
 @dataclass
@@ -163,8 +72,7 @@ def world(store: Store, resources: list[dict[str, Any]]) -> World:
             stored.append(json.loads(found.text, parse_float=Decimal))
     oracle = Oracle(ARCHIVE, stored, zone=ZONE, now=NOW)
     uses: dict[str, list[Definition]] = {}
-    kinds = Counter(one["resourceType"] for one in stored)
-    for kind in kinds:
+    for kind in {key[0] for key in (*oracle.all, *oracle.held)}:
         codes = sorted({c for owner in (kind, "DomainResource", "Resource") for c in oracle.known.get(owner, ())})
         every = [known for code in codes if (known := oracle.parameter(kind, code)) is not None]
         uses[kind] = [one for one in every if index.parameters(kind).get(one.code) is not None and one.code != "_id"]
@@ -184,13 +92,16 @@ class Asker:
 
     def __init__(self, world: World, seed: int) -> None:
         self.world, self.oracle, self.random = world, world.oracle, random.Random(seed)
-        self.kinds = sorted(world.uses)
-        self.keys = {kind: sorted(key for key in self.oracle.all if key[0] == kind) for kind in self.kinds}
+        self.kinds = sorted({key[0] for key in self.oracle.all})
+        self.held = sorted({key[0] for key in self.oracle.held})
+        self.keys: dict[str, list[Key]] = {kind: [] for kind in world.uses}
+        for key in sorted((*self.oracle.all, *self.oracle.held)):
+            self.keys[key[0]].append(key)
 
-    def question(self) -> tuple[str, list[tuple[str, str]]]:
-        """A type and its parameters."""
+    def question(self, kinds: Sequence[str] = ()) -> tuple[str, list[tuple[str, str]]]:
+        """A type, one of `kinds` or any, and its parameters."""
         while True:
-            kind = self.random.choice(self.kinds)
+            kind = self.random.choice(kinds or self.kinds)
             pairs = [pair for _ in range(self.random.choice((1, 1, 2, 3))) if (pair := self.pair(kind, 0)) is not None]
             if pairs:
                 return kind, [*pairs, *self.sort(kind)]
@@ -263,7 +174,7 @@ class Asker:
         """One or two words that one of the resources has."""
         name = self.random.choice(("_text", "_content"))
         key = self.random.choice(self.keys[kind])
-        known = [one for one in words(self.oracle.all[key], narrative=name == "_text") if len(one) < 50]
+        known = [one for one in words(self.oracle.resource(key), narrative=name == "_text") if len(one) < 50]
         known = [one for one in known if one not in ("and", "or", "not")]
         if not known:
             return None
@@ -281,7 +192,7 @@ class Asker:
         if chance > 0.88:
             return self.full_text(kind)
         if chance < 0.3:
-            return "_id", ",".join(key[1] for key in self.random.choices(self.keys[kind], k=3))
+            return "_id", ",".join(key[1].rpartition("#")[2] for key in self.random.choices(self.keys[kind], k=3))
         sort = self.random.choice(sorted({one.type for one in self.world.uses[kind]}))
         definition = self.random.choice([one for one in self.world.uses[kind] if one.type == sort])
         if chance < 0.36 and definition.code != "_lastUpdated" and definition.type != "composite":
@@ -302,14 +213,20 @@ class Asker:
         if not references:
             return None
         definition = self.random.choice(references)
-        pointer = self.any_of([p for v in self.some(kind, definition.code) for p in pointers(v)])
-        if pointer is None or pointer.key not in self.oracle.all:
+        target = self.any_of(
+            [one for key in self.random.choices(self.keys[kind], k=12) for one in self.led(key, definition)]
+        )
+        if target is None or target[0] not in index.parameters(kind)[definition.code].targets:
             return None
-        target = pointer.key[0]
-        inner = self.pair(target, depth + 1)
+        inner = self.pair(target[0], depth + 1)
         if inner is None:
             return None
-        return f"{definition.code}:{target}.{inner[0]}", inner[1]
+        return f"{definition.code}:{target[0]}.{inner[0]}", inner[1]
+
+    def led(self, key: Key, definition: Definition) -> list[Key]:
+        """What the references of a resource lead to."""
+        found = (p for value in self.oracle.values(key, definition.code) for p in pointers(value))
+        return [target for one in found if (target := self.oracle.target(key, one)) is not None]
 
     def has(self, kind: str, depth: int) -> tuple[str, str] | None:
         source = self.random.choice(self.kinds)
@@ -419,7 +336,7 @@ class Asker:
             system, number = pointer.identifier
             return "identifier", f"{self.escaped(system)}|{self.escaped(number)}" if system and number else None
         if pointer.key is None:
-            return "", self.escaped(pointer.url) if pointer.url and ":" in pointer.url else None
+            return "", self.escaped(pointer.url) if ":" in pointer.url and pointer.url[0] != "#" else None
         target, key = pointer.key
         if target not in index.parameters(kind)[definition.code].targets:
             return "", f"{target}/{key}"
@@ -482,7 +399,7 @@ class Asker:
 
 
 def _dates(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
+    if isinstance(value, str) and DATE.fullmatch(value):
         yield value
     elif isinstance(value, dict):
         for name in ("start", "end"):
@@ -502,7 +419,7 @@ def asked(world: World, kind: str, pairs: list[tuple[str, str]], page: int) -> l
     with world.store.read(SYSTEM) as snapshot:
         while True:
             result = snapshot.search(plan)
-            found += [(one.type, one.id) for one in result.matches]
+            found += [(one.type, f"{one.container}#{one.id}" if one.container else one.id) for one in result.matches]
             if result.next is None:
                 assert result.total == len(found), f"total {result.total}, found {len(found)}"
                 return found
@@ -546,6 +463,27 @@ def compare(world: World, seed: int, count: int) -> tuple[list[str], Counter[str
     return differences, tally
 
 
+def compare_contained(world: World, seed: int, count: int) -> tuple[list[str], int]:
+    """What differs when contained resources are searched too, and how many questions had answers."""
+    asker, differences, answered = Asker(world, seed), list[str](), 0
+    for n in range(count):
+        kind, pairs = asker.question(asker.held)
+        pairs = [pair for pair in pairs if pair[0] != "_sort"]
+        both, container = asker.random.random() < 0.5, asker.random.random() < 0.5
+        expected = world.oracle.search_contained(kind, pairs, both=both, container=container)
+        how = [
+            ("_contained", "both" if both else "true"),
+            ("_containedType", "container" if container else "contained"),
+        ]
+        found = asked(world, kind, [*pairs, *how], asker.random.choice((3, 1000)))
+        answered += bool(expected)
+        if set(found) != expected or len(found) != len(expected):
+            told = f"seed {seed} #{n} {kind}?" + "&".join(f"{name}={text}" for name, text in (*pairs, *how))
+            more, less = sorted(set(found) - expected)[:3], sorted(expected - set(found))[:3]
+            differences.append(f"{told}: only ours {more}, only theirs {less}")
+    return differences, answered
+
+
 def rules(asker: Asker) -> list[tuple[str, str]]:
     """One to three random includes, `:iterate` and `*` among them."""
     made: list[tuple[str, str]] = []
@@ -586,6 +524,20 @@ def test_what_is_included_is_what_the_oracle_includes(store: Store) -> None:
     assert not differences, "\n".join(differences)
 
 
+def test_contained_resources_are_found_as_the_oracle_says(store: Store) -> None:
+    differences, answered = compare_contained(world(store, own()), SEED, 200)
+    assert not differences, "\n".join(differences)
+    assert answered > 80
+
+
+def test_a_sample_of_the_official_examples_is_found_as_the_oracle_says(store: Store) -> None:
+    made = world(store, official(step=30))
+    differences, tally = compare(made, SEED, 200)
+    differences += compare_contained(made, SEED, 60)[0]
+    assert not differences, "\n".join(differences)
+    assert tally["answered"] > 80
+
+
 def test_our_own_examples_are_found_as_the_oracle_says(store: Store) -> None:
     differences, tally = compare(world(store, own()), SEED, 400)
     assert not differences, "\n".join(differences)
@@ -609,3 +561,14 @@ def test_thousands_of_searches_are_answered_as_the_oracle_says(store: Store, sha
         differences, _ = compare(made, seed, 1000)
         assert not differences, "\n".join(differences)
         assert not compare_includes(made, seed, 100)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_every_official_example_is_found_as_the_oracle_says(store: Store) -> None:
+    made = world(store, official())
+    for seed in range(SEED + 1, SEED + 4):
+        differences, _ = compare(made, seed, 1000)
+        differences += compare_contained(made, seed, 300)[0]
+        differences += compare_includes(made, seed, 100)
+        assert not differences, "\n".join(differences)

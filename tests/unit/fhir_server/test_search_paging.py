@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -60,18 +61,24 @@ def ordered(keys: list[str], names: list[str], descending: bool) -> list[str]:
 def walk(
     store: Store, sort: tuple[Sort, ...], count: int, names: list[str], writes: list[list[tuple[str, int]]]
 ) -> None:
-    """Reads page by page, and checks the promise."""
+    """Reads page by page, and checks the promise. What was made goes in the end: the next round costs what this one
+    did, however many came before."""
     group = f"g{next(ROUND)}"
     keys = [f"{group}-{n:02}" for n in range(12)]
     alive = set(keys)
 
-    def put(key: str, name: str, *, new: bool) -> None:
-        one = {"resourceType": "Patient", "id": key}
-        found = rows(group, name)
-        store.write(SYSTEM, lambda tx: tx.create(one, found) if new else tx.update(one, found))
+    def put(tx: Tx, key: str, name: str, *, new: bool) -> None:
+        one, found = {"resourceType": "Patient", "id": key}, rows(group, name)
+        if new:
+            tx.create(one, found)
+        else:
+            tx.update(one, found)
 
-    for key, name in zip(keys, names, strict=True):
-        put(key, name, new=True)
+    def put_all(tx: Tx) -> None:
+        for key, name in zip(keys, names, strict=True):
+            put(tx, key, name, new=True)
+
+    store.write(SYSTEM, put_all)
     plan = Plan(("Patient",), (Clause("g", "token", GROUP, (Value(code=group),)),), sort=sort, count=count)
     changed: set[str] = set()
     seen: list[str] = []
@@ -87,14 +94,17 @@ def walk(
             key = keys[number]
             if kind == "new":
                 made += 1
-                put(f"{group}-new{made}", "m", new=True)
+                store.write(SYSTEM, partial(put, key=f"{group}-new{made}", name="m", new=True))
             elif key in alive:
                 changed.add(key)
                 if kind == "delete":
                     store.write(SYSTEM, lambda tx, key=key: tx.delete("Patient", key))  # type: ignore[misc]
                     alive.discard(key)
                 else:
-                    put(key, names[number] if kind == "same" else f"z{number}", new=False)
+                    name = names[number] if kind == "same" else f"z{number}"
+                    store.write(SYSTEM, partial(put, key=key, name=name, new=False))
+    alive |= {f"{group}-new{n}" for n in range(1, made + 1)}
+    store.write(SYSTEM, lambda tx: [tx.delete("Patient", key) for key in sorted(alive)])
     if sort in BY_INDEX and not changed and sort[0].type != "date":
         best = {key: (max if sort[0].descending else min)(n, default="") for key, n in zip(keys, names, strict=True)}
         assert [n for n, _ in itertools.groupby(best[key] for key in seen)] == ordered(

@@ -140,9 +140,83 @@ def test_a_parameter_posted_again_while_its_rows_go_is_indexed(store: Store) -> 
     assert married(store) == ["a"]
 
 
-def rows_of(store: Store, pid: int) -> int:
+def through(store: Store) -> None:
+    """Everything noted is worked off, as the processes do it."""
+    parameters.note(store)
+    parameters.refresh(store, 0)
+    while parameters.advance(store, index.rows):
+        pass
+    parameters.refresh(store, 0)
+
+
+NAMED = MARITAL | {"type": "string", "expression": "Patient.name.text | Person.name.text"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({"base": ["Person"]}, 1),
+        ({"base": ["Person"], "expression": "Person.name.text"}, 1),
+        (
+            {
+                "base": ["Person", "Patient", "Practitioner"],
+                "expression": NAMED["expression"] + "| Practitioner.name.text",
+            },
+            2,
+        ),
+        ({"expression": "Patient.name.exists()"}, 0),
+        ({"type": "composite"}, 0),
+        ({"url": URL + "2", "base": ["Person"]}, 0),
+    ],
+)
+def test_no_row_is_left_of_the_types_a_changed_parameter_has_no_more(
+    store: Store, changes: dict[str, Any], left: int
+) -> None:
+    for kind in ("Patient", "Person"):
+        put(store, {"resourceType": kind, "id": "a", "name": [{"text": "Anne"}]})
+    put(store, NAMED | {"base": ["Patient", "Person"]})
+    through(store)
+    old = index.pid("Patient", "marital")
+    assert rows_of(store, old, "idx_string") == 2
+    put(store, NAMED | {"base": ["Patient", "Person"]} | changes)
+    through(store)
+    kept = {index.pid(kind, "marital") for kind in ("Patient", "Person") if "marital" in index.parameters(kind)}
+    assert sum(rows_of(store, pid, "idx_string") for pid in kept) == left
+    assert old in kept or rows_of(store, old, "idx_string") == 0
+    assert [one.state for one in parameters.listed(store)] == (["active"] if left else ["refused"])
+    assert check.check(store, index.rows).ok
+
+
+def test_no_row_is_left_when_a_parameter_is_posted_again_under_another_id_for_other_types(store: Store) -> None:
+    for kind in ("Patient", "Person"):
+        put(store, {"resourceType": kind, "id": "a", "name": [{"text": "Anne"}]})
+    put(store, NAMED)
+    through(store)
+    store.write(SYSTEM, lambda tx: tx.delete("SearchParameter", "marital"))
+    parameters.note(store)  # its rows go, and have not gone yet
+    put(store, NAMED | {"id": "again", "base": ["Person"]})
+    through(store)
+    assert rows_of(store, index.pid("Person", "marital"), "idx_string") == 1
+    assert [one.id for one in parameters.listed(store)] == ["again"]
+    assert check.check(store, index.rows).ok
+
+
+def test_of_two_parameters_with_one_url_the_first_stays(store: Store) -> None:
+    put(store, patient("a", "M"))
+    put(store, MARITAL)
+    through(store)
+    put(store, MARITAL | {"id": "second", "code": "other"})
+    through(store)
+    assert not parameters.note(store)
+    states = {one.id: (one.state, one.note) for one in parameters.listed(store)}
+    assert states["marital"] == ("active", "") and states["second"][0] == "refused"
+    assert "SearchParameter/marital" in states["second"][1]
+    assert married(store) == ["a"]
+
+
+def rows_of(store: Store, pid: int, table: str = "idx_token") -> int:
     with store.read(SYSTEM) as snapshot:
-        row = snapshot.view.db.one("SELECT count(*) FROM idx_token WHERE pid = ?", (pid,))
+        row = snapshot.view.db.one(f"SELECT count(*) FROM {table} WHERE pid = ?", (pid,))
     return int(row[0]) if row else 0
 
 

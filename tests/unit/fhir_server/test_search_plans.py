@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from test_search_oracle import synthea
+from search_samples import synthea
 
 from fhir_server.context import SYSTEM
 from fhir_server.search import index, query

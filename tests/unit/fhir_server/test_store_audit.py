@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import pytest
 
 from fhir_server import errors
@@ -103,3 +106,29 @@ def test_tampering_is_noticed(
     verdict = store.verify()
     assert (verdict.ok, verdict.broken) == (False, broken)
     assert text in verdict.text
+
+
+@pytest.mark.needs("postgresql")
+def test_the_sealer_leaves_out_what_a_running_transaction_may_still_precede(
+    open_url: Callable[..., Store], migrated_postgres: str
+) -> None:
+    """A row with a smaller number that commits later would otherwise stand inside a sealed batch."""
+    store = open_url(migrated_postgres)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(tx: Tx) -> None:
+        tx.audit(AuditRow("C", text="slow"))
+        assert len(tx.audit_rows()) == 1  # it travelled: the transaction has its number
+        entered.set()
+        assert go_on.wait(20)
+
+    running = threading.Thread(target=lambda: store.write(SYSTEM, slow))
+    running.start()
+    assert entered.wait(10)
+    note(store, 3)
+    assert store.seal() == 0 and store.verify().unsealed == 3
+    go_on.set()
+    running.join(20)
+    assert store.seal() == 4
+    verdict = store.verify()
+    assert (verdict.ok, verdict.sealed, verdict.unsealed) == (True, 4, 0)

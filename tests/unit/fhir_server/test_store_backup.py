@@ -153,8 +153,8 @@ def test_content_that_is_missing_or_altered_is_named_and_the_rest_is_kept(
     stocked: Store, tmp_path: Path, elsewhere: str
 ) -> None:
     gone, altered = sha256_of(LARGE), sha256_of(b"%PDF")
-    stocked.blobs.path(gone).unlink()
-    path = stocked.blobs.path(altered)
+    stocked.blobs.at.path(gone).unlink()
+    path = stocked.blobs.at.path(altered)
     path.chmod(0o600)
     path.write_bytes(b"%PDf")
     made = backup(stocked, tmp_path / "backup")

@@ -23,16 +23,16 @@ def blobs(tmp_path: Path) -> Blobs:
 def test_bytes_are_found_under_their_hash(blobs: Blobs) -> None:
     sha256 = blobs.put(b"clip")
     assert sha256 == hashlib.sha256(b"clip").hexdigest()
-    assert blobs.path(sha256) == blobs.root / sha256[:2] / sha256[2:4] / sha256
+    assert blobs.at.path(sha256) == blobs.root / sha256[:2] / sha256[2:4] / sha256
     assert blobs.exists(sha256) and blobs.size(sha256) == 4 and blobs.read(sha256) == b"clip"
     assert blobs.put(b"") and blobs.read(hashlib.sha256(b"").hexdigest()) == b""
 
 
 def test_the_same_bytes_again_touch_nothing(blobs: Blobs) -> None:
     sha256 = blobs.put(b"clip")
-    before = blobs.path(sha256).stat()
+    before = blobs.at.path(sha256).stat()
     assert blobs.put(b"clip") == sha256
-    after = blobs.path(sha256).stat()
+    after = blobs.at.path(sha256).stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert list(blobs.new_folder().iterdir()) == []
 
@@ -66,7 +66,7 @@ def test_what_is_not_there_and_what_is_too_large(blobs: Blobs) -> None:
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "\n", "0" * 65])
 def test_a_name_that_is_no_hash_is_refused(blobs: Blobs, name: str) -> None:
     with pytest.raises(errors.Malformed):
-        blobs.path(name)
+        blobs.exists(name)
 
 
 def test_threads_storing_the_same_bytes_all_succeed(blobs: Blobs) -> None:
@@ -87,4 +87,4 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_stored_files_are_read_only(blobs: Blobs) -> None:
-    assert blobs.path(blobs.put(b"x")).stat().st_mode & 0o222 == 0
+    assert blobs.at.path(blobs.put(b"x")).stat().st_mode & 0o222 == 0

@@ -130,7 +130,7 @@ def test_bytes_that_were_altered_are_found_by_the_deep_look(stocked: Store) -> N
     """Same length, other bytes: in a row, in a file."""
     changed = b"MSH|2"
     stocked.write(SYSTEM, lambda tx: tx.view.db.run("UPDATE inbox SET raw = ? WHERE control_id = 'M1'", (changed,)))
-    path = stocked.blobs.path(sha256_of(LARGE))
+    path = stocked.blobs.at.path(sha256_of(LARGE))
     path.chmod(0o600)
     path.write_bytes(LARGE.replace(b"9", b"8"))
     assert check(stocked, extract).ok
@@ -145,7 +145,7 @@ def test_bytes_that_were_altered_are_found_by_the_deep_look(stocked: Store) -> N
 
 
 def test_a_missing_file_and_a_stray_one_are_told_apart(stocked: Store) -> None:
-    stocked.blobs.path(sha256_of(LARGE)).unlink()
+    stocked.blobs.at.path(sha256_of(LARGE)).unlink()
     stocked.blobs.put(b"a transaction under way")
     report = check(stocked, extract)
     assert [(one.kind, one.subject, one.text) for one in report.problems] == [

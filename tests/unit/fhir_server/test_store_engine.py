@@ -217,6 +217,35 @@ def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
         threading.Event().wait(0.005)
 
 
+def test_writes_that_wait_share_one_commit_on_sqlite(open_url: Callable[..., Store], sqlite_url: str) -> None:
+    store = open_url(sqlite_url)
+    entered, go_on, commits = threading.Event(), threading.Event(), list[str]()
+    store._database._writer.set_trace_callback(  # type: ignore[attr-defined]
+        lambda sql: commits.append(sql) if sql == "COMMIT" else None
+    )
+
+    def first(tx: Tx) -> None:
+        entered.set()
+        deadline = time.monotonic() + 10
+        while store._database._jobs.qsize() < 8 and time.monotonic() < deadline:  # type: ignore[attr-defined]
+            go_on.wait(0.005)
+        tx.create(basic("first"), IndexRows())
+
+    threads = [threading.Thread(target=lambda: store.write(SYSTEM, first))]
+    threads[0].start()
+    assert entered.wait(10)
+    for number in range(8):
+        key = f"n{number}"
+        threads.append(
+            threading.Thread(target=lambda key=key: store.write(SYSTEM, lambda tx: tx.create(basic(key), IndexRows())))
+        )
+        threads[-1].start()
+    for thread in threads:
+        thread.join(20)
+    assert all(made(store, f"n{number}") for number in range(8)) and made(store, "first")
+    assert commits == ["COMMIT"]
+
+
 @pytest.mark.needs("postgresql")
 def test_the_journal_stops_below_a_running_transaction(open_url: Callable[..., Store], migrated_postgres: str) -> None:
     store = open_url(migrated_postgres)

@@ -533,3 +533,62 @@ def test_the_rates_and_the_second_legs_are_counted(store: Store) -> None:
         assert [(rate.lane, rate.ended, rate.failed) for rate in snapshot.attempt_rates()] == [("a", 1, 1), ("b", 1, 0)]
         (leg,) = snapshot.waiting_legs()
         assert (leg.kind, leg.count, leg.oldest > 0) == ("zam", 1, True)
+
+
+# --- an outcome and the next claim in one transaction ----------------------------------------------------------------
+
+
+def taken(store: Store) -> Claim:
+    held = store.take("w1", 30, may)
+    assert held is not None
+    return held
+
+
+def test_an_outcome_and_the_next_claim_are_written_together(store: Store) -> None:
+    first, second, other = queued(store), queued(store), queued(store, "other")
+    settled, following = store.pass_on(taken(store), SENT, "w2", 30, may)
+    assert settled and following is not None
+    assert following.delivery.id == other, "the lane that has waited longest"
+    settled, following = store.pass_on(following, SENT, "w3", 30, may)
+    assert settled and following is not None and following.delivery.id == second
+    assert [shown(store, key).state for key in (first, other, second)] == ["sent", "sent", "sending"]
+    assert store.pass_on(following, SENT, "w4", 30, may) == (True, None)
+    with store.read(SYSTEM) as snapshot:
+        assert [snapshot.attempts(key)[0].worker for key in (first, other, second)] == ["w1", "w2", "w3"]
+        assert [(lane.lease_until, lane.open) for lane in snapshot.lanes()] == [(0, 0), (0, 0)]
+
+
+def test_a_following_delivery_that_may_not_leave_is_passed_by(store: Store) -> None:
+    queued(store)
+    held, third = queued(store, on_stuck="skip", patient="Patient/1"), queued(store, "other")
+    with_reason = Outcome("held", "overtaken", "merged")
+    _, following = store.pass_on(
+        taken(store), SENT, "w2", 30, lambda _, claim: with_reason if claim.delivery.id == held else None
+    )
+    assert following is not None and following.delivery.id == third
+    store.finish(following, SENT)
+    assert store.take("w3", 30, lambda _, claim: with_reason) is None
+    assert shown(store, held).error == "merged"
+
+
+def test_a_defect_while_the_next_is_taken_undoes_both(store: Store) -> None:
+    first, second = queued(store), queued(store)
+
+    def broken(_: Tx, __: Claim) -> None:
+        raise KeyError("defect")
+
+    claim = taken(store)
+    with pytest.raises(KeyError):
+        store.pass_on(claim, SENT, "w2", 30, broken)
+    assert (shown(store, first).state, shown(store, second).state) == ("sending", "queued")
+    assert store.finish(claim, SENT) and shown(store, first).state == "sent"
+
+
+def test_a_worker_that_lost_its_lane_still_takes_the_next(store: Store) -> None:
+    first, other = queued(store), queued(store, "other")
+    late = taken(store)
+    store.claim("thief", 30, micros(now()) + 31 * SECOND)
+    settled, following = store.pass_on(late, Outcome("retry", "transient", "x"), "w2", 30, may)
+    assert not settled and following is not None and following.delivery.id == other
+    with store.read(SYSTEM) as snapshot:
+        assert snapshot.attempts(first)[0].outcome == "late: retry"

@@ -545,6 +545,6 @@ def test_names_walks_all_content_and_nothing_else(store: Store, tmp_path: Path) 
     shas = sorted(store.blobs.put(content(number)) for number in range(20))
     (store.blobs.root / "ab").mkdir(exist_ok=True)
     (store.blobs.root / "README").write_text("x")
-    (store.blobs.path(shas[0]).parent / "note").write_text("x")
+    (store.blobs.at.path(shas[0]).parent / "note").write_text("x")
     assert sorted(name for names in store.blobs.names() for name in names) == shas
     assert os.listdir(store.blobs.new_folder()) == []

@@ -10,7 +10,16 @@ from fhir_server.config import Settings
 from fhir_server.context import Caller, Role
 from fhir_server.demo import people
 from fhir_server.errors import RuleBroken
-from fhir_server.teleexpertise.states import TASK_STATUS, TRANSITIONS, State, state_of, step, with_state
+from fhir_server.teleexpertise.states import (
+    CORRECTION,
+    FRENCH,
+    TASK_STATUS,
+    TRANSITIONS,
+    State,
+    state_of,
+    step,
+    with_state,
+)
 
 SETTINGS = Settings()
 REQUEST = people.request("r", 0, "moreau", "avis-echo", "why")
@@ -73,3 +82,15 @@ def test_a_state_written_is_the_state_read(state: State) -> None:
 def test_the_requester_is_known_through_another_of_their_roles() -> None:
     other_role = Caller("PractitionerRole/x", "C", frozenset({"requester"}), practitioner="Practitioner/moreau")
     assert step(other_role, REQUEST, "draft", "ready", "", Directory()).name == "publish"
+
+
+def test_every_step_has_one_french_word_and_no_two_share_it() -> None:
+    assert set(FRENCH) == {one.name for one in TRANSITIONS} | {CORRECTION}
+    assert len(set(FRENCH.values())) == len(FRENCH)
+
+
+def test_of_two_steps_between_the_same_states_the_named_one_is_taken() -> None:
+    for name in ("amend", "withdraw"):
+        assert step(caller("expert"), REQUEST, "completed", "completed", "", Directory(), name).name == name
+    with pytest.raises(RuleBroken, match="Legal steps"):
+        step(caller("expert"), REQUEST, "completed", "completed", "", Directory(), "report")

@@ -139,7 +139,7 @@ def test_the_result_of_a_business_ack_needs_its_message_and_a_known_code() -> No
 
 
 def test_an_unknown_type_is_judged_by_its_header_only() -> None:
-    assert told(parse(b"MSH|^~\\&|A|B|||20260302||SIU^S12|1|P|2.5\rSCH|1\r")) == []
+    assert told(parse(b"MSH|^~\\&|A|B|||20260302||XYZ^S12|1|P|2.5\rABC|1\r")) == []
 
 
 def test_odd_delimiters_are_told() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import tracemalloc
 import warnings
@@ -334,6 +336,35 @@ def test_a_large_document_is_not_copied_by_reading_around_it() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8_000_000
+
+
+_FIFTY = r"""
+import resource
+from hl7v2.check import check, errors
+from hl7v2.message import parse
+
+head = (
+    b"MSH|^~\\&|A|B|C|D|20260302083000||ORU^R01^ORU_R01|M1|P|2.5|||||FRA|UNICODE UTF-8\r"
+    b"PID|1||1^^^B||\xc3\x89A^B\rPV1|1|I\rORC|RE\rOBR|1|||11502-2^x^LN\r"
+    b"OBX|1|ED|11502-2^x^LN||^application^pdf^Base64^"
+)
+raw = b"".join((head, b"QUJD" * 12_500_000, b"||||||F\r"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+msg = parse(raw)
+data = msg.encapsulated(msg.all("OBX")[0]).data
+assert (len(data), msg.get("PID-5"), msg.get("OBX-11"), errors(check(msg))) == (50_000_000, "\u00c9A", "F", [])
+assert msg.raw is raw
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_document_of_50_mb_is_parsed_read_and_judged_without_a_copy() -> None:
+    """In a process of its own, whose highest use of memory is what is counted."""
+    root = Path(__file__).parents[3]
+    words = [sys.executable, "-c", _FIFTY]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=100, cwd=root, check=False)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 16, "MiB beyond the message itself"
 
 
 # --- a second opinion ----------------------------------------------------------------------------------------------

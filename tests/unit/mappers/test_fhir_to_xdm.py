@@ -77,6 +77,26 @@ def test_the_metadata_are_valid_against_the_ebxml_schema(shared: Path) -> None:
     long = replace(REPORT, expert=replace(EXPERT, family="D" * 300, org=Org("É" * 400, "750803447")))
     for report in (REPORT, replace(REPORT, patient=replace(PATIENT, ins=None, birth_cog="", used_family="X")), long):
         schema.assertValid(etree.fromstring(written(report)))
+    schema.assertValid(etree.fromstring(replacing(SUBMISSION_BEFORE)))
+
+
+SUBMISSION_BEFORE = str(UUID(int=7))
+
+
+def replacing(submission: str) -> bytes:
+    return fhir_to_xdm.metadata(
+        REPORT, SITE, cda=CDA, submission_id=SUBMISSION, submitted_at=SUBMITTED, replaced_submission=submission
+    )
+
+
+def test_a_replacement_names_the_entry_of_the_submission_before() -> None:
+    before = fhir_to_xdm.metadata(REPORT, SITE, cda=CDA, submission_id=SUBMISSION_BEFORE, submitted_at=SUBMITTED)
+    old, new = (metadata.read(one).entries[0].id for one in (before, replacing(SUBMISSION_BEFORE)))
+    links = [dict(one.attrib) for one in etree.fromstring(replacing(SUBMISSION_BEFORE)).iter("{*}Association")]
+    assert len(links) == 2 and old != new
+    assert (links[1]["sourceObject"], links[1]["targetObject"]) == (new, old)
+    assert links[1]["associationType"] == "urn:ihe:iti:2007:AssociationType:RPLC"
+    assert replacing("") == written()
 
 
 def test_every_id_is_a_new_uuid_and_every_reference_points_inside_the_file() -> None:

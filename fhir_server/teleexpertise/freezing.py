@@ -1,0 +1,135 @@
+"""One road of a report becomes frozen bytes: an HL7 message in the flavour its Endpoint asks for, or a mail.
+
+The action is told the same way on every road: a first version (T02), one that takes the place of what the addressee
+holds (T10), or its taking back (T04; by mail a letter without documents, since no standard says it to a software).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from fhir_server.config import version
+from fhir_server.errors import Invalid
+from fhir_server.store.lanes import NewDelivery
+from fhir_server.teleexpertise import distribution
+from fhir_server.teleexpertise.case import Context
+from fhir_server.teleexpertise.distribution import Destination
+from mappers import fhir_to_hl7v2, fhir_to_xdm
+from mappers.fhir_to_hl7v2_plain import plain
+from mappers.fhir_to_report import Report
+from mappers.identity import Mailbox, Site
+from mssante import envelope
+from mssante.letter import Address
+
+Resource = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What every road of one version carries: the value, its PDF and its CDA, why it differs from what was sent before
+    (`reason`, '' when it does not), and what the deliveries are found by."""
+
+    value: Report
+    pdf: bytes
+    cda: bytes
+    site: Site
+    opinion: Resource
+    keys: tuple[tuple[str, str], ...]
+    reason: str = ""
+
+
+def freeze(road: Destination, key: str, content: Content, ctx: Context) -> NewDelivery:
+    """The delivery `key` for one road. Raises ValueError when its message cannot be written."""
+    value = content.value if road.trigger == "T04" else replace(content.value, replaces=road.replaces)
+    content = replace(content, value=value)
+    if road.kind == "mail":
+        payload, media = _mail(road, key, content, ctx), "message/rfc822"
+        endpoint = f"mssante:{road.mailbox}?from={_sender(content.site).address}"
+    else:
+        payload, media, endpoint = _message(road, key, content, ctx), "x-application/hl7-v2+er7", road.endpoint
+    return NewDelivery(
+        lane=road.lane,
+        endpoint=endpoint,
+        protocol=road.kind,
+        payload=payload,
+        id=key,
+        media_type=media,
+        title=road.display,
+        keys=content.keys,
+        patient=value.patient.reference,
+        case=f"ServiceRequest/{value.request_id}",
+        document=f"DiagnosticReport/{content.opinion['id']}",
+        second_leg=road.second_leg,
+        on_stuck="skip",
+    )
+
+
+def _message(road: Destination, key: str, content: Content, ctx: Context) -> bytes:
+    """The HL7 message in the flavour the Endpoint asks for."""
+    flavour = distribution.FLAVOURS[road.flavour]
+    value, to = content.value, {
+        "site": content.site,
+        "control_id": key,
+        "now": ctx.now,
+        "receiving_application": road.application,
+        "receiving_facility": road.facility,
+        "trigger": road.trigger,
+    }  # fmt: skip
+    sent: Mapping[str, Any] = to
+    match flavour.message:
+        case "mdm":
+            profile = flavour.profile or "lps-1.1"
+            return fhir_to_hl7v2.mdm(value, content.cda, profile=profile, dmp=road.dmp, **sent).value
+        case "oru":
+            return fhir_to_hl7v2.oru(value, content.cda, dmp=road.dmp, **sent).value
+        case "plain-mdm":
+            return plain(value, content.pdf, kind="MDM", **sent).value
+    return plain(value, content.pdf, kind="ORU", **sent).value
+
+
+def _sender(site: Site) -> Mailbox:
+    box = next((box for box in site.mailboxes if box.kind == "APP"), None) or next(iter(site.mailboxes), None)
+    if box is None:
+        raise Invalid(
+            f"{site.name} has no MSSanté mailbox to send from; add [[sites.mailboxes]] to the settings",
+            expression="Organization.telecom",
+        )
+    return box
+
+
+def _mail(road: Destination, key: str, content: Content, ctx: Context) -> bytes:
+    site, value = content.site, content.value
+    box = _sender(site)
+    us = Address(box.address, box.display)
+    to: dict[str, Any] = {
+        "delivery_id": key,
+        "date": ctx.now.astimezone(ZoneInfo(site.time_zone)),
+        "sender": us,
+        "recipients": (Address(road.mailbox),),
+        "product": ctx.settings.mail_product,
+        "reply_to": us,
+        "notify_to": us,
+        "about": envelope.message_id_of(road.after, box.address) if road.after else "",
+    }
+    if road.trigger == "T04":
+        return envelope.notice(fhir_to_xdm.withdrawal(value, site, content.reason), **to)
+    files = fhir_to_xdm.files(
+        value,
+        site,
+        cda=content.cda,
+        submission_id=_submission(key),
+        submitted_at=ctx.now,
+        application=fhir_to_xdm.Application(version=version(), vendor=ctx.settings.product_vendor),
+        replaced_submission=_submission(road.after) if road.after else "",
+    )
+    letter = fhir_to_xdm.letter(value, site, content.reason)
+    return envelope.mail(letter, xdm=envelope.xdm_zip(files, at=ctx.now), pdf=content.pdf, **to)
+
+
+def _submission(delivery: str) -> str:
+    """The UUID of the submission that a mail carries: a later one can name what was in it."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"urn:passerelle:submission:{delivery}"))

@@ -1,0 +1,505 @@
+"""A signed report is corrected or withdrawn: each addressee gets the replacement of what they hold, or its recall."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import email
+import io
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import hubs
+import pytest
+from hubs import (
+    ADMIN,
+    EXPERT,
+    PARTNER,
+    REQUESTER,
+    SYSTEM,
+    asked,
+    directory,
+    found,
+    hub_on,
+    meddled,
+    opinion,
+    put,
+    read,
+)
+from lxml import etree
+
+from fhir_server import outbox
+from fhir_server.changes import Hub, view_of
+from fhir_server.context import Caller
+from fhir_server.demo import people
+from fhir_server.errors import Invalid, PasserelleError, RuleBroken
+from fhir_server.store.engine import Store
+from fhir_server.store.lanes import Delivery
+from fhir_server.store.session import Snapshot
+from fhir_server.teleexpertise import documents, overtaken
+from fhir_server.teleexpertise.case import Context
+from fhir_server.teleexpertise.distribution import Plan, mail_road
+from fhir_server.teleexpertise.opinion import REASON
+from fhir_server.teleexpertise.succession import Held, follow
+from hl7v2.message import Message, parse
+from mappers.fhir_to_cda import check_header
+from mappers.fhir_to_report import oid_of
+from mssante import envelope
+from mssante.received import Received
+from profiles.validator.structure import check
+
+Resource = dict[str, Any]
+DPI, PFI, MAIL = "Endpoint/dpi", "Endpoint/pfi", "mssante:claire.moreau@ch-demo.mssante.fr"
+COLLEAGUE = Caller("PractitionerRole/benali", "Karim BENALI", frozenset({"expert"}), EXPERT.groups)
+
+
+@pytest.fixture
+def hub(open_url: Callable[..., Store], sqlite_url: str) -> Hub:
+    return directory(hub_on(open_url(sqlite_url)))
+
+
+@pytest.fixture
+def signed(hub: Hub) -> Hub:
+    """A report everybody received."""
+    asked(hub, state="completed")
+    received(hub)
+    return hub
+
+
+def received(hub: Hub, *lanes: str) -> None:
+    """What waits was handed over, in all lanes or in some."""
+    for one in hubs.deliveries(hub):
+        if one.state == "queued" and (not lanes or one.lane in lanes):
+            sql = "UPDATE delivery SET state = 'sent', attempts = 1 WHERE id = ?"
+            hub.store.write(SYSTEM, lambda tx, sql=sql, key=one.id: tx.view.db.run(sql, (key,)))
+
+
+def because(words: str) -> list[Resource]:
+    return [{"url": REASON, "valueCodeableConcept": {"text": words}}]
+
+
+def correct(hub: Hub, conclusion: str = "Contrôle à 2 semaines.", status: str = "corrected", **more: Any) -> None:
+    put(hub, EXPERT, read(hub, "DiagnosticReport/r") | {"status": status, "conclusion": conclusion} | more)
+
+
+def withdraw(hub: Hub, words: str = "mauvaise patiente") -> None:
+    put(hub, EXPERT, read(hub, "DiagnosticReport/r") | {"status": "entered-in-error", "extension": because(words)})
+
+
+def waiting(hub: Hub) -> dict[str, Delivery]:
+    return {one.lane: one for one in hubs.deliveries(hub) if one.state == "queued"}
+
+
+def payload(hub: Hub, one: Delivery) -> bytes:
+    with hub.store.read(SYSTEM) as snapshot:
+        return snapshot.payload(one.id)
+
+
+def message(hub: Hub, lane: str) -> Message:
+    return parse(payload(hub, waiting(hub)[lane]))
+
+
+def letter(hub: Hub) -> Received:
+    return envelope.read(payload(hub, waiting(hub)[MAIL]))
+
+
+def archived(mail: bytes, name: str) -> bytes:
+    """One file of the archive in a mail."""
+    parts = email.message_from_bytes(mail).walk()
+    data = next(part.get_payload(decode=True) for part in parts if part.get_content_type() == "application/zip")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return archive.read(next(one for one in archive.namelist() if one.endswith(name)))
+
+
+def record(hub: Hub, status: str = "current") -> Resource:
+    (one,) = found(hub, "DocumentReference", f"related=DiagnosticReport/r&status={status}")
+    return one
+
+
+def notes(hub: Hub) -> list[str]:
+    return documents.noted(read(hub, "Task/r"))
+
+
+def clinical(hub: Hub, reference: Resource) -> bytes:
+    url = next(c["attachment"]["url"] for c in reference["content"] if c["attachment"]["contentType"] == "text/xml")
+    return base64.b64decode(read(hub, url)["data"])
+
+
+# --- correcting ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["amended", "corrected", "appended"])
+def test_who_received_a_report_gets_its_replacement(signed: Hub, status: str) -> None:
+    first = record(signed)
+    correct(signed, status=status)
+    assert set(waiting(signed)) == {DPI, PFI, MAIL}
+    for lane in (DPI, PFI):
+        told = message(signed, lane)
+        assert (told.text("MSH-9.2"), told.text("ORC-1")) == ("T10", "RO")
+        assert told.text("OBX-11") == "C"
+        assert told.text("TXA-12") == oid_of(record(signed)["id"])
+        assert told.text("TXA-13") == oid_of(first["id"])
+    assert next(o for o in message(signed, PFI).all("OBX") if o.text(3) == "DESTDMP").text(5) == "Y"
+
+
+def test_the_next_version_stands_in_the_place_of_the_one_before(signed: Hub) -> None:
+    first = record(signed)
+    correct(signed)
+    second = record(signed)
+    old = read(signed, f"DocumentReference/{first['id']}")
+    assert old["status"] == "superseded"
+    assert second["relatesTo"] == [{"code": "replaces", "target": {"reference": f"DocumentReference/{first['id']}"}}]
+    assert check(second) == [] and check(old) == []
+    headers = [etree.fromstring(clinical(signed, one)) for one in (first, second)]
+    space = {"h": "urn:hl7-org:v3"}
+    sets, numbers = ([one.find(f"h:{tag}", space) for one in headers] for tag in ("setId", "versionNumber"))
+    assert sets[0].get("root") == sets[1].get("root")
+    assert [one.get("value") for one in numbers] == ["1", "2"]
+    link = headers[1].find("h:relatedDocument", space)
+    assert link.get("typeCode") == "RPLC"
+    assert link.find("h:parentDocument/h:id", space).get("root") == oid_of(first["id"])
+    assert [one for one in check_header(clinical(signed, second)) if one.severity == "error"] == []
+    correct(signed, "Contrôle à 1 semaine.")
+    assert record(signed)["relatesTo"][0]["target"]["reference"] == f"DocumentReference/{second['id']}"
+
+
+def test_the_mail_of_a_correction_says_so_to_people_and_to_software(signed: Hub) -> None:
+    old = next(one for one in hubs.deliveries(signed) if one.lane == MAIL)
+    first = envelope.read(payload(signed, old))
+    correct(signed, extension=because("erreur de mesure"))
+    mail = letter(signed)
+    assert mail.subject.startswith("[Annule et remplace] XDM/1.0/DDM+CR de télémédecine MARTIN-TEST")
+    raw = payload(signed, waiting(signed)[MAIL]).decode("ascii")
+    assert f"In-Reply-To: <{old.id}@ch-demo.mssante.fr>" in raw
+    assert "annule et remplace" in mail.text and "erreur de mesure" in mail.text
+    assert mail.xdm is not None and first.xdm is not None
+    described, before = (one.xdm.submission.entries[0].id for one in (mail, first))
+    links = [
+        one
+        for one in etree.fromstring(archived(raw.encode(), "METADATA.XML")).iter("{*}Association")
+        if one.get("associationType", "").endswith(":RPLC")
+    ]
+    assert [(one.get("sourceObject"), one.get("targetObject")) for one in links] == [(described, before)]
+
+
+def test_a_correction_is_traced_with_its_reason_and_the_case_stays_completed(signed: Hub) -> None:
+    correct(signed, extension=because("erreur de mesure"))
+    told = next(
+        one
+        for one in found(signed, "Provenance", "target=DiagnosticReport/r")
+        if one["activity"]["coding"][0]["code"] == "amend"
+    )
+    assert told["reason"] == [{"text": "erreur de mesure"}]
+    assert told["entity"] == [{"role": "revision", "what": {"reference": "DiagnosticReport/r/_history/1"}}]
+    assert told["agent"][0]["who"]["reference"] == "PractitionerRole/garnier"
+    assert read(signed, "ServiceRequest/r")["status"] == "completed"
+    assert len(notes(signed)) == 1
+    assert "la version 2 annule et remplace la précédente (erreur de mesure)" in notes(signed)[0]
+    assert documents.not_reached(read(signed, "Task/r")) == []
+    lines = [line["text"] for line in outbox.trace(signed.store, {"id": "r"})]
+    for word in ("avis demandé", "demande prise en charge", "compte rendu signé", "compte rendu corrigé"):
+        assert any(word in line for line in lines), word
+
+
+def test_who_never_received_the_first_version_gets_the_second_as_new(hub: Hub) -> None:
+    asked(hub, state="completed")
+    received(hub, DPI)
+    correct(hub)
+    given_up = [one for one in hubs.deliveries(hub) if one.state == "cancelled"]
+    assert {one.lane for one in given_up} == {PFI, MAIL}
+    assert all("nobody had received it" in one.error for one in given_up)
+    assert message(hub, DPI).text("MSH-9.2") == "T10"
+    new = message(hub, PFI)
+    assert (new.text("MSH-9.2"), new.text("ORC-1"), new.text("TXA-13")) == ("T02", "NW", "")
+    assert letter(hub).subject.startswith("XDM/1.0/DDM+")
+    received(hub)
+    correct(hub, "Encore autre.")
+    assert {message(hub, lane).text("MSH-9.2") for lane in (DPI, PFI)} == {"T10"}
+
+
+def test_a_correction_nobody_received_is_followed_by_one_that_replaces_what_they_hold(signed: Hub) -> None:
+    first = record(signed)
+    correct(signed)
+    correct(signed, "Troisième.")
+    for lane in (DPI, PFI):
+        assert message(signed, lane).text("TXA-13") == oid_of(first["id"])
+    states = sorted(one.state for one in hubs.deliveries(signed) if one.lane == DPI)
+    assert states == ["cancelled", "queued", "sent"]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "trigger"),
+    [
+        (("retry", "transient"), "T02"),
+        (("error", "permanent"), "T02"),
+        (("retry", "ambiguous"), "T10"),
+        (("interrupted", ""), "T10"),
+        (("", ""), "T10"),
+    ],
+)
+def test_what_may_have_arrived_counts_as_received(hub: Hub, attempt: tuple[str, str], trigger: str) -> None:
+    asked(hub, state="completed")
+    one = waiting(hub)[DPI]
+    tried = (
+        "INSERT INTO attempt (delivery_id, n, worker, token, started_at, outcome, error_class) VALUES (?,1,'w',1,1,?,?)"
+    )
+    hub.store.write(SYSTEM, lambda tx: tx.view.db.run(tried, (one.id, *attempt)))
+    correct(hub)
+    last = max((d for d in hubs.deliveries(hub) if d.lane == DPI), key=lambda d: d.lane_seq)
+    assert parse(payload(hub, last)).text("MSH-9.2") == trigger
+
+
+def test_what_a_person_keeps_back_stays_and_what_follows_waits_behind_it(hub: Hub) -> None:
+    asked(hub, state="completed")
+    held = waiting(hub)[DPI]
+    outbox.outbox_hold(hub.store, {"id": held.id, "reason": "relire"})
+    correct(hub)
+    assert outbox.outbox_show(hub.store, {"id": held.id})["state"] == "held"
+    new = waiting(hub)[DPI]
+    assert parse(payload(hub, new)).text("MSH-9.2") == "T02"
+    assert "waits behind" in outbox.outbox_show(hub.store, {"id": new.id})["why"]
+
+
+def test_a_first_version_that_leaves_at_the_last_moment_is_replaced(hub: Hub) -> None:
+    asked(hub, state="completed")
+    late = meddled(hub, lambda _: received(hub, DPI))
+    put(late, EXPERT, read(hub, "DiagnosticReport/r") | {"status": "amended", "conclusion": "Autre."})
+    assert message(hub, DPI).text("MSH-9.2") == "T10"
+    assert message(hub, PFI).text("MSH-9.2") == "T02"
+
+
+def test_a_new_addressee_gets_the_correction_as_a_first_version(signed: Hub) -> None:
+    lgc = next(one for one in people.structures("127.0.0.1:9", "127.0.0.1:10") if one["id"] == "dpi")
+    lgc = lgc | {"id": "lgc", "name": "Logiciel du cabinet", "address": "mllp://127.0.0.1:11?application=LGC"}
+    served = read(signed, "Organization/cabinet-lilas") | {"endpoint": [{"reference": "Endpoint/lgc"}]}
+    put(signed, PARTNER, lgc, served)
+    correct(signed)
+    assert message(signed, "Endpoint/lgc").text("MSH-9.2") == "T02"
+    assert message(signed, DPI).text("MSH-9.2") == "T10"
+
+
+def test_who_moved_to_another_mailbox_gets_the_replacement_there_alone(signed: Hub) -> None:
+    role = read(signed, "PractitionerRole/moreau")
+    role["telecom"][0]["value"] = "c.moreau@ch-demo.mssante.fr"
+    put(signed, PARTNER, role)
+    correct(signed)
+    mails = [one for one in waiting(signed).values() if one.protocol == "mail"]
+    assert [one.lane for one in mails] == ["mssante:c.moreau@ch-demo.mssante.fr"]
+    assert envelope.read(payload(signed, mails[0])).subject.startswith("[Annule et remplace] ")
+
+
+def test_who_holds_a_version_and_has_no_road_now_is_told_in_the_case(signed: Hub) -> None:
+    dpi = next(one for one in people.structures("127.0.0.1:9", "127.0.0.1:10") if one["id"] == "dpi")
+    put(signed, PARTNER, dpi | {"status": "off"})
+    correct(signed)
+    assert DPI not in waiting(signed)
+    (told,) = documents.not_reached(read(signed, "Task/r"))
+    assert told.startswith("Correction du compte rendu non remise à Dossier patient")
+    put(signed, PARTNER, dpi)
+    received(signed)
+    correct(signed, "Troisième.")
+    oldest = min(found(signed, "DocumentReference"), key=lambda one: one["date"])
+    assert message(signed, DPI).text("TXA-13") == oid_of(oldest["id"]), "it still holds the first version"
+    assert "coding" not in read(signed, "Task/r")["businessStatus"], "everybody has it now"
+
+
+def test_documents_from_before_the_record_are_taken_as_received(signed: Hub) -> None:
+    old = {name: value for name, value in record(signed).items() if name != "extension"}
+    roads = (mail_road("a@b.mssante.fr", "Practitioner/a"), mail_road("c@d.mssante.fr", "Practitioner/c"))
+    before = Held((old,), 1, (), (), recorded=False)
+    told = follow(Plan(roads, ()), before, mailing=True).destinations
+    assert [(road.trigger, road.replaces) for road in told] == [("T10", old["id"])] * 2
+
+
+@pytest.mark.parametrize(
+    ("who", "change", "place"),
+    [
+        (COLLEAGUE, {"status": "amended", "conclusion": "Autre."}, "DiagnosticReport.resultsInterpreter"),
+        (COLLEAGUE, {"status": "entered-in-error", "extension": because("x")}, "DiagnosticReport.resultsInterpreter"),
+        (REQUESTER, {"status": "amended", "conclusion": "Autre."}, "DiagnosticReport.status"),
+        (ADMIN, {"status": "entered-in-error", "extension": because("x")}, "DiagnosticReport.status"),
+        (EXPERT, {"status": "amended"}, "DiagnosticReport.conclusion"),
+        (EXPERT, {"status": "amended", "conclusion": ""}, "DiagnosticReport.conclusion"),
+        (EXPERT, {"status": "amended", "presentedForm": [{"title": "x"}]}, "DiagnosticReport.conclusion"),
+        (EXPERT, {"status": "amended", "conclusion": "A", "subject": {"reference": "Patient/patient-02"}},
+         "DiagnosticReport.subject"),
+        (EXPERT, {"status": "amended", "conclusion": "A",
+                  "resultsInterpreter": [{"reference": "PractitionerRole/benali"}]},
+         "DiagnosticReport.resultsInterpreter"),
+        (EXPERT, {"status": "entered-in-error"}, "DiagnosticReport.extension"),
+        (EXPERT, {"status": "entered-in-error", "extension": because(" ")}, "DiagnosticReport.extension"),
+        (EXPERT, {"status": "entered-in-error", "extension": because("x"), "conclusion": "A"}, "DiagnosticReport"),
+        (EXPERT, {"status": "final", "conclusion": "Autre."}, "DiagnosticReport"),
+        (EXPERT, {"status": "cancelled"}, "DiagnosticReport"),
+        (EXPERT, {"status": "preliminary"}, "DiagnosticReport"),
+    ],
+)  # fmt: skip
+def test_what_is_no_correction_of_ones_own_report_is_refused(
+    signed: Hub, who: Caller, change: Resource, place: str
+) -> None:
+    put(signed, SYSTEM, read(signed, "PractitionerRole/benali") | {"active": True})
+    before = hubs.deliveries(signed)
+    wanted = {name: value for name, value in (read(signed, "DiagnosticReport/r") | change).items() if value != ""}
+    with pytest.raises((RuleBroken, Invalid)) as told:
+        put(signed, who, wanted)
+    assert (told.value.status, told.value.issues[0].expression) == (422, place)
+    assert hubs.deliveries(signed) == before and notes(signed) == []
+
+
+def test_a_correction_said_again_sends_nothing_again(signed: Hub) -> None:
+    first = read(signed, "DiagnosticReport/r")
+    wanted = first | {"status": "corrected", "conclusion": "Contrôle à 2 semaines."}
+    put(signed, EXPERT, wanted)
+    assert read(signed, "DiagnosticReport/r")["issued"] > first["issued"], "signed again, now"
+    before = hubs.deliveries(signed)
+    for again in (wanted, {name: value for name, value in wanted.items() if name != "issued"}):
+        (done,) = put(signed, EXPERT, again)
+        assert done.stored is not None and (done.status, done.stored.version) == (200, 2)
+    assert hubs.deliveries(signed) == before
+
+
+def test_nobody_else_writes_who_got_a_document(signed: Hub) -> None:
+    forged = record(signed) | {"id": "forged"}
+    with pytest.raises(RuleBroken, match="told by this server") as told:
+        put(signed, PARTNER, {name: value for name, value in forged.items() if name != "meta"})
+    assert told.value.issues[0].expression == "DocumentReference.extension[0]"
+    with pytest.raises(RuleBroken, match="rests on"):
+        put(signed, PARTNER, record(signed) | {"status": "superseded"})
+
+
+# --- withdrawing -----------------------------------------------------------------------------------------------------
+
+
+def test_who_holds_a_report_is_told_that_it_is_withdrawn(signed: Hub) -> None:
+    first = record(signed)
+    sent = {one.lane: parse(payload(signed, one)) for one in hubs.deliveries(signed) if one.protocol == "hl7"}
+    withdraw(signed)
+    for lane in (DPI, PFI):
+        told = message(signed, lane)
+        assert (told.text("MSH-9.2"), told.text("ORC-1"), told.text("OBX-11")) == ("T04", "CA", "D")
+        assert told.text("TXA-12") == oid_of(first["id"]) and told.text("TXA-13") == ""
+        assert told.text("PID-3") == sent[lane].text("PID-3")
+        assert told.text("OBX-5.5") == sent[lane].text("OBX-5.5"), "the very document that is taken back"
+    mail = letter(signed)
+    assert mail.subject == "[Retrait] CR de télémédecine MARTIN-TEST LUCIE 11/02/1994"
+    assert "mauvaise patiente" in mail.text and "ne doit plus être utilisé" in mail.text
+    assert mail.xdm is None and mail.attachments == ()
+    assert b"X-MSS-CODECDA" not in payload(signed, waiting(signed)[MAIL])
+
+
+def test_a_withdrawal_marks_the_documents_and_keeps_their_content(signed: Hub) -> None:
+    contents = [part["attachment"]["url"] for part in record(signed)["content"]]
+    withdraw(signed)
+    assert record(signed, "entered-in-error")["content"]
+    assert all(read(signed, url)["data"] for url in contents)
+    assert read(signed, "ServiceRequest/r")["status"] == "completed"
+    assert notes(signed)[0].startswith("Compte rendu retiré le ") and notes(signed)[0].endswith(": mauvaise patiente")
+    steps = [one["activity"]["coding"][0]["code"] for one in found(signed, "Provenance", "target=DiagnosticReport/r")]
+    assert sorted(steps) == ["report", "withdraw"]
+    with pytest.raises(RuleBroken, match="rests on"):
+        put(signed, ADMIN, record(signed, "entered-in-error") | {"status": "current"})
+    for url in contents:
+        with pytest.raises(RuleBroken):
+            hubs.delete(signed, ADMIN, url)
+
+
+def test_each_addressee_is_asked_to_drop_the_version_they_hold(signed: Hub) -> None:
+    first = record(signed)
+    correct(signed)
+    received(signed, DPI)
+    withdraw(signed)
+    second = record(signed, "entered-in-error")
+    assert message(signed, DPI).text("TXA-12") == oid_of(second["id"])
+    assert message(signed, PFI).text("TXA-12") == oid_of(first["id"]), "it never had the second"
+    assert {one.state for one in hubs.deliveries(signed)} == {"sent", "queued", "cancelled"}
+
+
+def test_a_report_nobody_received_is_withdrawn_in_silence(hub: Hub) -> None:
+    asked(hub, state="completed")
+    outbox.outbox_hold(hub.store, {"id": waiting(hub)[DPI].id, "reason": "relire"})
+    withdraw(hub)
+    assert {one.state for one in hubs.deliveries(hub)} == {"cancelled"} and len(hubs.deliveries(hub)) == 3
+
+
+@pytest.mark.parametrize("code", ["plain-oru", "plain-mdm", "push-2.1-oru"])
+def test_every_flavour_tells_the_same_action(hub: Hub, code: str) -> None:
+    dpi = next(one for one in people.structures("127.0.0.1:9", "127.0.0.1:10") if one["id"] == "dpi")
+    wanted = [{"coding": [{"system": "urn:passerelle:profil", "code": code}]}]
+    put(hub, PARTNER, dpi | {"payloadType": wanted}, read(hub, "Endpoint/pfi") | {"status": "off"})
+    asked(hub, state="completed")
+    received(hub)
+    told = []
+    for act in (correct, withdraw):
+        act(hub)
+        said = message(hub, DPI)
+        told.append((said.text("MSH-9.2"), said.text("OBX-11"), said.text("OBR-25") or said.text("TXA-19")))
+        received(hub)
+    wanted_words = {
+        "plain-oru": [("R01", "C", "C"), ("R01", "D", "X")],
+        "plain-mdm": [("T10", "C", "AV"), ("T04", "D", "CA")],
+        "push-2.1-oru": [("R01", "C", "C"), ("R01", "D", "X")],
+    }
+    assert told == wanted_words[code]
+
+
+def test_a_withdrawn_report_stays_withdrawn(signed: Hub) -> None:
+    withdraw(signed)
+    held = read(signed, "DiagnosticReport/r")
+    before = hubs.deliveries(signed)
+    (done,) = put(signed, EXPERT, held)
+    assert (done.status, done.stored and done.stored.version) == (200, 2)
+    for change in ({"status": "final"}, {"status": "amended", "conclusion": "A"}, {"extension": because("autre")}):
+        with pytest.raises(PasserelleError, match="was withdrawn"):
+            put(signed, EXPERT, held | change)
+    assert hubs.deliveries(signed) == before
+    with pytest.raises(RuleBroken):
+        put(signed, EXPERT, opinion(signed, id="second"))
+
+
+def test_a_recall_is_not_held_as_overtaken_by_itself(signed: Hub) -> None:
+    withdraw(signed)
+    put(signed, EXPERT, read(signed, "DiagnosticReport/r"))
+    with signed.store.read(SYSTEM) as snapshot:
+        assert [overtaken.overtaken(snapshot, one) for one in waiting(signed).values()] == ["", "", ""]
+        sent = [one for one in hubs.deliveries(signed) if one.state == "sent"]
+        assert all("is entered-in-error now" in overtaken.overtaken(snapshot, one) for one in sent)
+
+
+def test_a_mail_operator_that_is_gone_is_told(open_url: Callable[..., Store], sqlite_url: str) -> None:
+    hub = directory(hub_on(open_url(sqlite_url)))
+    asked(hub, state="completed")
+    received(hub)
+    mute = dataclasses.replace(hub, settings=dataclasses.replace(hub.settings, smtp=""))
+    withdraw(mute)
+    assert set(waiting(hub)) == {DPI, PFI}
+    (told,) = documents.not_reached(read(hub, "Task/r"))
+    assert told.startswith("Retrait du compte rendu non remis à claire.moreau@") and "réglage smtp" in told
+
+
+# --- rendered again for one destination ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", [correct, withdraw], ids=["correction", "withdrawal"])
+def test_a_held_replacement_or_recall_is_rendered_again_as_what_it_is(signed: Hub, act: Callable[[Hub], None]) -> None:
+    first = record(signed)
+    act(signed)
+    old = waiting(signed)[DPI]
+    outbox.outbox_hold(signed.store, {"id": old.id})
+
+    def context(snapshot: Snapshot) -> Context:
+        handed = partial(overtaken.handed, snapshot)
+        return Context(SYSTEM, view_of(snapshot), signed.settings, signed.sites, signed.clock(), handed)
+
+    made = outbox.outbox_regenerate(signed.store, {"id": old.id}, context)
+    again = message(signed, DPI)
+    assert again.control_id == made["id"] != old.id
+    assert again.text("MSH-9.2") == parse(payload(signed, old)).text("MSH-9.2")
+    held = again.text("TXA-13") if act is correct else again.text("TXA-12")
+    assert held == oid_of(first["id"])
+    received(signed)
+    if act is correct:
+        correct(signed, "Troisième.")
+        numbers = {one.text("TXA-13") for one in (message(signed, DPI), message(signed, PFI))}
+        assert len(numbers) == 2, "each replaces the document it really got"

@@ -1,0 +1,146 @@
+"""The declared médecin traitant gets the report too, unless they asked or signed, or the patient does not want it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import hubs
+import pytest
+from hubs import PARTNER, SYSTEM, asked, directory, hub_on, put, read
+
+from fhir_server.changes import Hub
+from fhir_server.demo import people
+from fhir_server.store.engine import Store
+from fhir_server.teleexpertise import documents
+from mssante import envelope
+
+Resource = dict[str, Any]
+ASKER, DOCTOR = "mssante:claire.moreau@ch-demo.mssante.fr", "mssante:paul.lefevre@ch-demo.mssante.fr"
+RPPS = {"system": people.RPPS, "value": "99000000029"}
+
+
+@pytest.fixture
+def hub(open_url: Callable[..., Store], sqlite_url: str) -> Hub:
+    return directory(hub_on(open_url(sqlite_url)))
+
+
+def declared(hub: Hub, *doctors: Resource) -> None:
+    put(hub, PARTNER, people.patient(0) | ({"generalPractitioner": list(doctors)} if doctors else {}))
+
+
+def mailed(hub: Hub) -> list[str]:
+    asked(hub, state="completed")
+    return sorted(one.lane for one in hubs.deliveries(hub) if one.protocol == "mail")
+
+
+def untold(hub: Hub) -> list[str]:
+    return documents.not_reached(read(hub, "Task/r"))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"reference": "Practitioner/lefevre"},
+        {"reference": "PractitionerRole/lefevre"},
+        {"type": "Practitioner", "identifier": RPPS, "display": "Paul LEFEVRE"},
+    ],
+    ids=["person", "role", "as a ROL names them"],
+)
+def test_the_declared_doctor_is_mailed(hub: Hub, named: Resource) -> None:
+    declared(hub, named)
+    assert mailed(hub) == [ASKER, DOCTOR]
+    one = next(one for one in hubs.deliveries(hub) if one.lane == DOCTOR)
+    with hub.store.read(SYSTEM) as snapshot:
+        mail = envelope.read(snapshot.payload(one.id))
+    assert mail.xdm is not None and one.second_leg == "dsn"
+    assert untold(hub) == []
+
+
+@pytest.mark.parametrize("who", ["moreau", "garnier"])
+def test_who_asked_or_signed_gets_no_second_copy_as_the_doctor(hub: Hub, who: str) -> None:
+    declared(hub, {"reference": f"Practitioner/{who}"}, {"reference": f"PractitionerRole/{who}"})
+    assert mailed(hub) == [ASKER] and untold(hub) == []
+
+
+def test_a_doctor_who_shares_the_requesters_mailbox_is_in_that_mail(hub: Hub) -> None:
+    role = read(hub, "PractitionerRole/lefevre")
+    put(hub, PARTNER, role | {"telecom": read(hub, "PractitionerRole/moreau")["telecom"]})
+    declared(hub, {"reference": "PractitionerRole/lefevre"})
+    assert mailed(hub) == [ASKER]
+
+
+def test_a_doctor_named_twice_is_mailed_once(hub: Hub) -> None:
+    declared(
+        hub, {"reference": "Practitioner/lefevre"}, {"reference": "PractitionerRole/lefevre"}, {"identifier": RPPS}
+    )
+    assert mailed(hub) == [ASKER, DOCTOR]
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({"reference": "Practitioner/none"}, "n'est pas enregistré ici"),
+        ({"identifier": {"system": people.RPPS, "value": "99000000099"}, "display": "Jean PETIT"}, "Jean PETIT"),
+        ({"identifier": {"value": "X"}}, "n'est pas enregistré ici"),
+        ({"display": "Jean PETIT"}, "n'est pas enregistré ici"),
+    ],
+)
+def test_a_doctor_nobody_knows_here_is_told(hub: Hub, named: Resource, words: str) -> None:
+    declared(hub, named)
+    assert mailed(hub) == [ASKER]
+    assert len(untold(hub)) == 1 and "médecin traitant" in untold(hub)[0] and words in untold(hub)[0]
+
+
+def test_a_doctor_without_a_mailbox_is_told(hub: Hub) -> None:
+    role = read(hub, "PractitionerRole/lefevre")
+    put(hub, PARTNER, {name: value for name, value in role.items() if name != "telecom"})
+    declared(hub, {"reference": "Practitioner/lefevre"})
+    assert mailed(hub) == [ASKER]
+    assert "Paul LEFEVRE (médecin traitant)" in untold(hub)[0] and "aucune boîte MSSanté" in untold(hub)[0]
+
+
+def refusal(actor: str, **changes: Any) -> Resource:
+    """The patient does not want the report to go to somebody."""
+    role = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v3-ParticipationType", "code": "PRCP"}]}
+    provision = {"type": "deny", "actor": [{"role": role, "reference": {"reference": actor}}]}
+    return people.consent("refus", 0) | {"provision": provision} | changes
+
+
+@pytest.mark.parametrize("actor", ["Practitioner/lefevre", "PractitionerRole/lefevre"])
+def test_a_patient_who_does_not_want_it_is_heard(hub: Hub, actor: str) -> None:
+    scope = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/consentscope", "code": "patient-privacy"}]}
+    put(hub, PARTNER, refusal(actor, scope=scope))
+    declared(hub, {"reference": "Practitioner/lefevre"})
+    assert mailed(hub) == [ASKER]
+    assert untold(hub) == ["Compte rendu non remis à DR Paul LEFEVRE (médecin traitant) : le patient s'y oppose."]
+
+
+@pytest.mark.parametrize("change", [{"status": "inactive"}, {"patient": {"reference": "Patient/patient-02"}}])
+def test_a_refusal_that_is_over_or_of_somebody_else_stops_nothing(hub: Hub, change: Resource) -> None:
+    scope = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/consentscope", "code": "patient-privacy"}]}
+    put(hub, PARTNER, refusal("Practitioner/lefevre", scope=scope, **change))
+    declared(hub, {"reference": "Practitioner/lefevre"})
+    assert mailed(hub) == [ASKER, DOCTOR]
+
+
+def test_a_doctor_whose_own_software_is_served_is_not_mailed_too(hub: Hub) -> None:
+    lgc = next(one for one in people.structures("127.0.0.1:9", "127.0.0.1:10") if one["id"] == "dpi")
+    lgc = lgc | {"id": "lgc", "name": "Logiciel du médecin", "address": "mllp://127.0.0.1:11?application=LGC"}
+    role = read(hub, "PractitionerRole/lefevre") | {"endpoint": [{"reference": "Endpoint/lgc"}]}
+    put(hub, PARTNER, lgc, role)
+    declared(hub, {"reference": "Practitioner/lefevre"})
+    assert mailed(hub) == [ASKER]
+    assert "Endpoint/lgc" in {one.lane for one in hubs.deliveries(hub)}
+
+
+def test_a_doctor_who_changed_is_still_told_of_the_correction_of_what_they_got(hub: Hub) -> None:
+    declared(hub, {"reference": "Practitioner/lefevre"})
+    asked(hub, state="completed")
+    hub.store.write(SYSTEM, lambda tx: tx.view.db.run("UPDATE delivery SET state = 'sent'"))
+    declared(hub)
+    put(hub, hubs.EXPERT, read(hub, "DiagnosticReport/r") | {"status": "amended", "conclusion": "Autre."})
+    again = {one.lane: one for one in hubs.deliveries(hub) if one.state == "queued"}
+    assert DOCTOR in again
+    with hub.store.read(SYSTEM) as snapshot:
+        assert envelope.read(snapshot.payload(again[DOCTOR].id)).subject.startswith("[Annule et remplace] ")
