@@ -2,7 +2,8 @@
 
 `hl7-answered` runs our listener on a store of its own in another process, stored and integrated, on SQLite (synchronous
 FULL) and PostgreSQL (fsync on), and beside it the limit: the same bytes inserted as one row, one commit each, over as
-many connections. Every message has a new patient and a new control id.
+many connections, and HAPI's server, which parses and answers and keeps nothing. Every message has a new patient and a
+new control id.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import importlib.util
 import itertools
 import multiprocessing
 import shutil
+import socket
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -23,15 +27,19 @@ from typing import Any
 
 from benchmarks import report, servers
 from benchmarks.inserts import inserting
+from benchmarks.machine import ROOT
 from benchmarks.rounds import Effort, Subject, Timing, measured
 from hl7v2 import ack
 from hl7v2.message import parse
 from hl7v2.mllp import Listener, Sender
 
 _KEY = "bench-hl7"
+_WARM = 500  # messages that a Java machine needs before it runs at its own speed
 _PAST = 1 << 20  # numbers of one subject never meet those of another
 SIZES = ("600-byte ADT", "10 MB report")
 WHEN = ("stored", "integrated")
+HAPI = "HAPI HL7 v2, answers only"
+_PEER = ROOT / "tests" / "peers" / "hapi_hl7v2" / "build.py"
 
 
 def adt(number: int) -> bytes:
@@ -126,12 +134,17 @@ def answered_topic(effort: Effort) -> report.Report:
                 places["PostgreSQL"] = cluster.create("bench_hl7")
             except servers.Unable as absent:
                 method.append(f"PostgreSQL was left out: {absent}")
+            peer = {}
+            try:
+                peer = {HAPI: stack.enter_context(_hapi(folder))}
+            except servers.Unable as absent:
+                method.append(f"{HAPI}: left out: {absent}")
             for name, url in places.items():
-                ports = stack.enter_context(_served(url, folder))
+                ports = stack.enter_context(_served(url, folder)) | peer
                 for size, count in itertools.product(sizes, clients):
                     found = _measured(url, folder, ports, size, count, effort)
                     limit = found["limit"].median
-                    for when in WHEN:
+                    for when in (*WHEN, *peer):
                         ratios.append([f"{name}, {size}, {count} connection(s), {when}",
                                        f"{limit / found[when].median:.2f}"])  # fmt: skip
                     rows += [[f"{name}, {size}, {count} connection(s), {what}", report.millis(timing.median),
@@ -141,6 +154,7 @@ def answered_topic(effort: Effort) -> report.Report:
     method.append(
         "Goal for `stored`: 0.6 on PostgreSQL, 0.7 on SQLite. The limit is one row of the same bytes and one commit "
         "each; `integrated` writes a new patient, a stay and their index (or a result with its PDF) as well. "
+        f"`{HAPI}` keeps no message: its number says what parsing and answering cost there, not what storing does. "
         f"Sender and listener share the machine. {told}".strip()
     )
     grids = [
@@ -161,7 +175,7 @@ def _measured(
         pool = stack.enter_context(ThreadPoolExecutor(count))
         inserts = [stack.enter_context(contextlib.closing(inserting(url, folder))) for _ in range(count)]
         subjects = [Subject("limit", lambda: _all(pool, inserts, batch, numbers, body))]
-        for when in WHEN:
+        for when in ports:
             links = [stack.enter_context(contextlib.closing(_Link(ports[when]))) for _ in range(count)]
             subjects.append(Subject(when, lambda links=links: _all(pool, links, batch, numbers, body)))  # type: ignore[misc]
         return measured(subjects, effort)
@@ -193,6 +207,52 @@ class _Link:
 
     def close(self) -> None:
         self._sender.close()
+
+
+@contextlib.contextmanager
+def _hapi(folder: Path) -> Iterator[int]:
+    """HAPI's own server with an application that answers; its port. Raises Unable."""
+    if not shutil.which("javac"):
+        raise servers.Unable("it needs a Java development kit")
+    spec = importlib.util.spec_from_file_location("hapi_hl7v2_build", _PEER)
+    if spec is None or spec.loader is None:
+        raise servers.Unable(f"{_PEER} is not there")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    classes, port = folder / "classes", servers.free_port()
+    classes.mkdir()
+    try:
+        words = build.command(classes)
+    except build.pytest.skip.Exception as absent:  # the tests' own words for a jar that is not to be had
+        raise servers.Unable(str(absent)) from absent
+    # A 10 MB message is several strings of 20 MB while HAPI parses it, on each of 16 connections.
+    words = ["-Xmx4g" if word.startswith("-Xmx") else word for word in words]
+    process = subprocess.Popen([*words, "Hl7Peer", "answer", str(port), "plain"], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+    try:
+        if process.stdout is None or process.stdout.readline().strip() != "ready":
+            raise servers.Unable("it did not start")
+        _reached(port)
+        with contextlib.closing(_Link(port)) as link:
+            for number in range(_PAST, _PAST + _WARM):
+                link.put(adt(number))
+        yield port
+    finally:
+        process.communicate()  # the end of its input is the end of its service
+        process.wait(30)
+
+
+def _reached(port: int) -> None:
+    """HAPI says that it is ready a moment before its port is open."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 5).close()
+            return
+        except ConnectionRefusedError as refused:
+            if time.monotonic() > deadline:
+                raise servers.Unable("its port did not open within half a minute") from refused
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager

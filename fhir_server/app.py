@@ -23,16 +23,16 @@ import uvicorn
 from dicom_node.scp import Node
 from fhir_server import upkeep
 from fhir_server.changes import Change, Hub, apply
-from fhir_server.config import ConfigError, Settings, listed, startable
+from fhir_server.config import ConfigError, Settings, in_url, listed, startable
 from fhir_server.context import SYSTEM, Caller
-from fhir_server.delivery import images, intake, mailbox
+from fhir_server.delivery import images, intake, intake_sources, mailbox
 from fhir_server.delivery.knocks import Knocks
 from fhir_server.delivery.listening import listeners
 from fhir_server.delivery.ports import load_ports
 from fhir_server.delivery.workers import Workers
 from fhir_server.errors import PasserelleError
 from fhir_server.health import Health
-from fhir_server.outbox import inbox_replay
+from fhir_server.outbox import inbox_replay, inbox_sources
 from fhir_server.patients.sites import Sites, load_sites, naming_systems, organization
 from fhir_server.processes import Family
 from fhir_server.rest import admin, dicomweb, pulling, routes
@@ -75,7 +75,12 @@ def _replay(hub: Hub, _: Caller, args: Mapping[str, str]) -> Any:
     return inbox_replay(hub.store, args, take_in)
 
 
-_WIRES: Mapping[str, admin.Operation] = {"inbox-replay": _replay}
+def _sources(hub: Hub, _: Caller, args: Mapping[str, str]) -> Any:
+    """Where the elements of a received message came from."""
+    return inbox_sources(hub.store, args, partial(intake_sources.sources, hub))
+
+
+_WIRES: Mapping[str, admin.Operation] = {"inbox-replay": _replay, "sources-show": _sources}
 _MOUNTS: dict[str, Handler] = {
     "fhir": routes.answer,
     "dicomweb": dicomweb.answer,
@@ -166,7 +171,8 @@ class Server:
     def _open(self, data: Path, port: int) -> None:
         sqlite = self.settings.database.startswith("sqlite")
         if sqlite:
-            lock = DataFolderLock(data, http_url=f"http://{in_url(self.settings.bind)}:{port}", token=self.gate.local_token)
+            own = f"http://{in_url(self.settings.bind)}:{port}"
+            lock = DataFolderLock(data, http_url=own, token=self.gate.local_token)
             self.closing.append(lock.close)
         self.hub = open_hub(self.settings, self.sites, migrate=sqlite)
         self.closing.append(self.hub.store.close)

@@ -20,7 +20,7 @@ from fhir_server.errors import Conflict, Gone, Invalid, NotFound, PasserelleErro
 from fhir_server.links import Links
 from fhir_server.patients import identity
 from fhir_server.patients.sites import Sites
-from fhir_server.pending import Change, Condition, Pending, Write, joinable, placed, plan_of, together, view_of
+from fhir_server.pending import FOUND, Change, Condition, Pending, Write, joinable, placed, plan_of, together, view_of
 from fhir_server.search import index, references
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.engine import Store
@@ -203,7 +203,7 @@ class _Deciding:
         for other in outcome.others:
             self.pending.add(other)
         for kind, claimed in outcome.claims:
-            self.pending.matching(kind, claimed)
+            self.pending.matching(kind, claimed, count=FOUND)
         more = (
             documents.render(write.after, outcome.request, context)
             if outcome.final

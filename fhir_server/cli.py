@@ -11,13 +11,13 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fhir_server.commands import desk, explain, interfaces, judging, play, serving, settings, stock
 from fhir_server.commands.output import Failed
-from fhir_server.config import ConfigError
+from fhir_server.config import ConfigError, Settings
 from fhir_server.errors import PasserelleError
 
 Args = argparse.Namespace
@@ -76,6 +76,7 @@ _STUDIES = ("study_uid", "match_state", "instances", "accession", "patient_id", 
 _LANES = ("name", "open", "stuck", "oldest", "failures", "paused", "paused_note", "on_stuck", "endpoint")
 _PARTNERS = ("channel", "name", "address", "outcome", "times", "first_at", "last_at", "reason")
 _WAIT = "seconds to go on trying"
+_LISTENING = ("serve", "demo")
 
 COMMANDS: tuple[Command, ...] = (
     Command("serve", "run the server", serving.serve, (arg("--verbose", action="store_true", help="log all"),)),
@@ -91,6 +92,7 @@ COMMANDS: tuple[Command, ...] = (
             arg("--pfi-port", type=int, default=2577, help="where its platform listens (2577)"),
             arg("--smtp-port", type=int, help="SMTP of the mail sandbox (1025)"),
             arg("--imap-port", type=int, help="IMAP of the mail sandbox (1143)"),
+            arg("--clip", metavar="FILE", help="only write an ultrasound clip of one of its patients, to send"),
         ),
     ),
     Command("readyz", "is the server ready?", serving.readyz,
@@ -126,7 +128,8 @@ COMMANDS: tuple[Command, ...] = (
             (arg("--keep-days", type=float, help="what is younger stays (setting keep_days)"),)),
     asks("inbox list", "messages received, newest first", *LISTING,
          arg("--channel", help="mllp, mail"), columns=_INBOX),
-    asks("inbox show", "one message, its answer, why it was refused", ID),
+    Command("inbox show", "one message, its answer, why it was refused", desk.inbox_show,
+            (ID, arg("--sources", action="store_true", help="also where each element it became came from"))),
     asks("inbox replay", "process a message that was not taken in once more", ID),
     asks("outbox list", "deliveries, newest first", *LISTING, arg("--lane", help="only this lane"), columns=_OUTBOX),
     asks("outbox show", "one delivery, its attempts, why it waits", ID),
@@ -136,7 +139,7 @@ COMMANDS: tuple[Command, ...] = (
     asks("outbox cancel", "give one up for good", ID, REASON),
     asks("outbox resend", "send the same bytes to the same destination once more, as a new delivery", ID,
          name="outbox-replay"),
-    asks("outbox regenerate", "render a held or failed report again from what is stored now", ID),
+    asks("outbox regenerate", "render a held or failed report, order answer or appointment message again from now", ID),
     asks("lane list", "destinations, what waits for them and for how long", arg("--lane", help="only this one"),
          columns=_LANES),
     asks("lane pause", "stop a destination before its next delivery", LANE, REASON),
@@ -152,8 +155,8 @@ COMMANDS: tuple[Command, ...] = (
     asks("alerts", "what needs a person now"),
     asks("metrics", "what /metrics shows", arg("--name", help="only names with this in them"),
          columns=("name", "labels", "value")),
-    Command("interface-document", "what a partner must know of the HL7 v2 we send it", interfaces.interface_document,
-            (arg("endpoint", help="id of the Endpoint"),)),
+    Command("interface-document", "what a partner must know of the HL7 v2 we send or take in",
+            interfaces.interface_document, (arg("endpoint", help="id of an Endpoint, or mllp:NAME for a port"),)),
     Command("trace", "the story of a request, in order", desk.trace, (ID,)),
     Command("explain", "why a search answers what it does: words, SQL, plan, rows", explain.explain,
             (arg("query", help="as in an address: 'Observation?code=718-7&_sort=-date'"),),
@@ -316,14 +319,17 @@ def _add(commands: Any, name: str, command: Command) -> None:
     for one in command.args:
         parser.add_argument(*one.names, **dict(one.options))
     if command.settings:
-        _add_settings(parser, settings.FLAGS)
+        _add_settings(parser, settings.FLAGS, shown=command.path in _LISTENING)
 
 
-def _add_settings(parser: argparse.ArgumentParser, flags: Iterable[str]) -> None:
+def _add_settings(parser: argparse.ArgumentParser, flags: Iterable[str], *, shown: bool) -> None:
+    """Flags that stand for settings; help names them where a server starts, elsewhere they would hide the rest."""
     parser.add_argument("--config", help="settings file (default passerelle.toml)")
+    told = {spec.name: str(spec.metadata["doc"]).replace("%", "%%") for spec in fields(Settings)}
     for flag in flags:
         kind = int if flag.endswith("_port") else str
-        parser.add_argument("--" + flag.replace("_", "-"), type=kind, default=None, help=argparse.SUPPRESS)
+        text = told[flag] if shown else argparse.SUPPRESS
+        parser.add_argument("--" + flag.replace("_", "-"), type=kind, default=None, help=text)
 
 
 if __name__ == "__main__":

@@ -56,11 +56,11 @@ class Settings:
     )
     roles: str = _doc("all", "what this process does: all, or some of api,workers,mllp,dicom,mailbox")
     bind: str = _doc("127.0.0.1", "address every listener binds")
-    http_port: int = _doc(8080, "HTTP: /fhir, /dicomweb, /pull, /livez, /readyz")
+    http_port: int = _doc(8080, "port of HTTP (8080): /fhir, /dicomweb, /pull, /livez, /readyz")
     http_processes: int = _doc(0, "processes that answer HTTP; 0 = one on SQLite, else one a processor (4 at most)")
     health_port: int = _doc(-1, "/livez and /readyz of a process without the role api; -1 = none, 0 = any free port")
-    dicom_port: int = _doc(11112, "DICOM C-STORE and C-ECHO")
-    mllp_port: int = _doc(2575, "HL7 v2 over MLLP")
+    dicom_port: int = _doc(11112, "port of DICOM (11112): C-STORE and C-ECHO")
+    mllp_port: int = _doc(2575, "port of HL7 v2 over MLLP (2575)")
     mllp_security: Literal["none", "tls", "mutual"] = _doc(
         "none", "TLS of the MLLP port; `mutual` demands a certificate of the partner"
     )

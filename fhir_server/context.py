@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
@@ -44,8 +44,9 @@ class View(Protocol):
         """The resource at `Type/id`, or None."""
         ...
 
-    def find(self, resource_type: str, query: str) -> list[dict[str, Any]]:
-        """The resources a FHIR search of that type returns, e.g. `identifier=urn:oid:1.2|3`; at most 50."""
+    def find(self, resource_type: str, query: str) -> Iterable[dict[str, Any]]:
+        """The resources a FHIR search of that type returns, e.g. `identifier=urn:oid:1.2|3`: all of them, newest
+        first, read as far as they are asked for. Raises TooLarge when they are too many to decide on."""
         ...
 
     def written(self, resource_type: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from fhir_server.store.lanes import Delivery, NewDelivery, OnSilence, OnStuck
 from fhir_server.store.outbox_desk import Attempt, Lane, OutboxFilter, Policy, Waiting
 from fhir_server.store.resources import Stored, prepare
 from fhir_server.store.session import Snapshot, Tx
-from fhir_server.teleexpertise import documents
+from fhir_server.teleexpertise import documents, orders
 from fhir_server.teleexpertise.consequences import Context
 from fhir_server.teleexpertise.scopes import scopes
 
@@ -48,13 +48,18 @@ def inbox_list(store: Store, args: Args) -> Json:
 def inbox_show(store: Store, args: Args) -> Json:
     """One message with its original bytes (as text, cut for the screen), its answer and its keys."""
     with store.read(SYSTEM) as snapshot:
-        row = snapshot.message(_id(args))
-        if row is None:
-            raise NotFound(f"the inbox has no message {_id(args)}; `passerelle inbox list` shows them")
+        row = _message(snapshot, args)
         shown = _plain(row)
         shown["keys"] = [list(pair) for pair in snapshot.message_keys(row.id)]
         shown["content"] = _text(snapshot.message_raw(row.id))
     return shown
+
+
+def inbox_sources(store: Store, args: Args, explain: Callable[[InboxRow, bytes], Json]) -> Json:
+    """Where each element that a message became came from; `explain(row, raw)` is the wire's own."""
+    with store.read(SYSTEM) as snapshot:
+        row = _message(snapshot, args)
+        return explain(row, snapshot.message_raw(row.id))
 
 
 def outbox_list(store: Store, args: Args) -> Json:
@@ -137,22 +142,59 @@ def outbox_replay(store: Store, args: Args) -> Json:
 
 
 def outbox_regenerate(store: Store, args: Args, context: Callable[[Snapshot], Context]) -> Json:
-    """Render a held or failed report delivery again from what is stored now: a new delivery; the old one is cancelled.
+    """Render a held or failed delivery again from what is stored now: a new delivery; the old one is cancelled. It may
+    be a report, the answer to an order, or what an agenda is told.
 
-    `context` makes the workflow's view of a snapshot. Raises RuleBroken when there is nothing to render it from, or
-    when the report no longer goes to that destination.
+    `context` makes the workflow's view of a snapshot. Raises RuleBroken, which says why, when there is nothing to
+    render it from, when that is not so any more, or when it no longer goes to that destination.
     """
     with store.read(SYSTEM) as snapshot:
         old = snapshot.delivery(_id(args))
         if old is None:
             raise NotFound(f"the outbox has no delivery {_id(args)}; `passerelle outbox list` shows them")
-        sources = [_current(snapshot, reference) for reference in (old.document, old.case_key, old.patient)]
-        rendered = documents.again(sources[0].resource(), sources[1].id, context(snapshot), old.lane)
+        again = _report_again if old.document else _message_again
+        new, sources, records = again(snapshot, old, context(snapshot))
+    new = replace(new, parent=old.id)
+    return store.write(SYSTEM, lambda tx: _regenerated(tx, old, new, sources, records))
+
+
+def _place(snapshot: Snapshot, delivery: Delivery) -> int:
+    """Where it stood in its lane when it was made for the first time."""
+    while delivery.parent and (before := snapshot.delivery(delivery.parent)) is not None:
+        delivery = before
+    return delivery.lane_seq
+
+
+Again = tuple[NewDelivery, list[Stored], Sequence[dict[str, Any]]]
+"""A delivery made again, what it was made from, and the documents to store with it."""
+
+
+def _report_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
+    sources = [_current(snapshot, reference) for reference in (old.document, old.case_key, old.patient)]
+    rendered = documents.again(sources[0].resource(), sources[1].id, ctx, old.lane)
     new = next(iter(rendered.deliveries), None)
     if new is None:
         raise RuleBroken(f"the report does not go to {old.title or old.lane} any more; cancel this delivery")
-    new = replace(new, parent=old.id)
-    return store.write(SYSTEM, lambda tx: _regenerated(tx, old, new, sources, rendered.resources))
+    return new, sources, rendered.resources
+
+
+def _message_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
+    """It goes to the end of its lane: what waits there about the same patient must not come before it."""
+    request = _current(snapshot, old.case_key)
+    new, made_from = orders.again(snapshot.payload(old.id), request.id, ctx, old.lane)
+    _nothing_behind(snapshot, old)
+    return new, [_current(snapshot, reference) for reference in made_from], ()
+
+
+def _nothing_behind(snapshot: Snapshot, old: Delivery) -> None:
+    waiting = snapshot.deliveries(
+        OutboxFilter(state="queued", lane=old.lane, key=("patient", old.patient), limit=1_000)
+    )
+    place = _place(snapshot, old)
+    behind = [one.id for one in reversed(waiting) if one.lane_seq > old.lane_seq and _place(snapshot, one) > place]
+    if behind:
+        text = f"{', '.join(behind[:5])} about the same patient wait behind it and would go first"
+        raise RuleBroken(f"{text}: hold them, regenerate this one, then them in their order")
 
 
 def _current(snapshot: Snapshot, reference: str) -> Stored:
@@ -188,9 +230,7 @@ def inbox_replay(store: Store, args: Args, take_in: Callable[[InboxRow, bytes], 
     `take_in(row, raw)` is the wire's own way in, and returns the acknowledgement.
     """
     with store.read(SYSTEM) as snapshot:
-        row = snapshot.message(_id(args))
-        if row is None:
-            raise NotFound(f"the inbox has no message {_id(args)}; `passerelle inbox list` shows them")
+        row = _message(snapshot, args)
         raw = snapshot.message_raw(row.id)
     store.write(SYSTEM, lambda tx: tx.reopen(row.id))
     answer = take_in(row, raw)
@@ -321,11 +361,19 @@ def _line(record: Any) -> str:
     return str(record)
 
 
+def _split(resource: Mapping[str, Any]) -> str:
+    """Where an active request stands. The address of the extension is a setting; its codes are not."""
+    if resource.get("resourceType") != "ServiceRequest" or resource["status"] != "active":
+        return ""
+    codes = (one.get("valueCoding", {}).get("code", "") for one in resource.get("extension", ()))
+    return next((f" ({code})" for code in codes if code in ("ready", "in_progress")), "")
+
+
 def _status(stored: Stored) -> str:
     if stored.deleted:
         return ", deleted"
     resource = stored.resource()
-    status = [resource["status"]] if isinstance(resource.get("status"), str) else []
+    status = [resource["status"] + _split(resource)] if isinstance(resource.get("status"), str) else []
     step = [word] if (word := documents.step_of(resource)) else []
     return "".join(f", {words}" for words in (*status, *step, *documents.noted(resource)))
 
@@ -348,6 +396,13 @@ OPERATIONS: Mapping[str, Callable[[Store, Args], Json]] = {
     "metrics": metrics,
     "trace": trace,
 }
+
+
+def _message(snapshot: Snapshot, args: Args) -> InboxRow:
+    row = snapshot.message(_id(args))
+    if row is None:
+        raise NotFound(f"the inbox has no message {_id(args)}; `passerelle inbox list` shows them")
+    return row
 
 
 def _id(args: Args) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
@@ -28,7 +28,9 @@ from fhir_server.store.session import Snapshot
 Resource = dict[str, Any]
 Verb = Literal["create", "update", "patch", "delete"]
 FOUND = 50
-"""What `View.find` finds at most."""
+"""How many matches one look takes."""
+MOST_FOUND = 5_000
+"""Matches a decision may need to read; beyond that it is refused, never decided on a part of them."""
 AT_ONCE = 200
 """Values looked up by one statement."""
 
@@ -120,12 +122,14 @@ def together(plans: Sequence[Plan]) -> list[Plan]:
 
 
 class Overlay:
-    """The snapshot with the pending writes laid over it; remembers which versions were read. A `context.View`."""
+    """The snapshot with the pending writes laid over it; remembers which versions were read and what searches found.
+    A `context.View`."""
 
     def __init__(self, snapshot: Snapshot, zone: str = "Europe/Paris") -> None:
         self.snapshot, self.zone = snapshot, zone
         self.pending: dict[str, Resource | None] = {}
         self.reads: dict[str, int] = {}
+        self.held: dict[Plan, Condition] = {}
         self._seen: dict[str, Stored | None] = {}
         self._pages: dict[Plan, Page] = {}
         self._plans: dict[tuple[str, str, int], Plan] = {}
@@ -187,13 +191,27 @@ class Overlay:
             self._pages[plan] = self.snapshot.search(plan)
         return self._pages[plan]
 
-    def find(self, resource_type: str, text: str) -> list[Resource]:
-        page = self.search(self.plan(resource_type, text))
-        found = (
-            self.pending[stored.reference] if stored.reference in self.pending else stored.resource()
-            for stored in page.matches
-        )
-        return [resource for resource in found if resource is not None]
+    def find(self, resource_type: str, text: str) -> Iterator[Resource]:
+        """What a search finds, newest first, page by page; read as far as it is asked for.
+
+        The first page is found again when writing: whatever comes in or changes meanwhile stands there. Raises
+        TooLarge beyond MOST_FOUND.
+        """
+        plan, seen = self.plan(resource_type, text), 0
+        page = self.search(plan)
+        self.held.setdefault(plan, Condition(resource_type, text, plan, frozenset(one.id for one in page.matches)))
+        while True:
+            for stored in page.matches:
+                resource = self.pending.get(stored.reference, stored)
+                if resource is not None:
+                    yield resource.resource() if isinstance(resource, Stored) else resource
+            seen += len(page.matches)
+            if not page.next:
+                return
+            if seen >= MOST_FOUND:
+                told = f"more than {MOST_FOUND} {resource_type} match {text}, too many to decide on; remove some first"
+                raise TooLarge(told, expression=resource_type)
+            page = self.snapshot.search(dataclasses.replace(plan, after=page.next, count=MAX_COUNT))
 
 
 def view_of(snapshot: Snapshot) -> View:
@@ -210,7 +228,7 @@ class Pending:
         self.writes: dict[str, Write] = {}
         self._deleting: Counter[str] = Counter()
         self.locks: set[str] = set()
-        self.conditions: list[Condition] = []
+        self._conditions: dict[Plan, Condition] = {}
         self._owners: dict[tuple[str, str], list[Write]] = {}
         self._found: dict[tuple[str, str, int, int], Sequence[Stored]] = {}
 
@@ -267,6 +285,11 @@ class Pending:
         """The Patients this request writes that claim an identifier (system, value)."""
         return self._owners.get(identifier, [])
 
+    @property
+    def conditions(self) -> list[Condition]:
+        """Every search that was made while deciding, each once: all are made again when writing."""
+        return list((self.view.held | self._conditions).values())
+
     def matching(self, resource_type: str, text: str, *, most: int = 0, count: int = 3) -> list[str]:
         """Ids that match a condition, `count` of them or all up to `most`; it is locked and checked again when writing.
 
@@ -288,7 +311,7 @@ class Pending:
         if most and page.next:
             raise TooLarge(f"more than {most} resources match {text}; make the condition narrower and repeat")
         found = frozenset(stored.id for stored in page.matches)
-        self.conditions.append(Condition(resource_type, text, plan, found))
+        self._conditions[plan] = Condition(resource_type, text, plan, found)
         self._found[resource_type, text, plan.count, most] = page.matches
         return list(page.matches)
 

@@ -26,10 +26,13 @@ from fhir_server.pending import FOUND, Change, Pending, Resource, placed, plan_o
 from fhir_server.security import binaries
 from fhir_server.store.resources import Stored
 from fhir_server.teleexpertise import consequences as workflow
+from fhir_server.teleexpertise.case import IS_CASE
 from profiles.validator.structure import check
 
 # One page of a search: what a conditional delete takes in one request.
 MOST_DELETED = 1_000
+# An establishment's own software says who its patients are; its messages have rules of their own (ADR 20).
+_WIRES = frozenset({"mllp", "dicom"})
 
 
 def validate(change: Change) -> None:
@@ -53,9 +56,18 @@ def decide(pending: Pending, change: Change, context: workflow.Context) -> tuple
 
     Raises Invalid, RuleBroken, Conflict, Precondition, NotFound, Gone.
     """
+    if change.resource is not None:
+        _check_other_doors(pending, change.resource)
     if change.verb == "create":
         return _created(pending, change, context)
     return _named(pending, change, context)
+
+
+def _check_other_doors(pending: Pending, resource: Resource) -> None:
+    """A Patient's own identifiers have rules of their own; all else passes here."""
+    if resource["resourceType"] == "Patient":
+        resource = {name: value for name, value in resource.items() if name != "identifier"}
+    writing.check_within(resource, pending.sites)
 
 
 def _created(pending: Pending, change: Change, context: workflow.Context) -> tuple[int, str]:
@@ -124,7 +136,7 @@ def _named(pending: Pending, change: Change, context: workflow.Context) -> tuple
     if change.verb == "delete":
         return _deleted(pending, change, key, before, context)
     if change.verb == "patch":
-        change = _patched(change, key, before)
+        change = _patched(pending, change, key, before)
     if change.type == "Patient" and change.resource is not None:
         _check_patient(pending, change, key, before, context)
     pending.write(change.verb, change, key, before)
@@ -173,7 +185,7 @@ def _looked_up(pending: Pending) -> Callable[[str, str], object]:
     return lambda kind, key: pending.view.get(f"{kind}/{key}")
 
 
-def _patched(change: Change, key: str, before: Stored | None) -> Change:
+def _patched(pending: Pending, change: Change, key: str, before: Stored | None) -> Change:
     """The change with the content the patch makes of the current version. Raises NotFound, Gone, Invalid."""
     if before is None:
         raise NotFound(f"{change.type}/{key} is not known here; there is nothing to patch")
@@ -185,6 +197,7 @@ def _patched(change: Change, key: str, before: Stored | None) -> Change:
         raise Invalid("a patch changes neither resourceType nor id", expression=f"{change.type}.id")
     changed = dataclasses.replace(change, resource=after, id=key)
     validate(dataclasses.replace(changed, expression=""))
+    _check_other_doors(pending, after)
     return changed
 
 
@@ -218,11 +231,39 @@ def _check_patient(
     stored = None if before is None or before.deleted else before.resource()
     writing.check_tag(stored, patient, context.caller)
     _identity_keys(pending, patient)
-    if stored is not None:
-        if not change.identity_change:
+    if before is not None and not change.identity_change:
+        if stored is None:
+            writing.check_revival(_last_content(pending, before), patient)
+        else:
             writing.check_update(stored, patient)
-    elif identity.is_doubtful(patient):
+            if context.caller.channel not in _WIRES and (anchor := _in_open_case(pending, before)):
+                writing.check_in_case(anchor, patient)
+    if stored is None and identity.is_doubtful(patient):
         _only_doubt(pending, patient, key)
+
+
+def _last_content(pending: Pending, deleted: Stored) -> Resource:
+    """What a deleted resource was: whoever refers to its id means that."""
+    held = pending.view.snapshot.version(deleted.type, deleted.id, deleted.version - 1)
+    return held.resource() if held is not None and not held.deleted else {"id": deleted.id}
+
+
+def _in_open_case(pending: Pending, patient: Stored) -> Resource | None:
+    """Who a Patient was when the request of their oldest open téléexpertise was made, None without one: small steps
+    add up."""
+    query = f"subject=Patient/{patient.id}&status=draft,active,on-hold&{IS_CASE}"
+    held = pending.view.snapshot.version
+    first = (held("ServiceRequest", request["id"], 1) for request in pending.view.find("ServiceRequest", query))
+    began = min((one.last_updated for one in first if one is not None), default=None)
+    if began is None:
+        return None
+    low, high = 1, patient.version
+    while low < high:  # the last version that was stored by then
+        middle = (low + high + 1) // 2
+        version = held("Patient", patient.id, middle)
+        low, high = (middle, high) if version is not None and version.last_updated <= began else (low, middle - 1)
+    version = held("Patient", patient.id, low)
+    return patient.resource() if version is None or version.deleted else version.resource()
 
 
 def _only_doubt(pending: Pending, patient: Resource, key: str) -> None:
@@ -242,15 +283,15 @@ def _only_doubt(pending: Pending, patient: Resource, key: str) -> None:
 
 def check_owners(pending: Pending) -> None:
     """No Patient of a request takes an identifier that is another one's when everything is written, nor keeps such an
-    INS on an inactive record that did not have it before. Raises Conflict."""
+    INS, on an inactive record or as `old`, that did not have it before. Raises Conflict."""
     for write in pending.writes.values():
         if write.type != "Patient" or write.after is None:
             continue
         before = None if write.before is None or write.before.deleted else write.before.resource()
-        dormant = identity.dormant_ins(write.after, before)
-        for identifier in [*identity.keys(write.after, pending.sites), *([dormant] if dormant else [])]:
+        unclaimed = identity.unclaimed_ins(write.after, before)
+        for identifier in [*identity.keys(write.after, pending.sites), *unclaimed]:
             owners = {other.reference for other in pending.owners(identifier)}
-            if write.verb != "create" or dormant:  # nobody stored had it when it was decided to create this one
+            if write.verb != "create" or unclaimed:  # nobody stored had it when it was decided to create this one
                 stored = (f"Patient/{other['id']}" for other in identity.patient_at(pending.view, identifier))
                 owners |= {reference for reference in stored if reference not in pending.writes}
             if owners - {write.reference}:
@@ -265,8 +306,7 @@ def _identity_keys(pending: Pending, patient: Resource) -> list[tuple[str, str]]
     writing.check_spelling(patient, pending.sites)
     writing.check_ins(patient)
     keys = identity.keys(patient, pending.sites)
-    dormant = identity.dormant_ins(patient, None)
-    for key in [*keys, *([dormant] if dormant else [])]:
+    for key in [*keys, *identity.unclaimed_ins(patient, None)]:
         pending.matching("Patient", identity.claim_query(key), count=FOUND)
     return keys
 

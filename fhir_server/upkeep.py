@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fhir_server import soundness
 from fhir_server.changes import Hub
 from fhir_server.errors import Conflict, Invalid, PasserelleError
 from fhir_server.search import index
@@ -64,6 +65,7 @@ def check(hub: Hub, args: Args, tell: Tell) -> Json:
     if _flag(args, "repair") and set(report.counts) & {"index", "mask", "scope"}:
         told = {"repaired": reindex(hub, {}, tell), "stale": False}
         report = checking.check(hub.store, extract(hub), deep=deep)
+    soundness.check(hub, report)
     return told | {"ok": report.ok} | asdict(report)
 
 

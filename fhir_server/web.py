@@ -32,6 +32,7 @@ HEAD_SECONDS, HEAD_BYTES = 20.0, 64 * 1024
 _LINE_BYTES = 2048
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}) (/[^ \r\n]*)(?: HTTP/1\.[01]\r?\n|[^\n]*\Z)")
 _LINES = re.compile(rb"^" + _LINE.pattern, re.MULTILINE)
+_STEP = re.compile(rb"[/?#]")
 # The mounts whose errors are OperationOutcomes.
 _IN_FHIR = (b"fhir", b"dicomweb")
 
@@ -114,6 +115,7 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What to say of a request the parser gave up."""
         line = None if self.url else _LINE.match(self._start)
+        address = line[2] if line else b""
         if line and line[1].decode() in METHODS:  # that of a request before it, in the same breath
             line = next((one for one in _LINES.finditer(self._data) if one[1].decode() not in METHODS), None)
         if len(self.url) >= HEAD_BYTES:
@@ -122,7 +124,8 @@ class Connection(HttpToolsProtocol):
             text = f"{line[1][:20].decode()} is not offered here; offered: {', '.join(METHODS)}"
             self._refuse(Unsupported(text, http=405), line[2])
         else:
-            self._refuse(Malformed("this is no HTTP request that can be read; look at its first line and its headers"))
+            text = "this is no HTTP request that can be read; look at its first line and its headers"
+            self._refuse(Malformed(text), address)
 
     def on_headers_complete(self) -> None:
         self._end_waiting()
@@ -179,11 +182,18 @@ def _large(status: int) -> TooLarge:
     return TooLarge(text, http=status)
 
 
+def _path(address: bytes) -> str:
+    """The first step behind the mount, where it is a plain name."""
+    steps = _STEP.split(address[:_LINE_BYTES].lstrip(b"/"), maxsplit=2)
+    name = steps[1].decode("latin-1") if len(steps) > 1 else ""
+    return name if name.isascii() and name.isalpha() else ""
+
+
 def _refusal(error: PasserelleError, address: bytes) -> bytes:
     """A whole HTTP answer after which the connection ends."""
-    mount = re.split(rb"[/?#]", address.lstrip(b"/"), maxsplit=1)[0]
+    mount = _STEP.split(address.lstrip(b"/"), maxsplit=1)[0]
     if mount in _IN_FHIR:
-        answer = error_response(None, error)
+        answer = error_response(None, error, path=_path(address))
         headers, body = list(answer.headers), answer.body
     else:
         headers, body = [("content-type", "text/plain; charset=utf-8")], f"{error.diagnostics}\n".encode()

@@ -91,7 +91,7 @@ def build(
     one. Versions before 2.5 get ERR-1 and MSA-3 instead. `now` is aware; `control_id` is our MSH-10. `application`
     and `facility` speak when the message names no receiver.
     """
-    header = _header(original)
+    header = header_of(original)
     own = bool(err_code or err_location or not errors)
     told = [AckError(err_location, err_code or "207", text)] if own else []
     told += [error for error in errors if error not in told]
@@ -135,8 +135,8 @@ def _err(error: AckError, old: bool) -> Fields:
     }
 
 
-def _header(original: bytes) -> Message | None:
-    """The MSH alone, so that nothing behind it can prevent an answer."""
+def header_of(original: bytes) -> Message | None:
+    """The MSH alone, so that nothing behind it can prevent an answer; None when there is none."""
     start = original.find(b"MSH", 0, _HEADER)
     if start < 0:
         return None
@@ -149,7 +149,7 @@ def _header(original: bytes) -> Message | None:
 
 def control_id_of(raw: bytes) -> str:
     """MSH-10 as `read` would find it in MSA-2 of the answer; '' when there is none."""
-    return _copy(_header(raw), "MSH-10")
+    return _copy(header_of(raw), "MSH-10")
 
 
 def wanted(raw: bytes) -> tuple[str, str] | None:
@@ -157,7 +157,7 @@ def wanted(raw: bytes) -> tuple[str, str] | None:
 
     HL7 v2.5 2.9.2: enhanced mode as soon as one of the two is valued; an empty one then means NE.
     """
-    accept, application = (_copy(_header(raw), f"MSH-{n}").upper() for n in (15, 16))
+    accept, application = (_copy(header_of(raw), f"MSH-{n}").upper() for n in (15, 16))
     return (accept or "NE", application or "NE") if accept or application else None
 
 

@@ -16,11 +16,13 @@ from typing import Final
 
 from hl7v2 import overlays, tables, versions
 from hl7v2.findings import MOST_SEGMENTS, Finding, at, name_of
-from hl7v2.message import Message, Segment, path
+from hl7v2.message import Message, Segment, Unreadable, path
 from hl7v2.tables import Coded, Required, Structure
 
 _TIME: Final = re.compile(
-    r"(\d{4})(?:(\d{2})(?:(\d{2})(?:(\d{2})(?:(\d{2})(?:(\d{2})(?:\.\d{1,4})?)?)?)?)?)?([+-]\d{4})?\Z", re.ASCII
+    r"(\d{4})(?:(\d{2})(?:(\d{2})(?:(\d{2})(?:(\d{2})(?:(\d{2})(?:\.\d{1,4})?)?)?)?)?)?"
+    r"(?:\+(?:0\d|1[0-3])[0-5]\d|\+1400|-(?:0\d|1[01])[0-5]\d|-1200)?\Z",
+    re.ASCII,
 )
 _MAX_FINDINGS: Final = 100
 
@@ -31,12 +33,15 @@ def check(msg: Message) -> list[Finding]:
     A message type without a table here gets the rules of MSH only.
     """
     structure = tables.STRUCTURES.get(msg.kind, {}).get(msg.trigger)
-    pam = is_pam_fr(msg)
     found: list[Finding] = []
-    for finding in _all(msg, structure, pam):
-        found.append(finding)
-        if len(found) >= _MAX_FINDINGS:
-            break
+    try:
+        for finding in _all(msg, structure, is_pam_fr(msg)):
+            found.append(finding)
+            if len(found) >= _MAX_FINDINGS:
+                break
+    except Unreadable as fault:
+        # An element of more parts than are read: what was found before it stays.
+        found.append(Finding(fault.location, "v2/parts", fault.code, fault.text))
     return sorted(found, key=lambda finding: finding.severity != "error")
 
 
@@ -52,7 +57,8 @@ def is_pam_fr(msg: Message) -> bool:
 
 
 def is_time(text: str) -> bool:
-    """A valid TS, DT or DTM: `YYYY[MM[DD[HH[MM[SS[.S]]]]]][+/-ZZZZ]` that exists in the calendar."""
+    """A valid TS, DT or DTM: `YYYY[MM[DD[HH[MM[SS[.S]]]]]][+/-ZZZZ]` that exists in the calendar and, from -1200 to
+    +1400, on Earth."""
     match = _TIME.match(text)
     if not match:
         return False
@@ -148,11 +154,12 @@ def _coded(msg: Message, rule: Coded, source: str) -> Iterator[Finding]:
         if field.state in ("absent", "empty", "null"):
             continue
         for number, rep in enumerate(field.repetitions(), 1):
-            if not rep.valued or rep.text in rule.codes:
+            value = rep.component(spot.comp) if spot.comp else rep
+            if not value.valued or value.text in rule.codes:
                 continue
-            where = _where(segment, spot.field, number)
-            told = f"{rep.text[:20]!r} is not in table {rule.table} ({' '.join(sorted(rule.codes)[:12])})"
-            span = (rep.start, rep.end)
+            where = _where(segment, spot.field, number) + (f".{spot.comp}" if spot.comp else "")
+            told = f"{value.text[:20]!r} is not in table {rule.table} ({' '.join(sorted(rule.codes)[:12])})"
+            span = (value.start, value.end)
             yield Finding(where, f"{source}/{rule.path}/table", rule.code, told, rule.severity, span)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -154,7 +155,8 @@ class Value:
         separator = self._below()
         count = 1 + (self.message.raw.count(separator, self.start, self.end) if separator else 0)
         if count > MAX_PARTS:
-            raise Unreadable(f"more than {MAX_PARTS} {_LEVELS[self.level]}s in one element", code="198")
+            told = f"more than {MAX_PARTS} {_LEVELS[self.level]}s in one element"
+            raise Unreadable(told, location=self.message.place(self.start), code="198")
         return tuple(self._walk(separator))
 
     def _walk(self, separator: bytes) -> Iterator[Value]:
@@ -330,6 +332,26 @@ class Message:
         if spot.comp and not value.verbatim:
             value = value.part(spot.comp)
         return value.part(spot.sub) if spot.sub else value
+
+    def place(self, offset: int) -> str:
+        """The path of the field, repetition and component in which a byte of `raw` stands; '' outside segments."""
+        number = bisect_right(self.spans, offset, key=lambda span: span[1]) - 1
+        if number < 0 or not self.spans[number][0] or offset >= self.spans[number][2]:
+            return ""
+        name, start, _ = self.spans[number]
+        nth = sum(1 for span in self.spans[: number + 1] if span[0] == name)
+        where = name if nth == 1 else f"{name}[{nth}]"
+        field = self.raw.count(self.field_separator, start, offset)
+        if not field:
+            return where
+        if name in ("MSH", "FHS", "BHS"):
+            return f"{where}-{field + 1}"
+        begin = self.raw.rfind(self.field_separator, start, offset) + 1
+        repetition, component = self.below[0], self.below[1]
+        one = 1 + (self.raw.count(repetition, begin, offset) if repetition else 0)
+        begin = max(begin, self.raw.rfind(repetition, begin, offset) + 1) if repetition else begin
+        part = 1 + (self.raw.count(component, begin, offset) if component else 0)
+        return f"{where}-{field}[{one}].{part}" if one > 1 or part > 1 else f"{where}-{field}"
 
     def get(self, where: str) -> str | None:
         """None = absent, '' = empty, `""` = null, else the text of the element's first leaf.

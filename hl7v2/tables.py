@@ -142,7 +142,7 @@ IDENTITY_STATUSES: Final = _codes(
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A field whose first component is one of `codes`."""
+    """A field whose first component, or the component that `path` names, is one of `codes`."""
 
     path: str
     table: str
@@ -153,6 +153,7 @@ class Coded:
 
 CODED: Final = (
     Coded("MSH-11", "HL70103", _codes("D P T"), code="202"),
+    Coded("MSH-11.2", "HL70207", _codes("A I R T"), code="202"),
     Coded("PID-8", "HL70001", _codes("A F M N O U")),
     Coded("PID-24", "HL70136", _codes("Y N"), "warning"),
     Coded("PID-30", "HL70136", _codes("Y N"), "warning"),

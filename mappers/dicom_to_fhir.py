@@ -93,7 +93,7 @@ def study_record(headers: Sequence[Header], site: Site, calling_ae: str) -> Stud
     return StudyRecord(
         first.study_instance_uid,
         tuple(_series_record(tuple(objects.values())) for objects in members.values()),
-        patient_ids(first, site, calling_ae) or (("", first.patient_id.value),),
+        patient_ids(first, site, calling_ae) or _bare_id(first.patient_id, site),
         first.patient_name,
         accession(first),
         first.study_id,
@@ -104,6 +104,13 @@ def study_record(headers: Sequence[Header], site: Site, calling_ae: str) -> Stud
         first.referring_physician_name,
         first.procedure_codes,
     )
+
+
+def _bare_id(identifier: Identifier, site: Site) -> tuple[tuple[str, str], ...]:
+    """A Patient ID of no known namespace, so that a person can look for it; no test identity in production."""
+    tests = [namespace for namespace in site.namespaces if namespace.kind in _TEST_KINDS]
+    forbidden = site.mode == "production" and any(_issued(identifier, namespace) for namespace in tests)
+    return () if forbidden else (("", identifier.value),)
 
 
 def _series_record(headers: tuple[Header, ...]) -> SeriesRecord:
@@ -174,7 +181,7 @@ def _system(identifier: Identifier, site: Site, default: str, excluded: Iterable
             return f"urn:oid:{identifier.universal_id}", ""
         unknown = f"issuer {identifier.universal_id!r} is unknown to site {site.key}"
     elif identifier.issuer:
-        named = [n for n in usable if identifier.issuer in (n.dicom_issuer, n.hd[0], n.oid)]
+        named = [n for n in usable if _issued(identifier, n)]
         namespace = named[0] if len(named) == 1 else None
         unknown = f"issuer {identifier.issuer!r} is {'ambiguous' if named else 'unknown'} at site {site.key}"
     else:
@@ -185,6 +192,13 @@ def _system(identifier: Identifier, site: Site, default: str, excluded: Iterable
     if site.mode == "production" and namespace.kind in _TEST_KINDS:
         return "", f"{namespace.name} is a test namespace and site {site.key} is in production"
     return namespace.fhir_system, ""
+
+
+def _issued(identifier: Identifier, namespace: Namespace) -> bool:
+    """Whether the issuer a data set names, by whichever of its attributes, is that of a namespace."""
+    if identifier.universal_id:
+        return _universal(identifier, namespace)
+    return bool(identifier.issuer) and identifier.issuer in (namespace.dicom_issuer, namespace.hd[0], namespace.oid)
 
 
 def _universal(identifier: Identifier, namespace: Namespace) -> bool:

@@ -1,7 +1,7 @@
-"""Codes, numbers, order ids, notes and enclosed documents of HL7 v2 as FHIR elements, each with its source.
+"""Codes, numbers, order ids, notes and enclosed documents of HL7 v2 as FHIR elements.
 
-Hides how v2 spells a coding system, a unit, a number and a MIME type. `Built` is a resource that remembers which field
-each element came from.
+Hides how v2 spells a coding system, a unit, a number and a MIME type. `Built` is a resource that holds
+only what the message said; where each element came from is asked of the mappers (`hl7v2_sources`).
 
 Sources: HL7 v2-to-FHIR datatype maps CWE, NM, SN, EI, ED
 (https://build.fhir.org/ig/HL7/v2-to-fhir/datatype_maps.html); HL7 tables 0078, 0191, 0291, 0396.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
@@ -53,17 +53,14 @@ _BOUND: Final = re.compile(r"\s*(<=?|>=?|≤|≥)\s*(-?\d+(?:[.,]\d+)?)\s*\Z")
 
 @dataclass(slots=True)
 class Built:
-    """A resource under construction. `sources` are (element, place in the message), such as ("code", "OBX[2]-3")."""
+    """A resource under construction."""
 
     resource: Element
-    sources: list[tuple[str, str]] = field(default_factory=list)
 
-    def put(self, element: str, value: Any, at: str) -> None:
-        """Set an element, unless there is nothing to set; a trailing underscore is taken off a Python keyword."""
+    def put(self, element: str, value: Any) -> None:
+        """Set an element, unless there is nothing to set."""
         if value not in (None, "", [], {}):
-            name = element.rstrip("_")
-            self.resource[name] = value
-            self.sources.append((name, at))
+            self.resource[element] = value
 
 
 def where(segment: Segment, number: int = 0) -> str:

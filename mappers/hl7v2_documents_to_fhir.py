@@ -109,9 +109,9 @@ def document(msg: Message, site: Site) -> Mapped[DocumentMessage]:
     reference = _reference(msg, txa, found, action, site, notes)
     if parent and action == "replace":
         target = {"identifier": {"system": parent[0], "value": parent[1]}}
-        reference.put("relatesTo", [{"code": "replaces", "target": target}], "TXA-13")
+        reference.put("relatesTo", [{"code": "replaces", "target": target}])
     related = [{"type": "ServiceRequest", "identifier": item["identifier"]} for item in request_of(identifiers)]
-    reference.put("context", {"related": related} if related else {}, "TXA-14" if txa.text(14) else "ORC-2")
+    reference.put("context", {"related": related} if related else {})
     sender, recipients, reply_to = _people(msg)
     value = DocumentMessage(
         action=action,
@@ -224,32 +224,30 @@ def _reference(msg: Message, txa: Segment, found: Enclosed | None, action: Actio
     """TXA[DocumentReference]."""
     out = Built({"resourceType": "DocumentReference"})
     system, value = uri_of(txa.text(12), txa.text(12, 3))
-    out.put("masterIdentifier", {"system": system, "value": value} if system else {"value": value}, "TXA-12")
-    out.put("status", "entered-in-error" if action == "delete" else "current", "MSH-9.2")
+    out.put("masterIdentifier", {"system": system, "value": value} if system else {"value": value})
+    out.put("status", "entered-in-error" if action == "delete" else "current")
     completion = txa.text(17).upper()
     if completion and completion not in STATUS:
         notes.add("TXA-17", f"completion status {completion[:5]!r} is not in table 0271")
-    out.put("docStatus", STATUS.get(completion, ""), "TXA-17")
+    out.put("docStatus", STATUS.get(completion, ""))
     source = msg.first("OBR")
     # The push writes the code alone in TXA-2 and the same code with its label and system in OBR-4.
     coded = source is not None and source.text(4) == txa.text(2) and not txa.text(2, 3)
     kind, at = (source.field(4).repetition(1), "OBR-4") if coded and source else (txa.field(2).repetition(1), "TXA-2")
-    out.put("type", concept_of(kind, at, notes), at)
+    out.put("type", concept_of(kind, at, notes))
     for number in (6, 7, 4):
         moment = datetime_of(txa.text(number), site.time_zone)
         if "T" in moment:
-            out.put("date", moment, f"TXA-{number}")
+            out.put("date", moment)
             break
     authors = [practitioner_of(xcn, "TXA-9", notes) for xcn in reps(txa.field(9))]
     senders = [prt for prt in msg.all("PRT")[:100] if prt.text(4) == "SB" and prt.field(5).valued]
     if not authors and senders:
         authors = [practitioner_of(senders[0].field(5).repetition(1), where(senders[0], 5), notes)]
-        out.put("author", [one for one in authors if len(one) > 1], where(senders[0], 5))
-    else:
-        out.put("author", [one for one in authors if len(one) > 1], "TXA-9")
-    out.put("description", txa.text(25) or txa.text(16), "TXA-25" if txa.text(25) else "TXA-16")
+    out.put("author", [one for one in authors if len(one) > 1])
+    out.put("description", txa.text(25) or txa.text(16))
     attachment: Element = {"contentType": found.media_type} if found else {"contentType": "text/xml"}
-    out.put("content", [{"attachment": attachment}], f"OBX[{found.number}]-5" if found else "TXA-3")
+    out.put("content", [{"attachment": attachment}])
     return out
 
 

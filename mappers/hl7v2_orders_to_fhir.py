@@ -217,24 +217,24 @@ def _request(group: _Group, identifiers: list[Element], action: Action, site: Si
     """ORC and OBR[ServiceRequest]."""
     orc, obr = group.orc, group.obr
     out = Built({"resourceType": "ServiceRequest"})
-    out.put("identifier", identifiers, where(orc, 2))
-    out.put("status", STATUS[action] or "unknown", where(orc, 1))
-    out.put("intent", "order", where(orc, 1))
+    out.put("identifier", identifiers)
+    out.put("status", STATUS[action] or "unknown")
+    out.put("intent", "order")
     urgency, at = _priority(group)
     if urgency and urgency not in PRIORITY:
         notes.add(at, f"priority {urgency[:5]!r} has no equivalent and is not carried")
-    out.put("priority", PRIORITY.get(urgency, ""), at)
+    out.put("priority", PRIORITY.get(urgency, ""))
     if obr is not None:
-        out.put("code", concept_of(obr.field(4).repetition(1), where(obr, 4), notes), where(obr, 4))
-        out.put("occurrenceDateTime", datetime_of(obr.text(6), site.time_zone), where(obr, 6))
+        out.put("code", concept_of(obr.field(4).repetition(1), where(obr, 4), notes))
+        out.put("occurrenceDateTime", datetime_of(obr.text(6), site.time_zone))
         reasons = concepts_of(obr.field(31), where(obr, 31), notes)
         text = obr.field(13).whole.strip()
         reasons += [{"text": text}] if text else []
-        out.put("reasonCode", reasons, where(obr, 31) if obr.field(31).valued else where(obr, 13))
-    out.put("authoredOn", datetime_of(orc.text(9), site.time_zone), where(orc, 9))
+        out.put("reasonCode", reasons)
+    out.put("authoredOn", datetime_of(orc.text(9), site.time_zone))
     _requester(out, group, notes)
     texts = [text for nte in group.notes if (text := nte.field(3).whole.strip())]
-    out.put("note", [{"text": text} for text in texts], where(group.notes[0], 3) if group.notes else "")
+    out.put("note", [{"text": text} for text in texts])
     return out
 
 
@@ -254,14 +254,14 @@ def _requester(out: Built, group: _Group, notes: Notes) -> None:
     for value, at in options:
         people = reps(value)
         if people:
-            out.put("requester", practitioner_of(people[0], at, notes), at)
+            out.put("requester", practitioner_of(people[0], at, notes))
             if len(people) > 1:
                 notes.add(at, "a second requester is not carried")
             break
     structure = orc.field(21).repetition(1)
     organization = organization_of(structure) if structure.valued else {}
     if organization and "requester" not in out.resource:
-        out.put("requester", organization, where(orc, 21))
+        out.put("requester", organization)
     elif organization:
         notes.add(
             where(orc, 21), f"the asking structure {organization.get('display', '')!r} is given beside the person"

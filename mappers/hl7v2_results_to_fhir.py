@@ -184,7 +184,7 @@ def _order(msg: Message, group: _Group, site: Site, notes: Notes) -> OrderResult
             texts.append(lines_of(obx))
     if texts and len(texts) == len(observations):
         # Nothing but text: a report that is read as a whole.
-        report.put("conclusion", "\n".join(texts), where(group.results[0][0], 5))
+        report.put("conclusion", "\n".join(texts))
     decision = _DECISIONS.get(orc.text(1).upper(), "") if orc is not None and _is_answer(obr) else ""
     return OrderResult(
         report=report,
@@ -214,26 +214,26 @@ def _pairs(identifiers: list[Element], kind: str) -> Ids:
 def _report(obr: Segment, identifiers: list[Element], site: Site, notes: Notes) -> Built:
     """OBR[DiagnosticReport]."""
     out = Built({"resourceType": "DiagnosticReport"})
-    out.put("identifier", identifiers, where(obr, 2))
-    out.put("basedOn", request_of(identifiers), where(obr, 2))
+    out.put("identifier", identifiers)
+    out.put("basedOn", request_of(identifiers))
     status = obr.text(25).upper()
     if status and status not in REPORT_STATUS:
         notes.add(where(obr, 25), f"result status {status[:5]!r} is not in table 0123")
-    out.put("status", REPORT_STATUS.get(status, "unknown"), where(obr, 25))
+    out.put("status", REPORT_STATUS.get(status, "unknown"))
     section = obr.text(24)
-    out.put("category", [{"coding": [{"system": _SECTION, "code": section}]}] if section else [], where(obr, 24))
-    out.put("code", concept_of(obr.field(4).repetition(1), where(obr, 4), notes), where(obr, 4))
+    out.put("category", [{"coding": [{"system": _SECTION, "code": section}]}] if section else [])
+    out.put("code", concept_of(obr.field(4).repetition(1), where(obr, 4), notes))
     begin, end = (datetime_of(obr.text(n), site.time_zone) for n in (7, 8))
     if begin and end:
-        out.put("effectivePeriod", {"start": begin, "end": end}, where(obr, 7))
+        out.put("effectivePeriod", {"start": begin, "end": end})
     else:
-        out.put("effectiveDateTime", begin, where(obr, 7))
+        out.put("effectiveDateTime", begin)
     issued = datetime_of(obr.text(22), site.time_zone)
     if _INSTANT.match(issued):
-        out.put("issued", issued, where(obr, 22))
+        out.put("issued", issued)
     elif issued:
         notes.add(where(obr, 22), "the date of the report has no time: it is not carried as an instant")
-    out.put("resultsInterpreter", _interpreters(obr), where(obr, 32))
+    out.put("resultsInterpreter", _interpreters(obr))
     return out
 
 
@@ -249,22 +249,20 @@ def _interpreters(obr: Segment) -> list[Element]:
 def observation(obx: Segment, remarks: list[Segment], obr: Segment | None, site: Site, notes: Notes) -> Built:
     """OBX[Observation]; its time is OBX-14, else that of the order."""
     out = Built({"resourceType": "Observation"})
-    out.put("identifier", order_ids([(obx.field(21), "FILL")], site), where(obx, 21))
+    out.put("identifier", order_ids([(obx.field(21), "FILL")], site))
     status = obx.text(11).upper()
     if status not in OBSERVATION_STATUS:
         notes.add(where(obx, 11), f"result status {status[:5]!r} is not in table 0085")
-    out.put("status", OBSERVATION_STATUS.get(status, "unknown"), where(obx, 11))
+    out.put("status", OBSERVATION_STATUS.get(status, "unknown"))
     code = concept_of(obx.field(3).repetition(1), where(obx, 3), notes)
     if not code:
         notes.add(where(obx, 3), "the result does not say what was observed")
-    out.put("code", code or {"text": "non précisé"}, where(obx, 3))
-    at, source = datetime_of(obx.text(14), site.time_zone), where(obx, 14)
-    if not at and obr is not None:
-        at, source = datetime_of(obr.text(7), site.time_zone), where(obr, 7)
-    out.put("effectiveDateTime", at, source)
+    out.put("code", code or {"text": "non précisé"})
+    moments = (datetime_of(text, site.time_zone) for text in (obx.text(14), obr.text(7) if obr is not None else ""))
+    out.put("effectiveDateTime", next(filter(None, moments), ""))
     people = [practitioner_of(xcn, where(obx, 16), notes) for xcn in reps(obx.field(16))]
     places = [organization_of(xon) for xon in reps(obx.field(23))]
-    out.put("performer", [who for who in (*people, *places) if len(who) > 1], where(obx, 16 if people else 23))
+    out.put("performer", [who for who in (*people, *places) if len(who) > 1])
     _value(out, obx, site, notes)
     told = any(name.startswith("value") for name in out.resource)
     if told and status == "O":
@@ -272,14 +270,14 @@ def observation(obx: Segment, remarks: list[Segment], obr: Segment | None, site:
         out.resource["status"] = "preliminary"
     if not told and status in ABSENT:
         reason = {"coding": [{"system": _ABSENT_SYSTEM, "code": ABSENT[status]}]}
-        out.put("dataAbsentReason", reason, where(obx, 11))
-    out.put("interpretation", interpretation_of(obx.field(8), where(obx, 8), notes), where(obx, 8))
+        out.put("dataAbsentReason", reason)
+    out.put("interpretation", interpretation_of(obx.field(8), where(obx, 8), notes))
     texts = [text for nte in remarks if (text := nte.field(3).whole.strip())]
-    out.put("note", [{"text": text} for text in texts], where(remarks[0], 3) if remarks else "")
-    out.put("bodySite", first_concept(obx.field(20), where(obx, 20), notes), where(obx, 20))
-    out.put("method", first_concept(obx.field(17), where(obx, 17), notes), where(obx, 17))
+    out.put("note", [{"text": text} for text in texts])
+    out.put("bodySite", first_concept(obx.field(20), where(obx, 20), notes))
+    out.put("method", first_concept(obx.field(17), where(obx, 17), notes))
     limits = range_of(obx.field(7).whole.strip(), obx.field(6))
-    out.put("referenceRange", [limits] if limits else [], where(obx, 7))
+    out.put("referenceRange", [limits] if limits else [])
     if obx.text(4):
         notes.add(where(obx, 4), f"the group number {obx.text(4)[:20]!r} of the result is not carried")
     return out
@@ -309,10 +307,10 @@ def _value(out: Built, obx: Segment, site: Site, notes: Notes) -> None:
     elif kind in ("ST", "TX", "FT"):
         made = ("valueString", lines_of(obx))
     if made[1]:
-        out.put(made[0], made[1], at)
+        out.put(made[0], made[1])
     else:
         notes.add(at, f"the value is not of the type {kind[:5]!r} or the type is not known; it is kept as text")
-        out.put("valueString", lines_of(obx), at)
+        out.put("valueString", lines_of(obx))
     if kind not in ("ST", "TX", "FT") and made[1] and len(whole.repetitions()) > 1:
         notes.add(at, "the result has several values; only the first one is carried")
 
@@ -340,13 +338,13 @@ def _specimen(spm: Segment, site: Site, notes: Notes) -> Built:
     numbers = [(spm.field(2).component(n).part(1).text, kind) for n, kind in ((1, "PLAC"), (2, "FILL"))]
     made = [{"type": {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": kind}]},
              "value": number} for number, kind in numbers if number]  # fmt: skip
-    out.put("identifier", made, where(spm, 2))
-    out.put("status", {"Y": "available", "N": "unavailable"}.get(spm.text(20), ""), where(spm, 20))
-    out.put("type", concept_of(spm.field(4).repetition(1), where(spm, 4), notes), where(spm, 4))
-    out.put("receivedTime", datetime_of(spm.text(18), site.time_zone), where(spm, 18))
+    out.put("identifier", made)
+    out.put("status", {"Y": "available", "N": "unavailable"}.get(spm.text(20), ""))
+    out.put("type", concept_of(spm.field(4).repetition(1), where(spm, 4), notes))
+    out.put("receivedTime", datetime_of(spm.text(18), site.time_zone))
     begin, end = (datetime_of(spm.text(17, n), site.time_zone) for n in (1, 2))
     collected: Element = {"collectedPeriod": {"start": begin, "end": end}} if begin and end else {}
     site_of = first_concept(spm.field(8), where(spm, 8), notes)
     collection = compact(**(collected or {"collectedDateTime": begin}), bodySite=site_of)
-    out.put("collection", collection, where(spm, 17))
+    out.put("collection", collection)
     return out

@@ -71,16 +71,16 @@ def appointment(msg: Message, site: Site) -> Mapped[Slot]:
     if not identifiers:
         raise Refused("the appointment has no number (SCH-1, SCH-2)", "SCH^1^1", condition="101", code="required")
     out = Built({"resourceType": "Appointment"})
-    out.put("identifier", identifiers, "SCH-1")
-    out.put("status", _status(sch, action, notes), "SCH-25" if sch.text(25) else "MSH-9.2")
+    out.put("identifier", identifiers)
+    out.put("status", _status(sch, action, notes))
     _what(out, msg, sch, action, notes)
     _when(out, msg, sch, action, site, notes)
     texts = [text for nte in msg.all("NTE")[:50] if (text := nte.field(3).whole.strip())]
-    out.put("comment", "\n".join(texts), "NTE-3")
+    out.put("comment", "\n".join(texts))
     orders = order_ids([(sch.field(26), "PLAC"), (sch.field(27), "FILL")], site)
     based = [{"type": "ServiceRequest", "identifier": one} for one in orders]
-    out.put("basedOn", based, "SCH-26" if sch.text(26) else "SCH-27")
-    out.put("participant", _participants(msg, sch, notes), "AIP-3")
+    out.put("basedOn", based)
+    out.put("participant", _participants(msg, sch, notes))
     patient = patient_of(msg, site, notes) if msg.first("PID") is not None else None
     _left_behind(msg, notes)
     value = Slot(action, msg.control_id, out, _pairs(identifiers), patient, _pairs(orders))
@@ -94,21 +94,21 @@ def _pairs(identifiers: list[Element]) -> Ids:
 def _what(out: Built, msg: Message, sch: Segment, action: Action, notes: Notes) -> None:
     """SCH-7 is the reason of the appointment, SCH-6 that of the event: why it is given up."""
     services = [first for ais in msg.all("AIS")[:20] if (first := concept_of(ais.field(3), where(ais, 3), notes))]
-    out.put("serviceType", services, "AIS-3")
-    out.put("appointmentType", concept_of(sch.field(8).repetition(1), "SCH-8", notes), "SCH-8")
-    out.put("reasonCode", concepts_of(sch.field(7), "SCH-7", notes), "SCH-7")
+    out.put("serviceType", services)
+    out.put("appointmentType", concept_of(sch.field(8).repetition(1), "SCH-8", notes))
+    out.put("reasonCode", concepts_of(sch.field(7), "SCH-7", notes))
     if action == "cancel":
-        out.put("cancelationReason", concept_of(sch.field(6).repetition(1), "SCH-6", notes), "SCH-6")
+        out.put("cancelationReason", concept_of(sch.field(6).repetition(1), "SCH-6", notes))
 
 
 def _when(out: Built, msg: Message, sch: Segment, action: Action, site: Site, notes: Notes) -> None:
-    begin, end, minutes, at = _times(msg, sch, site, notes)
+    begin, end, minutes = _times(msg, sch, site, notes)
     if not begin and action != "cancel":
         raise Refused("the appointment has no beginning (SCH-11.4 or AIS-4)", "SCH^1^11", condition="101",
                       code="required")  # fmt: skip
-    out.put("start", begin, at)
-    out.put("end", end, at)
-    out.put("minutesDuration", minutes or None, "SCH-9" if sch.text(9) else at)
+    out.put("start", begin)
+    out.put("end", end)
+    out.put("minutesDuration", minutes or None)
 
 
 def _status(sch: Segment, action: Action, notes: Notes) -> str:
@@ -121,8 +121,8 @@ def _status(sch: Segment, action: Action, notes: Notes) -> str:
     return STATUS.get(code, "booked")
 
 
-def _times(msg: Message, sch: Segment, site: Site, notes: Notes) -> tuple[str, str, int, str]:
-    """(start, end, minutes, where the start stands) as FHIR instants of SCH-11, else of AIS-4 or AIP-6."""
+def _times(msg: Message, sch: Segment, site: Site, notes: Notes) -> tuple[str, str, int]:
+    """(start, end, minutes) as FHIR instants of SCH-11, else of AIS-4 or AIP-6."""
     options = [(sch.text(11, 4), "SCH-11"), *((ais.text(4), where(ais, 4)) for ais in msg.all("AIS")[:20])]
     options += [(aip.text(6), where(aip, 6)) for aip in msg.all("AIP")[:20]]
     begin, at = next(((text, place) for raw, place in options if "T" in (text := _instant(raw, site))), ("", ""))
@@ -141,7 +141,7 @@ def _times(msg: Message, sch: Segment, site: Site, notes: Notes) -> tuple[str, s
         end = (datetime.fromisoformat(begin) + timedelta(minutes=30)).isoformat()
     if begin and datetime.fromisoformat(end) < datetime.fromisoformat(begin):
         raise Refused("the appointment ends before it begins", "SCH^1^11", condition="102")
-    return begin, end if begin else "", minutes, at
+    return begin, end if begin else "", minutes
 
 
 def _instant(text: str, site: Site) -> str:

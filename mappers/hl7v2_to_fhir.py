@@ -129,7 +129,7 @@ def _prior(msg: Message, site: Site) -> tuple[tuple[str, str], ...]:
             out.append((f"urn:oid:{oid}", cx.part(1).text))
             continue
         identifier, namespace = identifier_of(cx, f"MRG-1[{number}]", site, "PI", "old", Notes())
-        if namespace:
+        if namespace and "value" in identifier:
             out.append((namespace.fhir_system, identifier["value"]))
     return tuple(out)
 
@@ -146,7 +146,7 @@ def _old(merged: Segment | None, field: int, site: Site, kind: NamespaceKind) ->
     out = []
     for cx in reps(merged.field(field)) if merged else ():
         identifier, namespace = identifier_of(cx, f"MRG-{field}", site, kind, "old", Notes())
-        if namespace:
+        if namespace and "value" in identifier:
             out.append((namespace.fhir_system, str(identifier["value"])))
     return tuple(out)
 

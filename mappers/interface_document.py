@@ -156,8 +156,11 @@ def _identifiers(site: Site) -> list[str]:
     return ["## Identifiers", "", *table(("What", "Authority"), rows)]
 
 
-def fields_of(messages: Sequence[Message], names: Mapping[str, Mapping[int, str]]) -> list[str]:
-    """A row for every field that stands in a message. Raises ValueError for one that `names` does not name."""
+def fields_of(
+    messages: Sequence[Message], names: Mapping[str, Mapping[int, str]], *, all_named: bool = False
+) -> list[str]:
+    """A row for every field that stands in a message, with `all_named` for every other one of `names` too. Raises
+    ValueError for a field that `names` does not name."""
     seen: dict[tuple[str, int], str] = {}
     order: list[str] = []
     for msg in messages:
@@ -167,10 +170,14 @@ def fields_of(messages: Sequence[Message], names: Mapping[str, Mapping[int, str]
             for number, value in segment.fields():
                 if value.encoded:
                     seen.setdefault((segment.name, number), value.encoded)
+    if all_named:
+        seen = {(name, number): "" for name in names for number in names[name]} | seen
+        order += [name for name in names if name not in order]
     rows = []
     for name in order:
         for number in sorted(n for held, n in seen if held == name):
-            rows.append((f"{name}-{number}", name_of(name, number, names), f"`{_cut(seen[name, number])}`"))
+            sent = f"`{_cut(text)}`" if (text := seen[name, number]) else ""
+            rows.append((f"{name}-{number}", name_of(name, number, names), sent))
     return table(("Field", "Name", "As sent"), rows)
 
 

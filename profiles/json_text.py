@@ -16,12 +16,15 @@ import secrets
 from array import array
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, Self
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 100
-MAX_VALUES = 4_000_000
+# 64 MiB of real resources hold 2.4 million values (146 MiB of Synthea Bundles, compact), and the widest object of all
+# examples at hand has 21 members. A value takes up to 250 bytes of memory, whatever its text takes.
+MAX_VALUES = 3_000_000
+MAX_MEMBERS = 1_000
 # Longest number accepted, and the largest power of ten on either side: far beyond any measure, and small enough that
 # no later conversion to an integer or to fixed notation can fill the memory.
 MAX_DIGITS = 1_000
@@ -104,23 +107,23 @@ def _number_problem(lexeme: str) -> str:
 
 
 class _Refused(Exception):
-    """Raised inside the decoder's hooks, which know what is wrong but not where."""
+    """Raised inside the decoder's hooks with a sentence: they know what is wrong but not where."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise _Refused
+        raise _Refused("a property stands twice in one object: keep one of them")
     return made
 
 
 def _decimal(lexeme: str) -> Number:
     # Eighteen characters cannot spell an exponent that Decimal itself refuses.
     if len(lexeme) > 18 and _number_problem(lexeme):
-        raise _Refused
+        raise _Refused(_number_problem(lexeme))
     number = Decimal.__new__(Number, lexeme)
     if not -MAX_EXPONENT <= number.adjusted() <= MAX_EXPONENT:
-        raise _Refused
+        raise _Refused(_number_problem(lexeme))
     number.lexeme = lexeme
     return number
 
@@ -128,19 +131,30 @@ def _decimal(lexeme: str) -> Number:
 def _integer(lexeme: str) -> int | Number:
     # The length is checked first because the conversion costs the square of it.
     if len(lexeme) > MAX_DIGITS:
-        raise _Refused
+        raise _Refused(_number_problem(lexeme))
     return Number._spelled(lexeme) if lexeme == "-0" else int(lexeme)
 
 
 def _constant(name: str) -> None:
-    raise _Refused
+    raise _Refused(_literal_problem(name))
 
 
-_decoder: Any = json.JSONDecoder(
-    object_pairs_hook=_object, parse_float=_decimal, parse_int=_integer, parse_constant=_constant
-)
-# The decoder's scanner without the decoder's own frame: (text, position) -> (value, end).
-_scan = _decoder.scan_once
+def _narrow(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_MEMBERS:
+        raise _Refused(f"an object has more than {MAX_MEMBERS} members: no resource has")
+    return _object(pairs)
+
+
+def _scanner(hook: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> Any:
+    """The decoder's scanner without the decoder's own frame: (text, position) -> (value, end)."""
+    return json.JSONDecoder(
+        object_pairs_hook=hook, parse_float=_decimal, parse_int=_integer, parse_constant=_constant
+    ).scan_once  # type: ignore[attr-defined]
+
+
+# A text shorter than this cannot hold too wide an object: `"":1,` is the shortest member.
+_SHORT = 5 * MAX_MEMBERS
+_scan_short, _scan_long = _scanner(_object), _scanner(_narrow)
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -151,7 +165,7 @@ def parse(
     """Read one JSON object: dict, list, str, int, bool, None, and Number for every number that is no plain integer.
 
     Bytes are UTF-8, with or without a byte order mark. `max_values` bounds the members of all objects and arrays
-    together. Raises JsonError with the place of a fault.
+    together; an object has at most MAX_MEMBERS. Raises JsonError with the place of a fault.
     """
     result: dict[str, Any] = _read(data, "{", "object", max_bytes, max_depth, max_values)
     return result
@@ -186,12 +200,14 @@ def _read(data: bytes | str, opening: str, name: str, max_bytes: int, max_depth:
     if "\\" in text and ("\\u0000" in text or "\\ud" in text or "\\uD" in text):
         _check_escapes(text)
     try:
-        value, end = _scan(text, start)
+        value, end = (_scan_short if len(text) < _SHORT else _scan_long)(text, start)
     except json.JSONDecodeError as problem:
         raise _error(text, problem.pos, _SENTENCES.get(problem.msg, "this is no JSON")) from None
     except StopIteration as problem:
         raise _error(text, problem.value, _SENTENCES["Expecting value"]) from None
-    except (_Refused, RecursionError):
+    except _Refused as problem:
+        raise _refusal(text, max_depth, str(problem)) from None
+    except RecursionError:
         raise _refusal(text, max_depth) from None
     if end != len(text):
         end = _past_space(text, end)
@@ -234,22 +250,62 @@ def _text(data: bytes | str) -> str:
     return data.removeprefix("\ufeff")
 
 
-_BRACKETS = bytes(1 if byte in b"{[" else 255 if byte in b"}]" else byte for byte in range(256))
-_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"{}[]")
+_STEPS = bytes(1 if byte in b"{[" else 255 if byte in b"}]" else byte for byte in range(256))
+_NO_MARKS = bytes(byte for byte in range(256) if byte not in b"{}[],")
+_MANY_MARKS = 200_000
+# Measured so many characters at a time: between two slices other threads have their turn.
+_SLICE = 1024 * 1024
 
 
 def _check_sizes(text: str, max_depth: int, max_values: int) -> None:
-    """Measure depth and count on the text without its strings, in whole-text steps that no nesting can slow down."""
-    # Each value is at most a key and a string, so four quotes; more would only fill the memory below.
-    if text.count('"') - text.count('\\"') > 4 * max_values:
-        raise _too_many(max_values)
-    bare = text.replace("\\\\", "").replace('\\"', "") if "\\" in text else text
-    bare = "".join(bare.split('"')[::2])
-    if bare.count(",") + bare.count("{") + bare.count("[") > max_values:
-        raise _too_many(max_values)
-    steps = array("b", bare.encode("ascii", "replace").translate(_BRACKETS, _NO_BRACKETS))
-    if max(accumulate(steps), default=0) > max_depth:
+    """Measure depth, count and width on the text without its strings, in steps that no nesting can slow down."""
+    marks = _marks(text, max_values)
+    # Fewer values can be built before the decoder's hook counts the members of each object, which costs less.
+    if len(marks) > _MANY_MARKS and _too_wide(marks):
+        raise _refusal(text, max_depth, f"an object has more than {MAX_MEMBERS} members")
+    if max(accumulate(array("b", marks.translate(_STEPS, b","))), default=0) > max_depth:
         raise _refusal(text, max_depth)
+
+
+def _marks(text: str, max_values: int) -> bytes:
+    """The brackets and commas outside strings. Raises JsonError when they are those of too many values."""
+    if "\\" in text:
+        text = text.replace("\\\\", "").replace('\\"', "")
+    found: list[bytes] = []
+    values = inside = 0
+    for start in range(0, len(text), _SLICE):
+        parts = text[start : start + _SLICE].split('"')
+        marks = "".join(parts[inside::2]).encode("ascii", "replace").translate(None, _NO_MARKS)
+        inside ^= (len(parts) - 1) & 1
+        values += marks.count(b",") + marks.count(b"{") + marks.count(b"[")
+        if values > max_values:
+            raise _too_many(max_values)
+        found.append(marks)
+    return b"".join(found)
+
+
+# A bracket, commas, or at once all of an object or array that is narrow and holds no other.
+_MARK_RUN = re.compile(rb"[{\[],{0,%d}[}\]]|[{}\[\]]|,+" % (MAX_MEMBERS - 1))
+
+
+def _too_wide(marks: bytes) -> bool:
+    """Whether an object has more than MAX_MEMBERS members; arrays may be as long as they like."""
+    above: list[int] = []
+    commas = 0
+    for found in _MARK_RUN.finditer(marks):
+        run = found[0]
+        first = run[0]
+        if first == 0x2C:
+            commas += len(run)
+            if commas >= MAX_MEMBERS:
+                return True
+        elif len(run) == 1:
+            if first in b"{[":
+                above.append(commas)
+                commas = 0 if first == 0x7B else -len(marks)
+            else:
+                commas = above.pop() if above else 0
+    return False
 
 
 def _too_many(max_values: int) -> JsonError:
@@ -280,6 +336,8 @@ def _check_escapes(text: str) -> None:
 
 # Beyond this a fault's path is not searched for: line and column say enough, and the search would take seconds.
 _PATH_LIMIT = 4 * 1024 * 1024
+# Nor is a refusal explained beyond so many tokens: a second's walk.
+_MAX_TOKENS = 1_000_000
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[{}\[\]:,]|[^\s"{}\[\]:,]++', re.DOTALL)
 
 
@@ -290,11 +348,11 @@ def _error(text: str, position: int, message: str, path: str | None = None) -> J
     return JsonError(message, line, position - text.rfind("\n", 0, position), path)
 
 
-def _refusal(text: str, max_depth: int) -> JsonError:
-    """The error for what the decoder's hooks or the depth check refused."""
+def _refusal(text: str, max_depth: int, said: str = "the text is nested too deeply") -> JsonError:
+    """The error for what the decoder's hooks or the check of sizes refused; what they `said` when it stands far off."""
     walk = _Walk(text, max_depth)
-    position, message = walk.first_fault()
-    return _error(text, position, message, walk.path())
+    found = walk.first_fault()
+    return JsonError(said) if found is None else _error(text, *found, walk.path())
 
 
 class _Walk:
@@ -320,12 +378,13 @@ class _Walk:
             self._step(found[0])
         return self.path()
 
-    def first_fault(self) -> tuple[int, str]:
-        for found in _TOKEN.finditer(self.text):
+    def first_fault(self) -> tuple[int, str] | None:
+        """Position and sentence; None when there is none among the first _MAX_TOKENS."""
+        for found in islice(_TOKEN.finditer(self.text), _MAX_TOKENS):
             problem = self._step(found[0])
             if problem:
                 return found.start(), problem
-        return 0, "the text is nested too deeply"
+        return None
 
     def _step(self, token: str) -> str:
         mark = token[0]
@@ -363,7 +422,7 @@ class _Walk:
         if value in keys:
             return f"the property '{value[:100]}' stands twice in one object: keep one of them"
         keys.add(value)
-        return ""
+        return f"this object has more than {MAX_MEMBERS} members: no resource has" if len(keys) > MAX_MEMBERS else ""
 
 
 def _unquoted(token: str) -> str:

@@ -23,11 +23,10 @@ from operator import itemgetter
 from typing import Any, NoReturn
 from xml.parsers import expat
 
-from profiles import definitions, json_text, xml_rules
+from profiles import definitions, json_text, xml_pieces, xml_rules
 from profiles.xml_rules import FHIR, MAX_NARRATIVE_DEPTH, XHTML, Rule, Unfit, nearest
 
 MAX_BYTES = 64 * 1024 * 1024
-MAX_TAGS = 2_000_000
 
 
 class XmlError(ValueError):
@@ -49,25 +48,27 @@ class XmlError(ValueError):
 
 
 def from_xml(
-    data: bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = json_text.MAX_DEPTH, max_tags: int = MAX_TAGS
+    data: bytes,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_depth: int = json_text.MAX_DEPTH,
+    max_tags: int = xml_pieces.MAX_TAGS,
 ) -> dict[str, Any]:
     """Read one resource from UTF-8 XML into the value its JSON has. Raises XmlError with the place of a fault.
 
     `max_depth` is the depth of the JSON that comes of it. Names, namespaces, repetition and the form of booleans and
     numbers are judged here; all else is left to the structural check.
     """
-    if len(data) > max_bytes:
-        raise XmlError(f"the text is longer than {max_bytes} bytes: send it in smaller parts", 1, 1)
-    if data.count(b"<") > max_tags:
-        raise XmlError(f"the text holds more than {max_tags} tags: send it in smaller parts", 1, 1)
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        before = data[: problem.start].decode("utf-8")
-        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        raise XmlError("the text is not UTF-8: encode it as UTF-8", line, column) from None
-    return _Reader(data, max_depth).resource()
+    refused = xml_pieces.refusal(data, max_bytes, max_tags)
+    if refused is not None:
+        raise XmlError(refused[0], *_place(data, refused[1]))
+    return _Reader(data.removeprefix(b"\xef\xbb\xbf"), max_depth).resource()
+
+
+def _place(data: bytes, at: int) -> tuple[int, int]:
+    """Line and column of a byte."""
+    before = data[:at].decode("utf-8").removeprefix("\ufeff")
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
 class _Frame:
@@ -121,12 +122,15 @@ class _Reader:
 
     def resource(self) -> dict[str, Any]:
         try:
-            self.parser.Parse(self.data, True)
+            laden = xml_pieces.feed(self.parser, self.data)
         except expat.ExpatError as problem:
             said = _SENTENCES.get(problem.code, f"this is no well-formed XML: {expat.ErrorString(problem.code)}")
             if problem.code == _ENDED and len(self.frames) > 1:
                 said = "the text ends before its elements are closed"
             raise XmlError(said, problem.lineno, problem.offset + 1, self.path()) from None
+        if laden >= 0:
+            said = f"a tag has more than {xml_pieces.MAX_TAG_ATTRIBUTES} attributes: no resource has"
+            raise XmlError(said, *_place(self.data, laden), self.path())
         resource: dict[str, Any] = self.frames[0].value
         return resource
 

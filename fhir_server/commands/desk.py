@@ -129,6 +129,30 @@ def operation(args: Args) -> int:
     return 0
 
 
+def inbox_show(args: Args) -> int:
+    """One message; with --sources also where each element that it became came from."""
+    settings = demo_or_own(args)
+    result = operate(settings, "inbox-show", {"id": args.id})
+    told = operate(settings, "sources-show", {"id": args.id}) if args.sources else None
+    if args.json:
+        print_json(result | ({"sources": told} if told else {}))
+        return 0
+    show(result, as_json=False)
+    if told:
+        print(f"sources          by the mapper of version {told['mapper']}: {told['remark']}")
+        for one in told["elements"]:
+            print(f"  {one['element']} = {one['value']!r} <- {_origin(one)}")
+        for place in told["left_out"]:
+            print(f"  not looked at: {place}")
+    return 0
+
+
+def _origin(one: Mapping[str, Any]) -> str:
+    if one["how"] == "fixed":
+        return "fixed by the mapper"
+    return ("it is there because of " if one["how"] == "condition" else "") + ", ".join(one["from"])
+
+
 def trace(args: Args) -> int:
     """The story of a request in order: resources, messages, images, attempts, acknowledgements."""
     story = operate(demo_or_own(args), "trace", {"id": args.id})

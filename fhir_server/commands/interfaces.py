@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from fhir_server.commands.desk import opened, who
 from fhir_server.commands.output import Failed, print_json
 from fhir_server.commands.settings import Args, demo_or_own
-from fhir_server.config import version
+from fhir_server.config import in_url, version
 
 if TYPE_CHECKING:
+    from fhir_server.config import Settings
     from mappers.identity import Site
     from mappers.interface_document import Partner
 
@@ -50,9 +52,24 @@ def _of_port(args: Args, endpoint: str) -> str:
         site = hub.sites.by_key(port.site) if port.site else hub.sites.default
     security = port.security or settings.mllp_security
     scheme = "mllp" if security == "none" else "mllps"
-    door = Door(port.name or str(port.port), f"{scheme}://{in_url(settings.bind)}:{port.port}", port.answer, port.mode,
-                port.refusals, port.a08, security, port.group, settings.mllp_networks, port.charset)  # fmt: skip
+    door = Door(
+        name=port.name or str(port.port),
+        address=f"{scheme}://{in_url(_host(settings))}:{port.port}",
+        answer=port.answer,
+        mode=port.mode,
+        refusals=port.refusals,
+        a08=port.a08,
+        security=security,
+        group=port.group,
+        networks=settings.mllp_networks,
+        charset=port.charset,
+    )
     return inbound_document(door, site, HANDLERS, version())
+
+
+def _host(settings: Settings) -> str:
+    """What partners call this machine: the host of `public_url`, else the address the listeners are bound to."""
+    return urlsplit(settings.public_url).hostname or settings.bind
 
 
 def _partner(args: Args, reference: str) -> tuple[Partner, Site]:

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 from fhir_server.commands.output import Failed
 from fhir_server.commands.settings import Args, loaded
@@ -44,10 +45,15 @@ def until_signalled() -> threading.Event:
 
 def demo(args: Args) -> int:
     """Run a filled demo on this machine: fictitious people and partners, nothing to configure."""
-    from fhir_server.demo import play, run
+    from fhir_server.demo import people, play, run
 
     if args.play:
         return play.play(debug=args.debug)
+    if args.clip:
+        Path(args.clip).write_bytes(people.clip())
+        family = people.PATIENTS[people.SCANNED][0]
+        print(f"{args.clip}: an ultrasound clip of {family}, who waits for an opinion ({people.WAITING})")
+        return 0
     settings = loaded(args, run.DEFAULTS).settings
     if args.smtp_port:
         settings = replace(settings, smtp=f"127.0.0.1:{args.smtp_port}")

@@ -33,6 +33,9 @@ _A_PAGE = 500
 MOST_MOVED = 5_000
 """Resources that one merge or one moved stay takes along, in its one transaction: about 12 s of processor time."""
 
+MOST_NOTES = 50
+"""Notes that one row of the inbox shows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -186,12 +189,20 @@ def take(arrival: Arrival, raw: bytes, decide: Decide) -> bytes:
     raise AssertionError("unreachable")
 
 
+def _bounded(notes: Sequence[str]) -> list[str]:
+    """Each note once, at most MOST_NOTES of them; the last is what the transaction itself had to say."""
+    told = list(dict.fromkeys(filter(None, notes)))
+    if len(told) <= MOST_NOTES:
+        return told
+    return [*told[: MOST_NOTES - 1], f"and {len(told) - MOST_NOTES} more", told[-1]]
+
+
 def _settle(tx: Tx, inbox_id: str, answer: bytes, taken: Taken) -> None:
     """Settle the message in the transaction that took it in; of two that take it in at once, one does."""
     notes = list(taken.notes)
     if taken.also is not None:
         notes.append(taken.also(tx))
     try:
-        tx.integrate(inbox_id, answer, keys=tuple(taken.keys), note="\n".join(dict.fromkeys(filter(None, notes))))
+        tx.integrate(inbox_id, answer, keys=tuple(taken.keys), note="\n".join(_bounded(notes)))
     except Stale as stale:
         raise Settled from stale

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from dicom_node import archive
+from dicom_node import archive, content
 from dicom_node.elements import Unreadable
 from dicom_node.header import as_dict
 from dicom_node.scp import Policy, StoreRequest
 from fhir_server.changes import Applied, Change, Hub, apply, view_of
 from fhir_server.config import Settings
-from fhir_server.context import SYSTEM
+from fhir_server.context import SYSTEM, Caller
 from fhir_server.errors import Conflict, PasserelleError, Unavailable
 from fhir_server.imaging import studies
 from fhir_server.security.identity import wire_caller
@@ -46,7 +47,8 @@ def receiver(hub: Hub) -> Callable[[StoreRequest], int]:
 
 
 def receive(hub: Hub, request: StoreRequest) -> int:
-    """Keep one object for good, then answer 0x0000. Other bytes under a known UID are kept as a recorded conflict."""
+    """Keep one object for good, then answer 0x0000. Other content under a known UID is kept as a recorded conflict;
+    the same content in other bytes is the same object."""
     header, number = request.header, accession(request.header)
     frames = _frames(request.path)
     size = request.path.stat().st_size
@@ -70,18 +72,46 @@ def receive(hub: Hub, request: StoreRequest) -> int:
         other_ids=tuple(printable(other.value, 200) for other in header.other_patient_ids if other.value.strip()),
     )
     caller = wire_caller("dicom", f"DICOM {request.calling}", request.peer)
+    try:
+        _keep(hub, caller, instance, judged=False)
+    except _OtherBytes:
+        _keep(hub, caller, _as_known(hub, instance), judged=True)
+    return SUCCESS
+
+
+class _OtherBytes(Exception):
+    """An object of this UID is known with other bytes, which may say the same."""
+
+
+def _keep(hub: Hub, caller: Caller, instance: NewInstance, *, judged: bool) -> None:
+    """Store the row; raises _OtherBytes, with nothing stored, for a conflict that nobody `judged`."""
 
     def work(tx: Tx) -> str:
         outcome = tx.add_instance(instance)
+        if outcome == "conflict" and not judged:
+            raise _OtherBytes
         if outcome != "same":
-            text = f"C-STORE {outcome} of {request.sop_instance_uid} in study {header.study_instance_uid}"
+            text = f"C-STORE {outcome} of {instance.sop_uid} in study {instance.study_uid}"
             tx.audit(AuditRow("C", entity_type="ImagingStudy", entity_id=_logical_id(instance.study_uid), text=text))
         return outcome
 
-    outcome = hub.store.write(caller, work)
-    if outcome == "conflict":
-        log.warning("SOP instance %s came again with other data; kept beside the first", request.sop_instance_uid)
-    return SUCCESS
+    if hub.store.write(caller, work) == "conflict":
+        log.warning("SOP instance %s came again with other data; kept beside the first", instance.sop_uid)
+
+
+def _as_known(hub: Hub, instance: NewInstance) -> NewInstance:
+    """The same row, under the hash of the stored object when both say the same."""
+    with hub.store.read(SYSTEM) as snapshot:
+        known = snapshot.instance(instance.sop_uid)
+    if known is None:
+        return instance
+    blobs = hub.store.blobs
+    try:
+        with blobs.file(known.blob) as first, blobs.file(instance.blob) as second:
+            same = content.digest(first) == content.digest(second)
+    except Unreadable:
+        return instance
+    return replace(instance, data_sha256=known.data_sha256) if same else instance
 
 
 def project_one(hub: Hub) -> bool:

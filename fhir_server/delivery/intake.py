@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -23,9 +23,10 @@ from fhir_server.delivery.intake_documents import mdm
 from fhir_server.delivery.intake_requests import orders
 from fhir_server.delivery.intake_results import oru
 from fhir_server.delivery.intake_slots import siu
+from fhir_server.delivery.places import located
 from fhir_server.delivery.ports import Port, load_ports
 from fhir_server.delivery.turns import Turn, TurnLost, taken
-from fhir_server.errors import Conflict, Fault, Malformed, PasserelleError, Throttled, Unavailable
+from fhir_server.errors import Conflict, Fault, PasserelleError, Throttled, Unavailable
 from fhir_server.security.identity import wire_caller
 from fhir_server.store import inbox
 from fhir_server.store.inbox import InboxRow, NewMessage, Received
@@ -33,7 +34,7 @@ from fhir_server.store.session import Tx
 from fhir_server.store.view import Stale
 from hl7v2 import ack, check, message
 from hl7v2.ack import AckError
-from hl7v2.message import Message
+from hl7v2.message import Message, Unreadable
 from mappers.hl7v2_events_to_fhir import EVENTS
 from mappers.hl7v2_to_fhir import Refused
 from mappers.identity import Site
@@ -145,18 +146,19 @@ def _waiting(hub: Hub, port: Port) -> list[InboxRow]:
         return inbox.waiting(snapshot.view, "mllp", port.endpoint, AT_A_TIME)
 
 
-def _received(hub: Hub, raw: bytes, peer: str, port: Port, head: Message | None) -> Received:
+def _received(hub: Hub, raw: bytes, peer: str, port: Port, head: _Head) -> Received:
+    msg = head.msg
     return hub.store.receive(
         NewMessage(
             channel="mllp",
             raw=raw,
             endpoint=port.endpoint,
             peer=peer,
-            sender=f"{head.get('MSH-3')}|{head.get('MSH-4')}" if head else "",
-            control_id=head.text("MSH-10") if head else "",
-            message_type=f"{head.kind}^{head.trigger}" if head else "",
+            sender=f"{msg.get('MSH-3')}|{msg.get('MSH-4')}" if msg else "",
+            control_id=msg.text("MSH-10") if msg else "",
+            message_type=f"{msg.kind}^{msg.trigger}" if msg else "",
             media_type=MEDIA,
-            keys=_keys(hub, port, head) if head else (),
+            keys=_keys(hub, port, msg) if msg else (),
         )
     )
 
@@ -167,42 +169,42 @@ def _keys(hub: Hub, port: Port, head: Message) -> tuple[tuple[str, str], ...]:
     return ("msh-10", head.text("MSH-10")), ("iep", stay), ("finess", _site(hub, port, head).finess_eg)
 
 
-def _answered(hub: Hub, raw: bytes, peer: str, port: Port, head: Message | None, received: Received) -> bytes:
+def _answered(hub: Hub, raw: bytes, peer: str, port: Port, head: _Head, received: Received) -> bytes:
     """The answer the port promises to a message that is stored."""
     if received.known and received.ack is not None:
         return received.ack
     if received.conflict:
         text = f"MSH-10 was used before with other content (message {received.rival}); take a new control id"
         return _refuse(hub, received.id, raw, port, Conflict(text, location="MSH^1^10"))
-    if port.answer == "integrated" or head is None:
+    if port.answer == "integrated" or head.fault is not None:
         return _settled(hub, raw, peer, port, head, received.id)
     if port.answer == "validated":
         try:
-            _prepared(_arrival(hub, head, received.id, peer, port))
+            _prepared(_arrival(hub, head.whole(), received.id, peer, port))
         except PasserelleError as error:
             return _refuse(hub, received.id, raw, port, error)
     return ack.build(raw, "AA", now=hub.clock(), control_id=new_delivery_id())
 
 
 def _settled(
-    hub: Hub, raw: bytes, peer: str, port: Port, head: Message | None, inbox_id: str, turn: Turn | None = None
+    hub: Hub, raw: bytes, peer: str, port: Port, head: _Head, inbox_id: str, turn: Turn | None = None
 ) -> bytes:
     """Take a stored message in, or say why not; both are recorded. Raises TurnLost when `turn` is another's by then."""
     try:
-        if head is None:
-            raise Malformed("this is no HL7 v2 message: it does not begin with an MSH segment", location="MSH^1")
-        arrival = replace(_arrival(hub, head, inbox_id, peer, port), turn=turn)
+        arrival = replace(_arrival(hub, head.whole(), inbox_id, peer, port), turn=turn)
         decide = _prepared(arrival)
         try:
             return take(arrival, raw, decide)
         except Refused as refused:
             raise _of_mapper(refused) from refused
+        except Unreadable as unreadable:
+            raise _unreadable(unreadable) from unreadable
     except Settled:
         return _answer_of_the_first(hub, inbox_id, raw)
     except TurnLost:
         raise
     except PasserelleError as error:
-        return _refuse(hub, inbox_id, raw, port, error, turn)
+        return _refuse(hub, inbox_id, raw, port, located(error, head.msg), turn)
     except Exception:
         log.exception("message %s could not be taken in", inbox_id)
         fault = Fault(f"a defect of the receiver; its log names message {inbox_id}")
@@ -232,6 +234,12 @@ def _prepared(arrival: Arrival) -> Decide:
         return handler(arrival)
     except Refused as refused:
         raise _of_mapper(refused) from refused
+    except Unreadable as fault:
+        raise _unreadable(fault) from fault
+
+
+def _unreadable(fault: Unreadable) -> Rejected:
+    return rejected(fault.text, fault.location, fault.code)
 
 
 def _of_mapper(refused: Refused) -> Rejected:
@@ -305,9 +313,23 @@ def _answer_of_the_first(hub: Hub, inbox_id: str, raw: bytes) -> bytes:
     return _busy(hub, raw, "this message is being taken in by another connection; send it again")
 
 
-def _head(raw: bytes, port: Port) -> Message | None:
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What can be read of a message: all of it; else with the `fault` its MSH alone, or nothing."""
+
+    msg: Message | None
+    fault: Unreadable | None = None
+
+    def whole(self) -> Message:
+        """All of it. Raises Rejected with what is wrong."""
+        if self.fault is not None or self.msg is None:
+            raise _unreadable(self.fault or Unreadable("nothing can be read"))
+        return self.msg
+
+
+def _head(raw: bytes, port: Port) -> _Head:
     try:
-        msg = message.parse(raw, fallback=port.charset)
-    except message.Unreadable:
-        return None
-    return msg if msg.text("MSH-1") else None
+        return _Head(message.parse(raw, fallback=port.charset))
+    except Unreadable as fault:
+        # Beyond a bound: the beginning is sound.
+        return _Head(ack.header_of(raw) if fault.code == "198" else None, fault)

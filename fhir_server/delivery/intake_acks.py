@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from fhir_server.delivery.arrivals import Arrival, Decide, Draft, Taken, rejected
 from fhir_server.store.session import Tx
+from hl7v2 import ack
+from hl7v2.message import Message
 from mappers import hl7v2_to_fhir
 
 
@@ -22,14 +24,36 @@ def zam(arrival: Arrival) -> Decide:
             delivery = tx.delivery(said.control_id)
             if delivery is None:
                 raise rejected(f"no message with MSH-10 {said.control_id[:50]} was sent from here", "OBX^1^4", "204")
-            awaited = delivery.second_leg == "zam" and said.event == "Z01"
-            state = "confirmed" if said.ok else "refused"
-            settled = awaited and tx.confirm(delivery.id, state, text, arrival.inbox_id)
-            late = "was settled before" if awaited else "none was awaited"
             taken.keys[:] = [("delivery", delivery.id), ("case", delivery.case_key), ("patient", delivery.patient)]
-            return text if settled else f"{text} ({late})"
+            if delivery.second_leg != "zam" or said.event != "Z01":
+                return f"{text} (none was awaited)"
+            known, stranger = _speaks_for(arrival, tx.payload(delivery.id))
+            if not known:
+                return f"{text} ({stranger}, which no establishment declares: settles nothing)"
+            state = "confirmed" if said.ok else "refused"
+            settled = tx.confirm(delivery.id, state, text, arrival.inbox_id)
+            remarks = "; ".join(filter(None, ("" if settled else "was settled before", stranger)))
+            return f"{text} ({remarks})" if remarks else text
 
         taken.also = settle
         return taken
 
     return decide
+
+
+def _speaks_for(arrival: Arrival, sent: bytes) -> tuple[bool, str]:
+    """Whether a sender may say what became of a message, and what is odd about it.
+
+    The application and facility we wrote to (MSH-5, MSH-6) may; so may another one that an establishment declares,
+    since a platform can acknowledge under a second name: that is noted.
+    """
+    ours = ack.header_of(sent)
+    wanted, found = _pair(ours, 5) if ours else ("", ""), _pair(arrival.msg, 3)
+    if not any(wanted) or found == wanted:
+        return True, ""
+    told = f"from {'|'.join(found)[:80]}, the document went to {'|'.join(wanted)[:80]}"
+    return arrival.hub.sites.of_message(*found) is not None, told
+
+
+def _pair(msg: Message, first: int) -> tuple[str, str]:
+    return msg.text(f"MSH-{first}"), msg.text(f"MSH-{first + 1}")

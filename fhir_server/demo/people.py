@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dicom_node import sample
+from dicom_node.header import Identifier
+
 Resource = dict[str, Any]
 INS_SYSTEM = "urn:oid:1.2.250.1.213.1.4.10"
 IPP_SYSTEM = "urn:oid:2.25.218173906210472563340846263146912093712"
@@ -75,6 +78,9 @@ PATIENTS = (
     ("BONNET-TEST", "HUGO", "HUGO", "male", "1969-10-10", "1691099123011", "99123", "DEMO0011"),
     ("LAMBERT-TEST", "NADIA", "NADIA", "female", "1990-05-21", "2900599123012", "99123", "DEMO0012"),
 )
+
+SCANNED, WAITING = 1, "demo-02"
+"""The patient, from 0, and the request of the ultrasound clip."""
 
 
 def ins(base: str) -> str:
@@ -214,6 +220,18 @@ def structures(dpi: str, pfi: str) -> list[Resource]:
             }
         )
     return out
+
+
+def clip() -> bytes:
+    """A DICOM file: an ultrasound clip of the patient of request `WAITING`, as the hospital's machine would send it."""
+    family, given, _, gender, birth, _, _, ipp = PATIENTS[SCANNED]
+    return sample.clip(
+        patient_id=Identifier(ipp, issuer="CH-DEMO"),
+        patient_name=f"{family}^{given}",
+        birth_date=birth.replace("-", ""),
+        sex={"female": "F", "male": "M"}[gender],
+        description="Échographie T1",
+    )
 
 
 def request(key: str, index: int, requester: str, group: str, reason: str, status: str = "active") -> Resource:

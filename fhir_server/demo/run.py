@@ -64,7 +64,7 @@ def run(settings: Settings, *, fresh: bool, stop: threading.Event, dpi: int = DP
 def peers_of(settings: Settings, folder: Path, mllp: int, dpi: int = DPI_PORT, pfi: int = PFI_PORT) -> Peers:
     """The partners on the ports the settings name."""
     smtp, imap = int(settings.smtp.rpartition(":")[2]), int(settings.imap.rpartition(":")[2])
-    return Peers(folder, mllp=("127.0.0.1", mllp), dpi=dpi, pfi=pfi, smtp=smtp, imap=imap)
+    return Peers(folder, mllp=(settings.bind, mllp), dpi=dpi, pfi=pfi, smtp=smtp, imap=imap)
 
 
 def is_empty(server: Server) -> bool:

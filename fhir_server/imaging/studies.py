@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from dicom_node.header import Header, from_dict
@@ -19,7 +19,7 @@ from fhir_server.context import SYSTEM, View
 from fhir_server.errors import Invalid, NotFound
 from fhir_server.patients import identity, merge
 from fhir_server.patients.sites import Sites
-from fhir_server.patients.traits import fold, strict_traits
+from fhir_server.patients.traits import birth_name, differences, doubt, fold, strict_traits
 from fhir_server.store.engine import Store
 from fhir_server.store.instances import Instance, Study, StudyFilter
 from fhir_server.store.session import Tx
@@ -29,6 +29,7 @@ from mappers.dicom_to_fhir import accession, imaging_study, patient_ids, study_i
 from mappers.identity import Site
 
 Resource = dict[str, Any]
+_DAY = re.compile(r"[0-9]{8}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
 
@@ -56,16 +57,43 @@ def match(study: Study, header: Header, view: View, sites: Sites) -> Found:
     if len(patients) > 1:
         return Found("unmatched", note="the patient identifiers of the images point at several patients")
     patient = next(iter(patients), "")
+    why, told = _doubted(view.get(patient) or {}, header) if patient else ("", "")
+    if why:
+        text = f"the identifier of the images is that of {patient}, but they show {why}; attach them by hand"
+        return Found("unmatched", note=text)
     number = accession(header).value
     requests = _requests(number, view, sites) if number else []
     if len(requests) > 1:
         return Found("unmatched", patient, note=f"{len(requests)} requests have the accession number {number}")
     if requests:
-        return _with_request(requests[0], patient, bool(known), header, view)
+        found = _with_request(requests[0], patient, bool(known), header, view)
+        return replace(found, note=told) if found.state == "matched" else found
     waiting = f"no request with accession number {number} yet" if number else "the images name no accession number"
     if patient:
-        return Found("patient", patient, note=waiting)
+        return Found("patient", patient, note="; ".join(filter(None, (waiting, told))))
     return Found("unmatched", note=f"{waiting}; no known patient has {_shown(header)}")
+
+
+def _doubted(patient: Resource, header: Header) -> tuple[str, str]:
+    """(why images under a known identifier may be of somebody else, what differs and is tolerated): as for messages."""
+    family, given, *_ = [*header.patient_name.split("=")[0].split("^"), "", ""]
+    birth = header.patient_birth_date
+    shown = {
+        "name": [{"use": "official", "family": family, "given": [given]}],
+        "birthDate": f"{birth[:4]}-{birth[4:6]}-{birth[6:]}" if _DAY.fullmatch(birth) else "",
+        "gender": {"M": "male", "F": "female"}.get(header.patient_sex, "unknown"),
+    }
+    known = patient | {"name": _names_shown(patient, family)}
+    reason = doubt(known, shown, qualified=identity.qualified_ins(patient) is not None)
+    differ = sorted(differences(known, shown))
+    return reason, f"the images show another {', another '.join(differ)} than {patient['id']}" if differ else ""
+
+
+def _names_shown(patient: Resource, family: str) -> list[Resource]:
+    """The birth name, under the family name a device may show instead: that of a marriage."""
+    birth = birth_name(patient)
+    used = {fold(str(name.get("family", ""))) for name in patient.get("name", ())}
+    return [{**birth, "family": family}] if birth and fold(family) in used else patient.get("name", [])
 
 
 def match_all(study: Study, headers: Sequence[Header], view: View, sites: Sites) -> Found:
@@ -154,19 +182,29 @@ def attach(store: Store, study_uid: str, request_id: str) -> dict[str, str]:
         if study is None:
             raise NotFound(f"no study {study_uid or '(name one)'} is stored; `passerelle studies list` shows them")
         stored = snapshot.get("ServiceRequest", reference.partition("/")[2])
+        projected = snapshot.get(*reference_of(study_uid).split("/"))
     if stored is None or stored.deleted:
         raise NotFound(f"{reference} is not known here")
-    if not stored.resource().get("subject", {}).get("reference"):
+    request = stored.resource()
+    if not is_case(request):
+        text = f"{reference} is no téléexpertise: images are attached by hand to a request for an opinion only"
+        raise Invalid(text, expression="ServiceRequest.category")
+    subject = request.get("subject", {}).get("reference", "")
+    if not subject:
         raise Invalid(f"{reference} names no patient", expression="ServiceRequest.subject")
-    known = study
+    known, note = study, "attached by a person"
+    before = projected.resource() if projected is not None and not projected.deleted else {}
+    had = before.get("subject", {}).get("reference", "")
+    if had not in ("", subject):
+        note += f"; the images were those of {had} and are those of {subject} now"
 
     def work(tx: Tx) -> None:
         tx.lock(lock_of(study_uid))
-        tx.settle_study(known, match_state="manual", request=reference, note="attached by a person")
+        tx.settle_study(known, match_state="manual", request=reference, note=note)
         tx.mark_dirty(study_uid=study_uid)
 
     store.write(SYSTEM, work)
-    return {"study": study_uid, "request": reference, "state": "manual"}
+    return {"study": study_uid, "request": reference, "state": "manual", "note": note}
 
 
 def _site(study: Study, sites: Sites) -> Site:

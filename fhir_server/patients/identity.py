@@ -90,12 +90,20 @@ def is_doubtful(patient: Patient) -> bool:
     return any(code.strip().casefold() == RECONCILE_TAG["code"] for code in codes)
 
 
-def dormant_ins(patient: Patient, before: Patient | None) -> Key | None:
-    """The INS an inactive record says it has and did not have `before` (what is stored): nobody else's, then."""
-    ins = qualified_ins(patient)
-    if ins is None or patient.get("active", True) or (before is not None and qualified_ins(before) == ins):
-        return None
-    return ins
+def unclaimed_ins(patient: Patient, before: Patient | None) -> list[Key]:
+    """The INS that a record carries without claiming it (on an inactive record, or as `old`) and did not carry
+    `before` (what is stored): they are to be nobody else's."""
+    carried, known = (
+        {(i["system"], i.get("value", "")) for i in one.get("identifier", ()) if is_ins(i) and _is_unclaimed(i, one)}
+        for one in (patient, before or {})
+    )
+    held = qualified_ins(before) if before else None
+    return sorted(carried - known - ({held} if held else set()))
+
+
+def _is_unclaimed(ins: Mapping[str, Any], patient: Patient) -> bool:
+    in_force = qualified_ins(patient) == (ins["system"], ins.get("value"))
+    return ins.get("use") == "old" or (in_force and not patient.get("active", True))
 
 
 # --- looking people up -----------------------------------------------------------------------------------------------
@@ -211,7 +219,12 @@ def change_of(stored: Patient, incoming: Patient) -> str:
 def _succeeds(stored: Patient, incoming: Patient) -> bool:
     """A provisional INS (NIA) becomes the definitive one (NIR) of the same person: IHE PAM France sends an A31."""
     mine, theirs = qualified_ins(stored), qualified_ins(incoming)
-    return bool(mine and theirs and (mine[0], theirs[0]) == (_NIA, _NIR)) and agree(stored, incoming)
+    return bool(mine and theirs and succeeded(mine[0], theirs)) and agree(stored, incoming)
+
+
+def succeeded(system: str, ins: Key) -> bool:
+    """Whether an INS of this system was provisional and gave way to the one in force: a NIA to a NIR."""
+    return (system, ins[0]) == (_NIA, _NIR)
 
 
 # --- what a stored Patient becomes -----------------------------------------------------------------------------------
@@ -291,7 +304,7 @@ def _retired(kept: list[dict[str, Any]], ins: Key | None) -> list[dict[str, Any]
     for identifier in kept:
         if not is_ins(identifier) or identifier.get("use") == "old":
             out.append(identifier)
-        elif (identifier["system"], ins[0]) == (_NIA, _NIR):
+        elif succeeded(identifier["system"], ins):
             out.append({**identifier, "use": "old"})
     return out
 

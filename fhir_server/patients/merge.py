@@ -70,12 +70,14 @@ def moved_of(listed: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
 def swapped(value: Any, old: str, new: str) -> Any:
     """The same content with every reference to `old` (`Type/id`, any version) turned to `new`."""
     if isinstance(value, dict):
-        return {
-            name: new
-            if name == "reference" and isinstance(item, str) and item.partition("/_history/")[0] == old
-            else swapped(item, old, new)
-            for name, item in value.items()
+        # Thousands of resources go this way: what holds nothing further is not asked again.
+        out = {
+            name: swapped(item, old, new) if isinstance(item, (dict, list)) else item for name, item in value.items()
         }
+        named = out.get("reference")
+        if isinstance(named, str) and named.partition("/_history/")[0] == old:
+            out["reference"] = new
+        return out
     return [swapped(item, old, new) for item in value] if isinstance(value, list) else value
 
 

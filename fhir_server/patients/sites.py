@@ -31,6 +31,8 @@ des autorités d'affectation des INS"; FR Core 2.2.0 `fr-core-patient-ins`.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 import zoneinfo
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -66,15 +68,19 @@ INS_NAMESPACES: tuple[Namespace, ...] = tuple(
 _FINESS, _IDNST = "https://finess.esante.gouv.fr", "urn:oid:1.2.250.1.71.4.2.2"
 INS_SYSTEMS = frozenset(ns.fhir_system for ns in INS_NAMESPACES)
 _LONGEST_SYSTEM = 300
+_ARCS = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 
 @lru_cache(maxsize=4096)
 def _plain(system: str) -> str:
-    return "".join(system.split()).casefold().removeprefix("urn:oid:")
+    seen = (sign for sign in unicodedata.normalize("NFKC", system) if unicodedata.category(sign)[0] not in "CZ")
+    text = "".join("".join(seen).split()).casefold().removeprefix("urn:oid:").strip(".")
+    return ".".join(arc.lstrip("0") or "0" for arc in text.split(".")) if _ARCS.fullmatch(text) else text
 
 
 def plain_system(system: object) -> str:
-    """An Identifier.system or OID as it is compared: without blanks, letter case and `urn:oid:`; '' for none."""
+    """An Identifier.system or OID as it is compared: without blanks, signs nobody sees, letter case, `urn:oid:`, zeros
+    in front of an arc; '' for none."""
     text = str(system or "")
     return _plain(text) if len(text) <= _LONGEST_SYSTEM else text
 
@@ -87,6 +93,12 @@ def is_ins(identifier: Mapping[str, Any]) -> bool:
 def is_test_ins(identifier: Mapping[str, Any]) -> bool:
     """Whether an Identifier is a test or demonstration INS, however its system is spelled."""
     return plain_system(identifier.get("system")) in TEST_INS
+
+
+def says_ins(identifier: Mapping[str, Any]) -> bool:
+    """Whether the type of an Identifier says that it is an INS (INS-NIR, INS-NIA, ...), whatever its system is."""
+    codes = (str(coding.get("code", "")) for coding in identifier.get("type", {}).get("coding", ()))
+    return any(code.strip().casefold().startswith("ins-") or code.strip().casefold() == "ins" for code in codes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ Sources: RNIV (Référentiel national d'identitovigilance); référentiel INS; F
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fhir_server.context import Caller, View
 from fhir_server.errors import Conflict, Invalid, RuleBroken
-from fhir_server.patients.identity import Patient, change_of, is_doubtful, keeps, qualified_ins
-from fhir_server.patients.sites import Sites, is_ins, is_test_ins
+from fhir_server.patients.identity import Patient, change_of, is_doubtful, keeps, qualified_ins, succeeded
+from fhir_server.patients.sites import INS_SYSTEMS, Sites, is_ins, is_test_ins, says_ins
 from mappers.identity import Site
 from mappers.ins import fault, shaped
 
@@ -44,6 +44,32 @@ def check_site(patient: Patient, site: Site, expression: str = "") -> None:
                 expression=expression or f"Patient.identifier[{index}]",
                 code="value",
             )
+
+
+def check_within(resource: Mapping[str, Any], sites: Sites) -> None:
+    """No test or demonstration INS comes in by another door: a contained Patient, a Person, a RelatedPerson, the
+    identifier of a reference, a Bundle that is kept. Raises Invalid (422) naming the place.
+
+    A part with a namespace of a site is that site's; of the others one site in production is enough.
+    """
+    if any(site.mode == "production" for site in sites.all):
+        _check_part(resource, resource["resourceType"], sites, sites.all)
+
+
+def _check_part(value: Any, path: str, sites: Sites, owners: Sequence[Site]) -> None:
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_part(item, f"{path}[{index}]", sites, owners)
+    elif isinstance(value, Mapping):
+        if isinstance(value.get("identifier"), list):
+            said = [one for one in value["identifier"] if isinstance(one, Mapping)]
+            owners = sites.owners({"identifier": said}) or owners
+        if "system" in value and is_test_ins(value):
+            for site in owners:
+                check_site({"identifier": [value]}, site, path)
+        for name, item in value.items():
+            if isinstance(item, dict | list):
+                _check_part(item, f"{path}.{name}", sites, owners)
 
 
 def check_asked(request: Mapping[str, Any], patient: Patient, sites: Sites, view: View) -> None:
@@ -85,6 +111,9 @@ def check_ins(patient: Patient) -> None:
     ins = qualified_ins(patient)
     for index, identifier in enumerate(patient.get("identifier", ())):
         if not is_ins(identifier):
+            if says_ins(identifier):
+                text = f"the type says INS and the system is none of its namespaces ({', '.join(sorted(INS_SYSTEMS))})"
+                raise Invalid(text, expression=f"Patient.identifier[{index}].system", code="value")
             continue
         place, value = f"Patient.identifier[{index}]", str(identifier.get("value", ""))
         if is_doubtful(patient):
@@ -94,8 +123,10 @@ def check_ins(patient: Patient) -> None:
                 "an INS is kept on a qualified identity only: say identityStatus VALI (or QUAL) in the extension "
                 "fr-core-identity-reliability with the INS as use `official`, or leave the INS out"
             )
-        elif identifier.get("use") != "old" and (identifier["system"], value) != ins:
-            text = "a Patient has one INS in force; give any other the use `old` or leave it out"
+        elif (identifier["system"], value) != ins and not (
+            identifier.get("use") == "old" and succeeded(identifier["system"], ins)
+        ):
+            text = "a Patient has one INS; only a NIA may stay as `old` beside the NIR that took its place"
         elif (text := fault(value)) and not (is_test_ins(identifier) and shaped(value)):
             raise Invalid(text, expression=f"{place}.value", code="value")
         else:
@@ -130,3 +161,26 @@ def check_update(stored: Patient, incoming: Patient) -> None:
     if reason := change_of(stored, incoming):
         text = f"Patient/{stored['id']} is a qualified identity and this has {reason}; {remedy}"
         raise Conflict(text, expression="Patient.identifier" if "INS" in reason else "Patient")
+
+
+def check_revival(last: Patient, incoming: Patient) -> None:
+    """A deleted Patient comes back as who it was: stays and results still refer to this id. Raises Conflict (409), or
+    as `check_update` does."""
+    check_update(last, incoming)
+    if reason := change_of(last, incoming):
+        text = (
+            f"Patient/{last['id']} was deleted, was somebody else by what is said here ({reason}), and others may "
+            "still refer to it; give this person an id of their own"
+        )
+        raise Conflict(text, expression="Patient.id")
+
+
+def check_in_case(anchor: Patient, incoming: Patient) -> None:
+    """Whom a téléexpertise is about stays the same person while it is open, however many steps a change takes.
+    `anchor` is who they were when it began. Raises Conflict (409)."""
+    if reason := change_of(anchor, incoming):
+        text = (
+            f"Patient/{anchor['id']} has an open téléexpertise and this is {reason} than when it began; close or "
+            "cancel that first, or let the establishment send the change of identity (ADT A47, or A40 for a merge)"
+        )
+        raise Conflict(text, expression="Patient")

@@ -21,6 +21,7 @@ from fhir_server.errors import Fault, Malformed, PasserelleError, TooLarge, Unsu
 from fhir_server.rest import edge, routes
 from fhir_server.rest.hands import Hands
 from fhir_server.rest.http import Request, Response, error_response
+from fhir_server.rest.room import SMALL, Room, weight
 from fhir_server.store.soon import NotSoon
 
 log = logging.getLogger("passerelle.rest")
@@ -58,7 +59,7 @@ class Mounts:
         self._hub, self._mounts, self._who, self._operators = hub, mounts, who, operators
         self._at_hand = at_hand
         self.names = tuple(mounts)
-        self.hands = Hands(THREADS)
+        self.hands, self.room = Hands(THREADS), Room()
 
     def handles(self, path: str) -> bool:
         """Whether a path belongs to a mount."""
@@ -76,7 +77,7 @@ class Mounts:
             try:
                 response = await self._answer(hub, mount, "/" + rest, scope, headers, receive)
             except PasserelleError as error:
-                response = error_response(None, error)
+                response = error_response(None, error, path=rest)
             if response.status == 408:
                 response = response.with_headers(("connection", "close"))
             response = response.with_headers(*pages, ("x-request-id", request_id))
@@ -105,9 +106,27 @@ class Mounts:
                 pass
             except PasserelleError as error:
                 return routes.failed(request, error)
-        return await self.hands.run(
-            lambda: _handled(hub, self._mounts[mount], request, body, lambda: self._who(mount, request, peer))
-        )
+        handler = self._mounts[mount]
+        if len(body) < SMALL and "content-encoding" not in headers:
+            return await self.hands.run(
+                lambda: _handled(hub, handler, request, body, lambda: self._who(mount, request, peer))
+            )
+        admitted = await self.hands.run(lambda: _admitted(hub, request, body, lambda: self._who(mount, request, peer)))
+        body = b""  # what follows may wait, and holds the unpacked one
+        return admitted if isinstance(admitted, Response) else await self._weighed(hub, handler, *admitted)
+
+    async def _weighed(self, hub: Hub, handler: Handler, request: Request, heavy: int) -> Response:
+        """The answer to a request known to be allowed, once there is room for its body."""
+        if heavy:
+            try:
+                await self.room.enter(heavy)
+            except PasserelleError as error:
+                return routes.failed(request, error)
+        work = self.hands.run(lambda: _answered(hub, handler, request))
+        if heavy:
+            work.add_done_callback(lambda _: self.room.leave(heavy))
+        # A client that goes away does not stop the thread, which needs its room until it is done.
+        return await asyncio.shield(work)
 
     async def _send(self, send: Send, response: Response, *, bodiless: bool) -> None:
         """`bodiless`: with the headers of the whole answer, which here alone are all known, and nothing else."""
@@ -156,10 +175,28 @@ def _request(hub: Hub, mount: str, path: str, scope: Scope, headers: Mapping[str
 
 def _handled(hub: Hub, handler: Handler, request: Request, body: bytes, who: Callable[[], Caller]) -> Response:
     """The answer to a request, in a thread."""
+    admitted = _admitted(hub, request, body, who)
+    return admitted if isinstance(admitted, Response) else _answered(hub, handler, admitted[0])
+
+
+def _admitted(hub: Hub, request: Request, body: bytes, who: Callable[[], Caller]) -> tuple[Request, int] | Response:
+    """The request with its caller and unpacked body, and what that weighs; the answer when it may go no further."""
     try:
         caller = who()
         content = edge.unpacked(request.headers, body, hub.settings.max_body_mib * MIB)
-        response = handler(hub, replace(request, caller=caller, body=content))
+        return replace(request, caller=caller, body=content), weight(content)
+    except PasserelleError as error:
+        response = routes.failed(request, error)
+    except Exception:
+        log.exception("request failed at the edge")
+        response = routes.failed(request, Fault())
+    return edge.packed(request.headers, response)
+
+
+def _answered(hub: Hub, handler: Handler, request: Request) -> Response:
+    """What the handler answers, packed as the client takes it; in a thread."""
+    try:
+        response = handler(hub, request)
     except PasserelleError as error:
         response = routes.failed(request, error)
     except Exception:

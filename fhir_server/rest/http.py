@@ -24,6 +24,7 @@ FHIR_XML = "application/fhir+xml"
 _JSON = ("application/fhir+json", "application/json", "text/json", "json", "application/json+fhir")
 _XML = ("application/fhir+xml", "application/xml", "text/xml", "xml", "application/xml+fhir")
 _VERSIONS = ("4.0", "4.0.1")
+_CHARSETS = ("utf-8", "utf8", "us-ascii")
 _MOST_RANGES = 50
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _LONGEST_TEXT = 4_000
@@ -114,6 +115,14 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", FHIR_JSON).split(";")[0].strip().lower()
 
 
+def check_charset(request: Request) -> None:
+    """Raise Unsupported (415) for a body that says it is in another charset than UTF-8, the only one of FHIR."""
+    parameters = (item.strip().partition("=")[::2] for item in request.headers.get("content-type", "").split(";")[1:])
+    told = next((value.strip().strip('"') for name, value in parameters if name.strip().lower() == "charset"), "")
+    if told and told.lower() not in _CHARSETS:
+        raise Unsupported(f"the body is in the charset {told[:40]}; send it in UTF-8", http=415)
+
+
 def resource_body(request: Request, max_bytes: int) -> dict[str, Any]:
     """The request's body as a resource. Raises Unsupported (415), or Malformed with line, column and path."""
     kind, *parameters = (part.strip().lower() for part in request.headers.get("content-type", FHIR_JSON).split(";"))
@@ -122,6 +131,7 @@ def resource_body(request: Request, max_bytes: int) -> dict[str, Any]:
     version = dict(parameter.partition("=")[::2] for parameter in parameters).get("fhirversion", "4.0").strip('"')
     if version not in _VERSIONS:
         raise Unsupported(f"the body is FHIR {version[:20]}; this server speaks 4.0", http=415)
+    check_charset(request)
     if not request.body.strip():
         raise Malformed("the request has no body; send the resource as JSON or XML")
     resource = parsed(request.body, xml=kind in _XML, max_bytes=max_bytes)
@@ -161,9 +171,11 @@ _ERROR_HEADERS: Mapping[int, tuple[tuple[str, str], ...]] = {
 }
 
 
-def error_response(request: Request | None, error: PasserelleError) -> Response:
-    """The answer for an error of the tree; every issue has an expression (the request's path when nothing closer)."""
-    fallback = request.path.strip("/").split("/")[0] if request is not None else ""
+def error_response(request: Request | None, error: PasserelleError, *, path: str = "") -> Response:
+    """The answer for an error of the tree; every issue has an expression: when nothing is closer what the address
+    names first, which is a resource type, or the Bundle that the base takes. `path` is that of a request which could
+    not be made."""
+    fallback = (path if request is None else request.path).strip("/").split("/")[0]
     issues = [replace(issue, expression=issue.expression or fallback or "Bundle") for issue in error.issues]
     return json_response(request, error.status, json_text.write(outcome(issues)), *_ERROR_HEADERS.get(error.status, ()))
 

@@ -17,7 +17,7 @@ from fhir_server.changes import Change, Hub
 from fhir_server.errors import Invalid, Malformed, Unsupported
 from fhir_server.rest import resources
 from fhir_server.rest.conditional import criteria, version_asked
-from fhir_server.rest.http import FHIR_JSON, FHIR_XML, Request, Response, media_type, parsed
+from fhir_server.rest.http import FHIR_JSON, FHIR_XML, Request, Response, check_charset, media_type, parsed
 from profiles.json_edit import Edited
 from profiles.patch import fhirpath_patch, json_patch, xml_patch
 from profiles.patch.errors import PatchError
@@ -63,6 +63,7 @@ def _of_body(hub: Hub, request: Request) -> Patch:
     kind = media_type(request) if request.headers.get("content-type") else ""
     if not request.body.strip():
         raise Malformed("the request has no body; send the patch")
+    check_charset(request)
     if kind in _OF_BYTES:
         return _OF_BYTES[kind](request.body)
     if kind in (FHIR_JSON, FHIR_XML):

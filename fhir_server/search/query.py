@@ -160,9 +160,9 @@ def _one(plan: _Draft, asked: Asked, name: str, text: str) -> None:
 
 
 def _count(plan: _Draft, asked: Asked, modifier: str, text: str) -> None:
-    if modifier or not text.isascii() or not text.isdigit() or len(text) > 9:
+    if modifier or not text.isascii() or not text.isdigit():
         raise refused(f"`_count={text[:20]}` is no number; it is 0 or more.")
-    plan.count = min(int(text), MAX_COUNT)
+    plan.count = min(int(text.lstrip("0")[:10] or "0"), MAX_COUNT)
 
 
 def _total(plan: _Draft, asked: Asked, modifier: str, text: str) -> None:

@@ -14,13 +14,21 @@ from fhir_server.search import index
 from fhir_server.search.plan import Clause, Plan, Value
 from profiles import definitions
 
+_LOOPBACK = re.compile(r"(https?://)(?:127\.0\.0\.1|localhost|\[::1\])((?::[0-9]{1,5})?(?:/.*)?)")
 _LOCAL = re.compile(r"[A-Z][A-Za-z]{1,63}/[A-Za-z0-9\-.]{1,64}(/_history/[A-Za-z0-9\-.]{1,64})?")
 
 
 def own_bases(settings: Settings, *called: str) -> tuple[str, ...]:
-    """The base URLs that mean this server, without a trailing slash: the public one, its aliases, those called."""
+    """The base URLs that mean this server, without a trailing slash: the public one, its aliases, those called.
+
+    Without a public one, every name of loopback with our port, or with the one called, is ours.
+    """
     told = (settings.public_url, *settings.base_aliases.split(","), *called)
-    return tuple(dict.fromkeys(base.strip().rstrip("/") for base in told if base.strip()))
+    bases = [base.strip().rstrip("/") for base in told if base.strip()]
+    if not settings.public_url:
+        for match in filter(None, map(_LOOPBACK.fullmatch, [*bases, f"http://localhost:{settings.http_port}/fhir"])):
+            bases += [f"{match[1]}{name}{match[2]}" for name in ("127.0.0.1", "localhost", "[::1]")]
+    return tuple(dict.fromkeys(bases))
 
 
 def relative(reference: str, bases: Sequence[str]) -> str:

@@ -26,7 +26,19 @@ from profiles import json_text
 
 Extract = Callable[[dict[str, Any]], IndexRows]
 Kind = Literal[
-    "text", "index", "mask", "scope", "history", "journal", "message", "delivery", "study", "content", "audit"
+    "text",
+    "index",
+    "mask",
+    "scope",
+    "history",
+    "journal",
+    "message",
+    "delivery",
+    "study",
+    "content",
+    "audit",
+    "identity",
+    "case",
 ]
 RESOURCES, BYTES, PAGE = 200, 16 << 20, 2000
 KEPT = 200

@@ -6,6 +6,7 @@ A case key is what the scope rows of kind `case`, the inbox, the deliveries and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,7 @@ from fhir_server.store.view import View, visible
 
 Kind = Literal["message", "resource", "study", "delivery", "attempt", "confirmation", "audit"]
 LIMIT = 2000
+_BINARY = re.compile(r'"(?:[^"\\]*/)?Binary/([A-Za-z0-9\-.]{1,64})(?:/_history/[^"]*)?"')
 _RANK: dict[Kind, int] = {
     "message": 0, "study": 1, "resource": 2, "delivery": 3, "attempt": 4, "confirmation": 5, "audit": 6,
 }  # fmt: skip
@@ -46,12 +48,12 @@ def case(view: View, case_key: str) -> list[TraceEvent]:
     if not case_key or (not versions and not view.caller.everything):
         return []
     audited = audit.listed(view, audit.AuditFilter(case_key=case_key, limit=LIMIT))
-    consents = _consents(view, versions)
-    told = [*audited, *(row for one in consents for row in _audit_of(view, one))]
+    beside = [*_consents(view, versions), *_binaries(view, versions)]
+    told = [*audited, *(row for one in beside for row in _audit_of(view, one))]
     authors = {(row.entity_type, row.entity_id, row.entity_version): by(row) for row in told}
     events = [
         TraceEvent(one.last_updated, "resource", one, authors.get((one.type, one.id, one.version), ""))
-        for one in dict.fromkeys([*versions, *consents])
+        for one in dict.fromkeys([*versions, *beside])
     ]
     for message in inbox.listed(view, inbox.InboxFilter(case_key=case_key, limit=LIMIT)):
         events.append(TraceEvent(message.received_at, "message", message, f"{message.channel} {message.peer}".strip()))
@@ -93,6 +95,13 @@ def _consents(view: View, versions: Sequence[Stored]) -> list[Stored]:
                 if reference.startswith("Consent/"):
                     named[reference.split("/")[1]] = None
     return [one for key in named for one in history.history(view, history.Wanted("Consent", key), LIMIT).entries]
+
+
+def _binaries(view: View, versions: Sequence[Stored]) -> list[Stored]:
+    """Every version of the Binaries that the case's resources point to; a Binary itself names no case."""
+    named = dict.fromkeys(key for one in versions if not one.deleted for key in _BINARY.findall(one.text))
+    some = list(named)[:LIMIT]
+    return [one for key in some for one in history.history(view, history.Wanted("Binary", key), LIMIT).entries]
 
 
 def _audit_of(view: View, version: Stored) -> list[AuditRow]:

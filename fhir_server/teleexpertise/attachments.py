@@ -5,9 +5,13 @@ Source: https://hl7.org/fhir/R4/communication-definitions.html#Communication.pay
 
 from __future__ import annotations
 
-from fhir_server.search.references import own_bases
-from fhir_server.teleexpertise.case import Context, Resource, based_on, is_case
+import re
 
+from fhir_server.errors import Invalid
+from fhir_server.search.references import own_bases, relative
+from fhir_server.teleexpertise.case import IS_CASE, Context, Resource, based_on, is_case
+
+_BINARY = re.compile(r"Binary/[A-Za-z0-9\-.]{1,64}")
 # A message that was not sent holds nothing fast.
 _UNSENT = frozenset({"preparation", "not-done", "on-hold", "unknown"})
 
@@ -17,10 +21,23 @@ def case_of_attachment(binary: Resource, ctx: Context) -> Resource | None:
     own = f"Binary/{binary['id']}"
     addresses = (own, *(f"{base}/{own}" for base in own_bases(ctx.settings)))
     for query in (f"payload-attachment:below={','.join(addresses)}", f"payload-reference={own}"):
-        for message in ctx.view.find("Communication", query):
+        for message in ctx.view.find("Communication", f"{query}&based-on:ServiceRequest.{IS_CASE}"):
             if message.get("status") in _UNSENT:
                 continue
             for key in based_on(message):
                 if is_case(request := ctx.view.get(key) or {}):
                     return request
     return None
+
+
+def need_attachments(message: Resource, ctx: Context) -> None:
+    """What a message brings along is here when it is sent, and is not deleted or changed beside it: it is read, so
+    that its version is looked at again when writing. Raises Invalid (422)."""
+    bases = own_bases(ctx.settings)
+    for index, part in enumerate(message.get("payload", ())):
+        for element, name in (("contentAttachment", "url"), ("contentReference", "reference")):
+            url = str(part.get(element, {}).get(name, ""))
+            local = _BINARY.match(relative(url, bases) or url)
+            if local and ctx.view.get(local[0]) is None:
+                text = f"{local[0]} is not stored here; send it first, or in the same Bundle"
+                raise Invalid(text, expression=f"Communication.payload[{index}].{element}.{name}", code="not-found")

@@ -23,6 +23,8 @@ CATEGORY = "35"
 CATEGORY_OID = "urn:oid:1.2.250.1.213.3.3.13"
 CATEGORY_NOS = "https://mos.esante.gouv.fr/NOS/TRE_R213-ModePriseEnCharge/FHIR/TRE-R213-ModePriseEnCharge"
 CATEGORY_SYSTEMS = frozenset({CATEGORY_NOS, CATEGORY_OID, CATEGORY_NOS.replace("https://mos", "https://smt")})
+IS_CASE = "category=" + ",".join(f"{system}|{CATEGORY}" for system in sorted(CATEGORY_SYSTEMS))
+"""The search for what `is_case` says, also at the end of a chain."""
 STEP_SYSTEM = "urn:passerelle:etape"
 SERVER = "Passerelle"
 """Annotation.authorString of what this server notes on a Task."""
@@ -81,10 +83,24 @@ def case_by_basis(before: Resource | None, after: Resource, name: str, view: Vie
         [found for key in based_on(resource or {}) if is_case(found := view.get(key) or {})]
         for resource in (after, before)
     )
+    if wanted or held:
+        all_here(after, name, ("basedOn", "subject"))
     if len(wanted) > 1:
         text = f"a {name} belongs to one téléexpertise, not to {len(wanted)}"
         raise Invalid(text, expression=f"{name}.basedOn")
     return next(iter([*wanted, *held]), None)
+
+
+def all_here(resource: Mapping[str, Any], name: str, elements: Iterable[str]) -> None:
+    """What belongs to a téléexpertise names it and its patient by references to this server. Raises Invalid."""
+    for element in elements:
+        value = resource.get(element, ())
+        for index, one in enumerate(value if isinstance(value, list) else [value]):
+            reference = str(one.get("reference", "")) if isinstance(one, Mapping) else ""
+            if ":" in reference:
+                text = f"{reference} is not this server's: a téléexpertise is about what is stored here"
+                place = f"{name}.{element}" + (f"[{index}]" if isinstance(value, list) else "")
+                raise Invalid(text, expression=f"{place}.reference", code="value")
 
 
 def based_on(resource: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ _RULES: Mapping[str, Rule] = {
     "Binary": protection.binary,
     "Consent": protection.consent,
     "Provenance": protection.provenance,
+    **dict.fromkeys(protection.WRITTEN_BY_OTHERS, protection.directory),
 }
 
 

@@ -250,8 +250,8 @@ def _sources(case: _Case, version: int, replaces: str) -> Sources:
     requester_role, requester, requester_organization = professional(request["requester"]["reference"], ctx)
     expert_role, expert_person, expert_organization = professional(expert, ctx)
     period = (ctx.view.get(f"Task/{request['id']}") or {}).get("executionPeriod", {})
-    talk = ctx.view.find("Communication", f"based-on=ServiceRequest/{request['id']}")
-    studies = ctx.view.find("ImagingStudy", f"basedon=ServiceRequest/{request['id']}")
+    talk = list(ctx.view.find("Communication", f"based-on=ServiceRequest/{request['id']}"))
+    studies = list(ctx.view.find("ImagingStudy", f"basedon=ServiceRequest/{request['id']}"))
     consent = consent_of(request, ctx)
     withdrawn = opinion.get("status") == WITHDRAWN
     return Sources(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fhir_server.context import instant
 from fhir_server.errors import Invalid, RuleBroken
+from fhir_server.teleexpertise.attachments import need_attachments
 from fhir_server.teleexpertise.belonging import outside_claims
 from fhir_server.teleexpertise.case import (
     Consequences,
@@ -58,6 +59,7 @@ def communication(before: Resource | None, after: Resource, ctx: Context) -> Con
     if not after.get("payload"):
         text = "a question or an answer needs a payload (contentString or contentAttachment)"
         raise Invalid(text, expression="Communication.payload", code="required")
+    need_attachments(after, ctx)
     stored = _signed(after, request, ctx)
     stored.setdefault("sent", instant(ctx.now))
     updated = with_state(request, target, ctx.settings)

@@ -13,9 +13,12 @@ Sources: CI-SIS téléradiologie 1.0 (ballot), flow 3; HL7 v2.5 chapter 10.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
+from urllib.parse import quote
 
 from fhir_server.context import new_delivery_id
+from fhir_server.errors import RuleBroken
 from fhir_server.store.lanes import NewDelivery
 from fhir_server.teleexpertise import distribution
 from fhir_server.teleexpertise.case import Consequences, Context, based_on, is_case
@@ -23,14 +26,18 @@ from fhir_server.teleexpertise.distribution import Destination, Shut
 from fhir_server.teleexpertise.documents import Rendered, told
 from fhir_server.teleexpertise.parties import Candidate, candidates
 from fhir_server.teleexpertise.readiness import professional, site_of
+from fhir_server.teleexpertise.states import State, state_of
+from hl7v2.message import Message as HL7Message
+from hl7v2.message import parse
 from mappers import fhir_to_hl7v2_orders
 from mappers.fhir_to_hl7v2_orders import Decision
-from mappers.fhir_to_hl7v2_schedule import event_of, siu
+from mappers.fhir_to_hl7v2_schedule import STANDING, Event, event_of, siu
 from mappers.fhir_to_identity import Incomplete, PatientIdentity, Professional, patient_identity
 from mappers.fhir_to_identity import professional as read_professional
 from mappers.fhir_to_report import own_root
+from mappers.hl7v2_types_to_fhir import RPPS_SYSTEM
 from mappers.identity import Site
-from mappers.order_number import placer_of, under_oid
+from mappers.order_number import OrderNumber, filler_of, placer_of, under_oid
 
 Resource = dict[str, Any]
 Message = Callable[[PatientIdentity, Mapping[str, Any]], bytes]
@@ -40,6 +47,23 @@ ANSWERS: Mapping[str, Decision] = {"take": "accepted", "refuse": "refused", "can
 guide has no flow for `question` and `answer`; `report` is the report (`documents`)."""
 ORDERS, SLOTS = "tlr-1.0", "siu-2.5"
 _REASON = 199  # characters of CE-2
+_DECISIONS: Mapping[str, Decision] = {"OK": "accepted", "OC": "refused"}
+_TRUE_WHILE: Mapping[Decision, frozenset[State]] = {
+    "accepted": frozenset({"in_progress", "on-hold", "completed"}),
+    "refused": frozenset({"revoked", "entered-in-error"}),
+}
+"""An answer -> the states of a request in which it can be said anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Telling:
+    """Something to tell: `code` is what an Endpoint asks for, `most` how many are told, the nearest first."""
+
+    code: str
+    request: Resource
+    found: list[Candidate]
+    message: Message
+    most: int = 100
 
 
 def tell(before: Resource | None, outcome: Consequences, ctx: Context) -> Rendered:
@@ -58,9 +82,13 @@ def _answer(before: Resource | None, outcome: Consequences, ctx: Context) -> Ren
         return Rendered()
     decision = ANSWERS[outcome.step]
     reason = _reason(before, outcome.resource) if decision == "refused" else ""
-    site = _site(request, ctx)
-    expert = _person(ctx.caller.who, site, ctx) if "expert" in ctx.caller.roles else None
+    expert = _person(ctx.caller.who, _site(request, ctx), ctx) if "expert" in ctx.caller.roles else None
+    return _frozen(_answering(request, placer, decision, reason, expert, ctx), ctx)
 
+
+def _answering(
+    request: Resource, placer: OrderNumber, decision: Decision, reason: str, expert: Professional | None, ctx: Context
+) -> _Telling:
     def message(whom: PatientIdentity, to: Mapping[str, Any]) -> bytes:
         return fhir_to_hl7v2_orders.order_answer(placer, decision, whom, expert, reason=reason, **to).value
 
@@ -68,7 +96,7 @@ def _answer(before: Resource | None, outcome: Consequences, ctx: Context) -> Ren
     asking: Resource = {name: request[name] for name in ("requester", "encounter", "subject") if name in request}
     patient = ctx.view.get(request["subject"].get("reference", "")) or {}
     found = candidates(asking, {}, patient, ctx.view, ctx.sites)
-    return _frozen(ORDERS, found, request, message, ctx, most=1)
+    return _Telling(ORDERS, request, found, message, most=1)
 
 
 def _reason(before: Resource | None, after: Resource) -> str:
@@ -84,6 +112,10 @@ def _slot(before: Resource | None, after: Resource, ctx: Context) -> Rendered:
     request = next((one for one in based if is_case(one)), None)
     if event is None or request is None or ctx.caller.channel == "mllp":
         return Rendered()
+    return _frozen(_booking(event, after, request, ctx), ctx)
+
+
+def _booking(event: Event, after: Resource, request: Resource, ctx: Context) -> _Telling:
     site = _site(request, ctx)
     actors = (str(one.get("actor", {}).get("reference", "")) for one in after.get("participant", ()))
     people = [person for actor in actors if (person := _person(actor, site, ctx))]
@@ -95,36 +127,106 @@ def _slot(before: Resource | None, after: Resource, ctx: Context) -> Rendered:
 
     patient = ctx.view.get(request["subject"]["reference"]) or {}
     found = candidates(request, {}, patient, ctx.view, ctx.sites)
-    return _frozen(SLOTS, found, request, message, ctx)
+    return _Telling(SLOTS, request, found, message)
 
 
-def _frozen(
-    code: str, found: list[Candidate], request: Resource, message: Message, ctx: Context, most: int = 100
-) -> Rendered:
-    """One delivery for each Endpoint that asks for `code`; `most` bounds them, the nearest first."""
+def again(frozen: bytes, request_id: str, ctx: Context, lane: str) -> tuple[NewDelivery, tuple[str, ...]]:
+    """The same thing told once more from what is stored now: a delivery into the same lane, and what it was made from.
+
+    `frozen` are the bytes of an answer to an order or of an SIU. Raises RuleBroken, which says why, when what caused
+    them is not so any more, when they are something else, or when that lane is not told such things any more.
+    """
+    request = ctx.view.get(f"ServiceRequest/{request_id}") or {}
+    msg = parse(frozen)
+    telling, cause = (_slot_again if msg.kind == "SIU" else _answer_again)(msg, request, ctx)
+    made, shut = _made(telling, ctx)
+    new = next((one for one in made if one.lane == lane), None)
+    if new is None:
+        why = "; ".join(f"{one.whom}: {one.why}" for one in shut) or f"{lane} is not told about it any more"
+        raise RuleBroken(f"it cannot be made again: {why}")
+    return new, (f"ServiceRequest/{request_id}", new.patient, *cause)
+
+
+def _answer_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Telling, tuple[str, ...]]:
+    """Who decided and why stay as the frozen answer says; they are facts of that step."""
+    decision = _DECISIONS.get(msg.text("ORC-1"))
+    placer = placer_of(request)
+    if decision is None or msg.text("OBR-4") != fhir_to_hl7v2_orders.PROCEDURE[0]:
+        raise RuleBroken("it cannot be made again: it is no report, no answer to an order and no appointment")
+    if placer is None:
+        raise RuleBroken("it cannot be made again: the request has no number of an order any more; cancel it")
+    state = state_of(request, ctx.settings)
+    if state not in _TRUE_WHILE[decision]:
+        text = (
+            f"it cannot be made again: the request is {state} now, so that it was {decision} is true of the past only"
+        )
+        raise RuleBroken(f"{text}; release it as it is, or cancel it")
+    rpps = msg.text("ORC-12.1")[1:]
+    expert = _by_number(rpps, request, ctx) if rpps else None
+    if rpps and expert is None:
+        raise RuleBroken(f"it cannot be made again: {rpps}, who decided, is not in the directory any more")
+    return _answering(request, placer, decision, msg.text("ORC-16.2"), expert, ctx), ()
+
+
+def _by_number(rpps: str, request: Resource, ctx: Context) -> Professional | None:
+    """A professional by the national number: in the place in which the request is handled, else in any other."""
+    people = ctx.view.find("Practitioner", f"identifier={quote(f'{RPPS_SYSTEM}|{rpps}')}")
+    roles = (ctx.view.find("PractitionerRole", f"practitioner=Practitioner/{one['id']}") for one in people)
+    references = [str(one.get("reference", "")) for one in request.get("performer", ())]
+    references += [f"PractitionerRole/{role['id']}" for some in roles for role in some]
+    references += [f"Practitioner/{one['id']}" for one in people]
+    site = _site(request, ctx)
+    found = (_person(reference, site, ctx) for reference in references if reference)
+    return next((one for one in found if one is not None and one.rpps == rpps), None)
+
+
+def _slot_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Telling, tuple[str, ...]]:
+    number, event = msg.text("SCH-2.1"), next(one for one in get_args(Event) if one == msg.trigger)
+    booked = ctx.view.find("Appointment", f"based-on=ServiceRequest/{request['id']}")
+    found = next((one for one in booked if number in (one["id"], getattr(filler_of(one), "number", ""))), None)
+    if found is None:
+        raise RuleBroken(f"it cannot be made again: the request has no appointment {number} any more; cancel it")
+    if (found.get("status") in STANDING) == (event == "S15"):
+        text = (
+            f"it cannot be made again: the appointment is {found.get('status')} now, {event} is true of the past only"
+        )
+        raise RuleBroken(f"{text}; release it as it is, or cancel it")
+    return _booking(event, found, request, ctx), (f"Appointment/{found['id']}",)
+
+
+def _frozen(telling: _Telling, ctx: Context) -> Rendered:
+    """The deliveries, and what the Task says of those that could not be written."""
+    made, shut = _made(telling, ctx)
+    request = telling.request
+    resources = told(request, distribution.Plan((), tuple(shut)), ctx, report=False) if is_case(request) else ()
+    return Rendered(resources, tuple(made))
+
+
+def _made(telling: _Telling, ctx: Context) -> tuple[list[NewDelivery], list[Shut]]:
+    """One delivery for each Endpoint that asks for it, and those that get none, with the reason."""
+    code, request = telling.code, telling.request
     subject = request["subject"].get("reference", "")
     stored = ctx.view.get(subject) or {}
     site = _site(request, ctx)
-    wanted = [one for one in found if code in distribution.profiles(one.endpoint)]
+    wanted = [one for one in telling.found if code in distribution.profiles(one.endpoint)]
     roads: dict[str, Destination] = {}
     shut: list[Shut] = []
     made: list[NewDelivery] = []
     for candidate in wanted:
         road = distribution.hl7_road(candidate, code)
-        if len(roads) == most or road.addressee in roads:
+        if len(roads) == telling.most or road.addressee in roads:
             continue
         roads[road.addressee] = road
         try:
             patient = patient_identity(stored, site, [])
             why = distribution.refusal(candidate, code, distribution.WORKFLOW[code], patient, ctx.sites)
             if not why:
-                made.append(_delivery(road, patient, request, message, site, ctx))
+                made.append(_delivery(road, patient, request, telling.message, site, ctx))
         except (Incomplete, ValueError) as problem:
             why = str(problem)
         if why:
             shut.append(Shut(road.display, why, distribution.WORKFLOW_NAMES[code]))
-    resources = told(request, distribution.Plan((), tuple(shut)), ctx, report=False) if is_case(request) else ()
-    return Rendered(resources, tuple(made))
+    return made, shut
 
 
 def _delivery(

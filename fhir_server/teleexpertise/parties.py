@@ -158,7 +158,7 @@ def _declared(reference: Resource, view: View) -> str:
     identifier = reference.get("identifier", {})
     if not identifier.get("system") or not identifier.get("value"):
         return ""
-    known = view.find("Practitioner", urlencode({"identifier": f"{identifier['system']}|{identifier['value']}"}))
+    known = list(view.find("Practitioner", urlencode({"identifier": f"{identifier['system']}|{identifier['value']}"})))
     return f"Practitioner/{known[0]['id']}" if len(known) == 1 else ""
 
 

@@ -6,25 +6,54 @@ stored is no change; a patient may always withdraw a consent.
 
 from __future__ import annotations
 
-from fhir_server.errors import Conflict, RuleBroken
+from fhir_server.errors import Conflict, Forbidden, RuleBroken
 from fhir_server.teleexpertise.attachments import case_of_attachment
-from fhir_server.teleexpertise.case import STEP_SYSTEM, Consequences, Context, Resource, based_on, is_case, same
+from fhir_server.teleexpertise.case import (
+    IS_CASE,
+    STEP_SYSTEM,
+    Consequences,
+    Context,
+    Resource,
+    based_on,
+    is_case,
+    same,
+)
 from fhir_server.teleexpertise.opinion import SIGNED, WITHDRAWN
 from fhir_server.teleexpertise.scopes import case_of
 from fhir_server.teleexpertise.states import FINAL, refusal, state_of
 from fhir_server.teleexpertise.succession import DISTRIBUTED
 
 _SENT = SIGNED | {WITHDRAWN}
+_OF_A_REPORT = f"related:DiagnosticReport.based-on:ServiceRequest.{IS_CASE}"
 _TAKEN_BACK = ("inactive", "rejected", "entered-in-error")
 _PEOPLE = ("Practitioner/", "PractitionerRole/")
 _DIRECTORY = frozenset({"Practitioner", "PractitionerRole", "Organization", "HealthcareService"})
+WRITTEN_BY_OTHERS = _DIRECTORY | {"Endpoint", "OrganizationAffiliation"}
+"""What nobody writes as a person who asks or answers; it says who may see, take and sign, and where reports go."""
+_PERSONAL = frozenset({"requester", "expert"})
 _LIVE = "draft,active,on-hold"
-# Type, search parameter, statuses of what is not over.
+# Type, search parameter, and what else is asked: that the case is one, and not over.
 _USES = (
-    ("ServiceRequest", "requester", _LIVE),
-    ("ServiceRequest", "performer", _LIVE),
-    ("Task", "owner", "draft,requested,in-progress,on-hold"),
+    ("ServiceRequest", "requester", f"status={_LIVE}&{IS_CASE}"),
+    ("ServiceRequest", "performer", f"status={_LIVE}&{IS_CASE}"),
+    ("Task", "owner", f"status=draft,requested,in-progress,on-hold&focus:ServiceRequest.{IS_CASE}"),
 )
+# What stands for a structure or a person in a case: themselves, or a role of theirs.
+_ROLE_OF = {"Practitioner": ":PractitionerRole.practitioner", "Organization": ":PractitionerRole.organization"}
+
+
+def directory(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
+    """Who belongs to which group, and where things are sent, is not for those who ask and answer to say. Raises
+    Forbidden."""
+    if before is None or not same(before, after):
+        _not_by_a_person(after["resourceType"], ctx)
+    return Consequences(after)
+
+
+def _not_by_a_person(kind: str, ctx: Context) -> None:
+    if ctx.caller.roles and ctx.caller.roles <= _PERSONAL:
+        text = f"{kind} is part of the directory: an administrator (role admin) or a system with the right changes it"
+        raise Forbidden(text, expression=kind)
 
 
 def document_reference(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
@@ -70,8 +99,10 @@ def provenance(before: Resource | None, after: Resource, ctx: Context) -> Conseq
 def guard_delete(before: Resource, ctx: Context) -> None:
     """A téléexpertise is voided, never deleted, nor is anything that belongs to it. Raises RuleBroken or Conflict."""
     kind = before["resourceType"]
+    if kind in WRITTEN_BY_OTHERS:
+        _not_by_a_person(kind, ctx)
     if kind == "Patient":
-        for request in ctx.view.find("ServiceRequest", f"subject=Patient/{before['id']}"):
+        for request in ctx.view.find("ServiceRequest", f"subject=Patient/{before['id']}&{IS_CASE}"):
             if is_case(request):
                 text = f"this patient has the téléexpertise ServiceRequest/{request['id']}; set active to false instead"
                 raise Conflict(text, expression="Patient")
@@ -90,17 +121,15 @@ def _not_in_use(before: Resource, ctx: Context) -> None:
     kind, own = before["resourceType"], f"{before['resourceType']}/{before['id']}"
     if kind not in _DIRECTORY:
         return
-    links = {"Practitioner": ("practitioner",), "Organization": ("organization",)}.get(kind, ())
-    roles = [
-        f"PractitionerRole/{one['id']}" for link in links for one in ctx.view.find("PractitionerRole", f"{link}={own}")
-    ]
-    for party in (own, *roles):
-        for other, element, states in _USES:
-            for found in ctx.view.find(other, f"{element}={party}&status={states}"):
+    for other, element, live in _USES:
+        for chain in ("", _ROLE_OF.get(kind)):
+            if chain is None:
+                continue
+            for found in ctx.view.find(other, f"{element}{chain}={own}&{live}"):
                 request = found if other == "ServiceRequest" else ctx.view.get(case_of(found)) or {}
                 if is_case(request) and state_of(request, ctx.settings) not in FINAL:
-                    case = f"ServiceRequest/{request['id']}"
-                    text = f"{party} is {element} of {case}, which is not over; set active to false instead"
+                    case, whose = f"ServiceRequest/{request['id']}", "a role of " if chain else ""
+                    text = f"{whose}{own} is {element} of {case}, which is not over; set active to false instead"
                     raise Conflict(text, expression=kind)
 
 
@@ -130,14 +159,14 @@ def _case_of_documents(document: Resource, ctx: Context) -> Resource | None:
 
 def _case_of_binary(found: Resource, ctx: Context) -> Resource | None:
     """The case of the report whose documents lie in a Binary, or of a message that brings it along."""
-    documents = ctx.view.find("DocumentReference", f"location=Binary/{found['id']}")
+    documents = ctx.view.find("DocumentReference", f"location=Binary/{found['id']}&{_OF_A_REPORT}")
     cases = (_case_of_documents(document, ctx) for document in documents)
     return next((request for request in cases if request), None) or case_of_attachment(found, ctx)
 
 
 def _case_of_consent(found: Resource, ctx: Context) -> Resource | None:
     """A case that went out with a Consent: the Provenance of that step names it."""
-    for told in ctx.view.find("Provenance", f"entity=Consent/{found['id']}"):
+    for told in ctx.view.find("Provenance", f"entity=Consent/{found['id']}&target:ServiceRequest.{IS_CASE}"):
         if is_case(request := ctx.view.get(case_of(told)) or {}):
             return request
     return None

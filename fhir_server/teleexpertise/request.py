@@ -18,6 +18,7 @@ from fhir_server.teleexpertise.case import (
     Consequences,
     Context,
     Resource,
+    all_here,
     is_case,
     provenance,
     task,
@@ -71,6 +72,7 @@ def _case(before: Resource | None, after: Resource, ctx: Context) -> Consequence
     source = state_of(before, ctx.settings) if before else None
     target = state_of(after, ctx.settings)
     _shape(after)
+    ctx.view.get(after["subject"]["reference"])  # read, so that they are not deleted beside a draft either
     if before:
         _not_taken_by_another(before, target, source, "ServiceRequest.status", ctx)
         _unchanged(before, after, source, ctx)
@@ -245,3 +247,4 @@ def _shape(request: Resource) -> None:
     for good, element, text in checks:
         if not good:
             raise Invalid(text, expression=f"ServiceRequest.{element}", code="required")
+    all_here(request, "ServiceRequest", ("subject", "requester", "performer", "basedOn"))

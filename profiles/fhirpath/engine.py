@@ -282,7 +282,8 @@ class _Compiler:
 
         def run(scope: Scope) -> Collection:
             items = operand(scope)
-            return items if not items else operators.negated(operators.negated(items))
+            operators.negated(items)  # refuses what has no sign
+            return items
 
         return self.located(node.at, run)
 
@@ -370,7 +371,7 @@ def _members(scope: Scope, items: Collection, name: str) -> Collection:
             found += child_nodes(item, name)
         elif isinstance(item, TypeInfo) and name in ("namespace", "name"):
             found.append(getattr(item, name))
-    scope.env.spend(len(found) + (len(items) >> 2) + 1)
+    scope.env.spend(len(found) + (len(items) >> 1) + 1)
     return found
 
 

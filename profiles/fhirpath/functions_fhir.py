@@ -24,8 +24,9 @@ def _extension(scope: Scope, items: Collection, url: Closure) -> Collection:
     found: Collection = []
     for item in items:
         if type(item) is Node:
-            found += [node for node in child_nodes(item, "extension") if node.value.get("url") == wanted]
-    scope.env.spend(len(found) + 1)
+            below = child_nodes(item, "extension")
+            scope.env.spend(len(below) + 1)
+            found += [node for node in below if node.value.get("url") == wanted]
     return found
 
 
@@ -73,7 +74,7 @@ def _reference_text(item: Any) -> str:
 def _resolved(scope: Scope, item: Any, text: str) -> Node | None:
     if isinstance(item, Node):
         if text.startswith("#"):
-            return _contained(root_of(item), text[1:])
+            return _contained(scope, root_of(item), text[1:])
         entry = _in_bundle(scope, item, text)
         if entry is not None:
             return entry
@@ -84,10 +85,12 @@ def _resolved(scope: Scope, item: Any, text: str) -> Node | None:
     return None if found is None else root_node(found)
 
 
-def _contained(root: Node, wanted: str) -> Node | None:
+def _contained(scope: Scope, root: Node, wanted: str) -> Node | None:
     if not wanted:
         return root
-    for node in child_nodes(root, "contained"):
+    within = child_nodes(root, "contained")
+    scope.env.spend(len(within))
+    for node in within:
         if isinstance(node.value, dict) and node.value.get("id") == wanted:
             return node
     return None
@@ -99,8 +102,9 @@ def _in_bundle(scope: Scope, item: Node, text: str) -> Node | None:
         holder = resource_of(holder.parent)
     if holder.type != "Bundle":
         return None
-    for entry in child_nodes(holder, "entry"):
-        scope.env.spend(1)
+    entries = child_nodes(holder, "entry")
+    scope.env.spend(len(entries))
+    for entry in entries:
         url = entry.value.get("fullUrl") if isinstance(entry.value, dict) else None
         if isinstance(url, str) and (url == text or ("/" in text and url.endswith("/" + text))):
             resources = child_nodes(entry, "resource")
@@ -147,7 +151,9 @@ def _check_modifiers(scope: Scope, items: Collection, *known: Closure) -> Collec
     urls = {string(scope, url, "a modifier of checkModifiers()") for url in known}
     for item in items:
         if isinstance(item, Node):
-            for extension in child_nodes(item, "modifierExtension"):
+            extensions = child_nodes(item, "modifierExtension")
+            scope.env.spend(len(extensions) + 1)
+            for extension in extensions:
                 if extension.value.get("url") not in urls:
                     raise FhirPathError(f"the modifier extension {extension.value.get('url')} is not understood here")
     return items

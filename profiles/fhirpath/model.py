@@ -230,11 +230,11 @@ def resolve_type(name: str) -> TypeInfo:
     """The type an expression names: `Patient`, `FHIR.Patient`, `System.String`, `Boolean`.
 
     An unqualified name is sought in FHIR, then in System; namespace '' means both have it (`Quantity`). Raises
-    FhirPathError (semantic) for an unqualified or FHIR name that R4 does not know; an unknown System type is no error,
-    nothing is of that type.
+    FhirPathError (semantic) for a name that neither R4 nor FHIRPath knows. Of a FHIR type taken for a System one
+    (`System.Patient`, as the suite of R4 writes) there is no item.
     """
     namespace, _, short = name.rpartition(".")
-    if namespace == "System":
+    if namespace == "System" and (short in (*SYSTEM_TYPES, "Any") or known_type(short)):
         return TypeInfo("System", short)
     if namespace in ("", "FHIR") and known_type(short):
         return TypeInfo("" if not namespace and short in SYSTEM_TYPES else "FHIR", short)

@@ -99,7 +99,9 @@ def _same_nodes(a: Node, b: Node, env: Env) -> bool:
     if a.value is b.value and a.extra is b.extra:
         return True
     env.spend(1)
-    return bool(json_key(a.value) == json_key(b.value) and json_key(a.extra) == json_key(b.extra))
+    if json_key(a.value, env.spend) != json_key(b.value, env.spend):
+        return False
+    return bool(json_key(a.extra, env.spend) == json_key(b.extra, env.spend))
 
 
 def equal(left: Collection, right: Collection, env: Env) -> bool | None:
@@ -121,7 +123,7 @@ def equal(left: Collection, right: Collection, env: Env) -> bool | None:
 
 def key(item: Item, env: Env) -> Any:
     """A hashable stand-in for an item whose equality is plain; None for those that must be compared pairwise."""
-    env.spend(1)
+    env.spend(2)
     value = system(item)
     reading(env, value)
     if isinstance(value, Decimal):
@@ -129,7 +131,7 @@ def key(item: Item, env: Env) -> Any:
     if type(value) in (str, bool) or is_number(value):
         return (type(value) is bool, value)
     if isinstance(value, Node):
-        return ("node", json_key(value.value), json_key(value.extra))
+        return ("node", json_key(value.value, env.spend), json_key(value.extra, env.spend))
     return None
 
 
@@ -198,6 +200,7 @@ def _alike_nodes(a: Node, b: Node, env: Env) -> bool:
         # R4: two Codings are equivalent when code and system are, whatever display and version say.
         return all(a.value.get(name) == b.value.get(name) for name in ("system", "code"))
     first, second = all_children(a), all_children(b)
+    env.spend(len(first) + len(second))
     if not first and not second:
         return bool(a.value == b.value)
     for name in {child.key for child in (*first, *second)}:
@@ -372,7 +375,7 @@ def negated(items: Collection) -> Collection:
     if isinstance(value, Quantity):
         return [Quantity(value.value.copy_negate(), value.unit)]
     if is_number(value):
-        return [value.copy_negate() if isinstance(value, Decimal) else -value]
+        return [value.copy_negate()] if isinstance(value, Decimal) else number(-value)
     raise FhirPathError(f"a minus sign cannot stand before a {type_of(item).name}")
 
 

@@ -81,6 +81,8 @@ class _Parser:
         self.place = 0
         self.token = self.tokens[0]
         self.depth = 0
+        # Whether the token stands right behind a minus sign.
+        self.below = False
 
     def fail(self, message: str, at: int | None = None) -> NoReturn:
         if self.token.kind == "end" and at is None:
@@ -135,10 +137,12 @@ class _Parser:
         return Binary(op, left, right, at)
 
     def prefix(self) -> Expr:
-        token = self.token
+        token, below = self.token, self.below
+        self.below = False
         if token.kind == "op":
             if token.text in ("+", "-"):
                 self.advance()
+                self.below = token.text == "-"
                 return Sign(token.text, self.expression(_SIGN_POWER), token.at)
             if self.accept("("):
                 inner = self.expression(0)
@@ -153,7 +157,7 @@ class _Parser:
                 self.advance()
                 return Constants((token.text == "true",), token.at)
             return self.step(None)
-        return self.literal()
+        return self.literal(below)
 
     def step(self, left: Expr | None) -> Expr:
         """A name, a function call or (after a dot too, says the grammar) `$this`, `$index`, `$total`."""
@@ -183,7 +187,7 @@ class _Parser:
             if len(parts) == 2 or not self.accept("."):
                 return ".".join(parts)
 
-    def literal(self) -> Expr:
+    def literal(self, below: bool) -> Expr:
         token = self.token
         if token.kind not in _LITERALS:
             self.fail(f"unexpected {token.text!r}")
@@ -197,13 +201,13 @@ class _Parser:
         if token.kind == "special":
             return Special(token.text, token.at)
         if token.kind == "number":
-            return self.number(token)
+            return self.number(token, below)
         value = values.temporal_literal(token.kind, token.text)
         if value is None:
             self.fail(f"{token.text} is no {token.kind} of the calendar", token.at)
         return Constants((value,), token.at)
 
-    def number(self, token: Token) -> Expr:
+    def number(self, token: Token, below: bool) -> Expr:
         number = values.exact(token.text) if "." in token.text else Decimal(int(token.text))
         unit = self.token
         if unit.kind == "string":
@@ -215,9 +219,9 @@ class _Parser:
         if "." in token.text:
             return Constants((number,), token.at)
         whole = int(token.text)
-        if whole > 2**31 - 1:
-            # Integer is 32 bits in the normative release; -2147483648 is written as a sign and 2147483648.
-            if whole == 2**31:
-                return Constants((whole,), token.at)
+        # Integer is 32 bits in the normative release; its least, -2147483648, is written as a sign and 2147483648, to
+        # which the sign belongs unless a step or an indexer binds tighter.
+        least = below and whole == 2**31 and not (self.token.kind == "op" and self.token.text in (".", "["))
+        if whole > 2**31 - 1 and not least:
             self.fail(f"{token.text} does not fit a 32-bit Integer; write {token.text}.0 for a Decimal", token.at)
         return Constants((whole,), token.at)

@@ -25,7 +25,7 @@ from profiles.patch.content import Content, Misfit, content_of, options, sibling
 from profiles.patch.errors import MAX_PATH, PatchError, check_count
 
 # The work all expressions of one patch may do together, in elements touched; each may do the least at any rate.
-_BUDGET, _LEAST_BUDGET = 4_000_000, 20_000
+_BUDGET, _LEAST_BUDGET = 1_000_000, 20_000
 
 
 def apply(resource: dict[str, Any] | str, patch: Mapping[str, Any]) -> Edited:

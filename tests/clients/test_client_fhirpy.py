@@ -261,9 +261,9 @@ def test_the_count_needs_leniency_for_a_parameter_fhir_does_not_know(client: Syn
     assert lenient.resources("Patient").search(_id=who.id).count() == 1
 
 
-def test_validation_is_not_offered_yet(client: SyncFHIRClient) -> None:
-    with pytest.raises(ResourceNotFound, match="validate"):
-        client.resource("Patient", gender="female").is_valid()
+def test_a_resource_is_validated_before_it_is_sent(client: SyncFHIRClient) -> None:
+    assert client.resource("Patient", gender="female").is_valid()
+    assert not client.resource("Patient", gender="neither").is_valid()
 
 
 def test_a_create_with_a_query_is_refused_rather_than_made_twice(client: SyncFHIRClient) -> None:

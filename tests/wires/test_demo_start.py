@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,19 +16,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 
 from conformance.peers import mail, mllp
+from dicom_node import archive
 from fhir_server import cli
 from fhir_server.app import Server
+from fhir_server.commands import serving
 from fhir_server.config import ConfigError, Settings
 from fhir_server.context import SYSTEM
 from fhir_server.demo import peers as partners
+from fhir_server.demo import people, story
 from fhir_server.demo import run as demo
-from fhir_server.demo import story
 from fhir_server.demo.peers import Peers
+from fhir_server.demo.seed import REQUESTS
 from fhir_server.store.folder import DataFolderLock
+from hl7v2 import ack
+from hl7v2 import mllp as wire
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 HOST = "127.0.0.1"
 PORTS = ("http", "mllp", "dicom", "dpi", "pfi", "smtp", "imap")
 ADT = b"MSH|^~\\&|A|B|C|D|20261121||ADT^A01|1|P|2.5\r"
@@ -160,3 +168,77 @@ def test_a_step_that_breaks_the_story_is_told_in_one_line(
     told = capfd.readouterr().err
     assert "the story broke: step 1. Directory: KeyError: 'identifier'" in told
     assert ("Traceback" in told) is debug
+
+
+def admission() -> bytes:
+    """The message that docs/tour.md sends."""
+    page = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    line = next(line for line in page.splitlines() if line.startswith("printf 'MSH"))
+    return line.split("'")[1].replace("\\\\", "\\").replace("\\r", "\r").encode()
+
+
+def test_the_demo_tells_commands_that_find_it_and_ports_by_its_address(
+    tmp_path: Path, ports: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own: dict[str, Any] = {f"{name}_port": ports[name] for name in ("http", "mllp", "dicom")}
+    mailed: dict[str, Any] = {name: f"{HOST}:{ports[name]}" for name in ("smtp", "imap")}
+    folder = tmp_path / "a folder"
+    settings = replace(Settings(**demo.DEFAULTS), data_dir=str(folder), bind="::1", **own, **mailed)
+    ended = threading.Event()
+    ended.set()
+    assert demo.run(settings, fresh=False, stop=ended, dpi=ports["dpi"], pfi=ports["pfi"]) == 0
+    told = capsys.readouterr().out
+    assert f"http://[::1]:{ports['http']}/fhir" in told and f"mllp://[::1]:{ports['mllp']}" in told
+    for words in ("trace demo-06", "outbox list", "inbox list"):
+        line = next(line for line in told.splitlines() if f"passerelle {words}" in line)
+        call = shlex.split(line.strip().partition("   ")[0])
+        assert call[1:] == [*words.split(), "--data-dir", str(folder)]
+        assert cli.main(call[1:]) == 0
+    assert "demo-06" in capsys.readouterr().out
+
+
+def test_the_admission_of_the_tour_leaves_no_note(tmp_path: Path, ports: dict[str, int]) -> None:
+    own: dict[str, Any] = {f"{name}_port": ports[name] for name in ("http", "mllp", "dicom")}
+    server = Server(replace(Settings(**demo.DEFAULTS), data_dir=str(tmp_path), smtp="", imap="", **own))
+    server.start()
+    try:
+        answer = wire.send((HOST, ports["mllp"]), admission(), timeout=20)
+        with server.hub.store.read(SYSTEM) as snapshot:
+            row = snapshot.messages()[0]
+    finally:
+        server.close()
+    assert ack.read(answer).code == "AA" and (row.state, row.note) == ("done", "")
+
+
+def test_the_ready_line_writes_an_ipv6_address_as_a_url(
+    tmp_path: Path, ports: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = threading.Event()
+    ended.set()
+    monkeypatch.setattr(serving, "until_signalled", lambda: ended)
+    monkeypatch.chdir(tmp_path)
+    site = (ROOT / "fhir_server" / "demo" / "site.toml").read_text(encoding="utf-8")
+    (tmp_path / "passerelle.toml").write_text(f'auth = "none"\nbind = "::1"\n{site}', encoding="utf-8")
+    own = [word for name in ("http", "mllp", "dicom") for word in (f"--{name}-port", str(ports[name]))]
+    assert cli.main(["serve", *own]) == 0
+    assert f"ready: http://[::1]:{ports['http']}/fhir" in capsys.readouterr().out
+
+
+def test_help_names_every_port_of_the_demo_and_the_tour_does_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--help"])
+    told = capsys.readouterr().out
+    page = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    for name in PORTS:
+        assert f"--{name}-port" in told and f"--{name}-port" in page
+    for port in (8080, 2575, 11112, demo.DPI_PORT, demo.PFI_PORT, demo.SMTP_PORT, demo.IMAP_PORT):
+        assert str(port) in told and str(port) in page
+
+
+def test_the_demo_writes_a_clip_of_the_patient_who_waits(tmp_path: Path) -> None:
+    assert cli.main(["demo", "--clip", str(tmp_path / "clip.dcm")]) == 0
+    assert len(archive.frame_table(tmp_path / "clip.dcm").frames) == 30
+    found = pydicom.dcmread(tmp_path / "clip.dcm", stop_before_pixels=True)
+    assert (found.PatientID, found.IssuerOfPatientID) == (people.PATIENTS[people.SCANNED][-1], "CH-DEMO")
+    waiting = next(one for one in REQUESTS if one[0] == people.WAITING)
+    assert waiting[1] == people.SCANNED and waiting[5] == ()

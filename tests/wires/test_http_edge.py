@@ -221,6 +221,46 @@ def test_a_head_that_cannot_be_read_is_400_in_the_language_of_the_api(port: int)
     assert answer[0] == 405 and answer[1]["content-type"].startswith("text/plain")
 
 
+def test_an_address_with_bytes_no_address_has_is_400_in_the_language_of_the_api(port: int) -> None:
+    for path in ("/fhir/Patient/é", "/fhir/Patient?name=\xff\xfe", "/dicomweb/studies/\x80"):
+        answer = raw(port, f"GET {path} HTTP/1.1", f"Host: {HOST}")
+        assert answer[0] == 400 and said(answer)
+    assert raw(port, "GET /é HTTP/1.1", f"Host: {HOST}")[1]["content-type"].startswith("text/plain")
+
+
+@pytest.mark.parametrize(
+    ("line", "more", "status"),
+    [
+        ("PUT /fhir/Patient/big HTTP/1.1", ["Content-Length: 999999999999"], 413),
+        (f"GET /fhir/Patient?name={'x' * 70_000} HTTP/1.1", [], 414),
+        ("FOO /fhir/Patient/1 HTTP/1.1", [], 405),
+        ("TRACE /fhir/Patient HTTP/1.1", [], 405),
+        ("GET /fhir/Patient/é HTTP/1.1", [], 400),
+    ],
+)
+def test_what_is_refused_at_the_edge_names_the_type_of_its_address(
+    port: int, line: str, more: list[str], status: int
+) -> None:
+    answer = raw(port, line, f"Host: {HOST}", *more)
+    assert (answer[0], json.loads(answer[2])["issue"][0]["expression"]) == (status, ["Patient"])
+
+
+@pytest.mark.parametrize(
+    ("charset", "status"), [("utf-16", 415), ('"ISO-8859-1"', 415), ('"UTF-8"', 200), ("utf8", 200)]
+)
+def test_a_body_in_another_charset_than_utf_8_is_415(port: int, charset: str, status: int) -> None:
+    answer = raw(
+        port,
+        "PUT /fhir/Patient/p HTTP/1.1",
+        f"Host: {HOST}",
+        f"Content-Type: application/fhir+json; charset={charset}",
+        f"Content-Length: {len(PATIENT)}",
+        body=PATIENT,
+    )
+    assert answer[0] in ((200, 201) if status < 300 else (status,))
+    assert status < 300 or "UTF-8" in said(answer)
+
+
 def test_what_is_no_http_is_refused_and_the_server_goes_on(port: int) -> None:
     for junk in (b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"\x00" * 100, b"MSH|^~\\&|" + b"\r" * 50):
         with connected(port) as sock:

@@ -24,7 +24,7 @@ import java.util.concurrent.TimeUnit;
 import javax.net.ssl.SSLServerSocket;
 
 /**
- * HAPI HL7 v2 as a partner: `receive PORT plain|tls|mutual` answers until its standard input ends, `send PORT plain|tls
+ * HAPI HL7 v2 as a partner: `receive PORT plain|tls|mutual` answers (`answer` the same and looks at nothing) until its standard input ends, `send PORT plain|tls
  * FILE...` sends files one after the other; `mutual` demands a certificate of the sender. Every message is one line of tab-separated facts on standard output.
  */
 public final class Hl7Peer {
@@ -36,7 +36,9 @@ public final class Hl7Peer {
                 context.setSocketFactory(new Demanding());
             }
             if (arguments[0].equals("receive")) {
-                receive(context, port, tls);
+                receive(context, port, tls, new Receiver());
+            } else if (arguments[0].equals("answer")) {
+                receive(context, port, tls, new Answering());
             } else {
                 send(context, port, tls, arguments);
             }
@@ -54,9 +56,10 @@ public final class Hl7Peer {
         }
     }
 
-    private static void receive(HapiContext context, int port, boolean tls) throws Exception {
+    private static void receive(HapiContext context, int port, boolean tls, ReceivingApplication<Message> application)
+            throws Exception {
         HL7Service service = context.newServer(port, tls);
-        service.registerApplication(new Receiver());
+        service.registerApplication(application);
         service.setExceptionHandler(new Handler());
         service.startAndWait();
         tell("ready");
@@ -137,6 +140,23 @@ public final class Hl7Peer {
                 return HexFormat.of().formatHex(digest);
             } catch (java.security.NoSuchAlgorithmException never) {
                 throw new IllegalStateException(never);
+            }
+        }
+    }
+
+    /** Answers what HAPI has parsed, and stores nothing: what a measurement compares. */
+    private static final class Answering implements ReceivingApplication<Message> {
+        @Override
+        public boolean canProcess(Message message) {
+            return true;
+        }
+
+        @Override
+        public Message processMessage(Message message, Map<String, Object> metadata) throws HL7Exception {
+            try {
+                return message.generateACK();
+            } catch (IOException problem) {
+                throw new HL7Exception(problem);
             }
         }
     }

@@ -12,7 +12,7 @@ from hubs import ADMIN, EXPERT, PARTNER, REQUESTER, Settings, asked, delete, dir
 
 from fhir_server import upkeep
 from fhir_server.changes import Change, Hub, apply
-from fhir_server.errors import RuleBroken
+from fhir_server.errors import Invalid, RuleBroken
 from fhir_server.store.engine import Store
 
 Resource = dict[str, Any]
@@ -90,7 +90,7 @@ def test_one_transaction_may_bring_both_and_then_it_stays(hub: Hub) -> None:
 
 
 def test_what_no_sent_message_of_a_case_names_is_free(hub: Hub) -> None:
-    put(hub, EXPERT, PICTURE)
+    put(hub, EXPERT, PICTURE, PICTURE | {"id": "picture2"})
     asked(hub, state="in_progress")
     put(hub, EXPERT, attached("draft", "Binary/picture", status="preparation"))
     put(hub, EXPERT, attached("other", "Binary/picture2"))
@@ -98,6 +98,17 @@ def test_what_no_sent_message_of_a_case_names_is_free(hub: Hub) -> None:
     put(hub, PARTNER, outside | {"payload": [{"contentAttachment": {"url": "Binary/picture"}}]})
     put(hub, EXPERT, PICTURE | FORGED)
     delete(hub, EXPERT, "Binary/picture")
+
+
+@pytest.mark.parametrize("url", ["Binary/none", f"{BASE}/Binary/none", "Binary/gone"])
+def test_a_message_brings_along_what_is_here(hub: Hub, url: str) -> None:
+    put(hub, EXPERT, PICTURE | {"id": "gone"})
+    delete(hub, EXPERT, "Binary/gone")
+    asked(hub, state="in_progress")
+    with pytest.raises(Invalid, match="is not stored here") as told:
+        put(hub, EXPERT, attached("q", url))
+    assert told.value.issues[0].expression == "Communication.payload[0].contentAttachment.url"
+    put(hub, EXPERT, attached("q", "https://elsewhere.example.org/fhir/Binary/none"))
 
 
 def test_everybody_may_search_by_it_and_the_rows_agree(hub: Hub) -> None:

@@ -191,6 +191,10 @@ def test_the_inbox_lists_and_shows_whether_the_server_runs_or_not(run: Run, hous
     code, out, _ = run("inbox", "show", rows[0]["id"], *where)
     assert code == 0 and "MSH|" in out and "NONSENSE" in out
     assert json.loads(run("inbox", "show", rows[0]["id"], "--json", *where)[1])["location"]
+    code, out, _ = run("inbox", "show", rows[1]["id"], "--sources", *where)
+    assert code == 0 and "<- PID-5" in out and "Patient.active = 'true' <- fixed by the mapper" in out
+    told = json.loads(run("inbox", "show", rows[1]["id"], "--sources", "--json", *where)[1])
+    assert told["sources"]["mapper"] and "Patient.birthDate" in {one["element"] for one in told["sources"]["elements"]}
     code, out, _ = run("inbox", "list", "--key", "nobody", *where)
     assert (code, out) == (0, "(none)\n")
 

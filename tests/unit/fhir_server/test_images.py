@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import hubs
+import pydicom
 import pytest
 from hubs import PARTNER, REQUESTER, directory, found, hub_on, post, put, read
 
 from dicom_node import archive, sample, scu
+from dicom_node.contexts import DEFLATED_LE, EXPLICIT_LE, IMPLICIT_LE
 from dicom_node.header import Header, Identifier
 from dicom_node.scp import Node
 from fhir_server.changes import Hub
@@ -51,6 +54,35 @@ def clip(folder: Path, name: str = "clip.dcm", **more: Any) -> Path:
     who: dict[str, Any] = {"patient_id": HOSPITAL, "patient_name": "MARTIN-TEST^LUCIE", "birth_date": "19940211"}
     path = folder / name
     path.write_bytes(sample.clip(**(who | more)))
+    return path
+
+
+# The ways a sender may write one and the same content.
+WRITTEN: dict[str, dict[str, Any]] = {
+    "implicit": {"syntax": IMPLICIT_LE},
+    "deflated": {"syntax": DEFLATED_LE},
+    "undefined": {"undefined": True},
+    "implicit-undefined": {"syntax": IMPLICIT_LE, "undefined": True},
+    "padded": {"padding": b"\0" * 10},
+}
+
+
+def still(
+    path: Path, *, syntax: str = EXPLICIT_LE, undefined: bool = False, padding: bytes = b"", pixels: bytes = b"\0" * 16
+) -> Path:
+    """An uncompressed image of 4 x 4 pixels with nested sequences, written as told."""
+    ds = pydicom.dcmread(BytesIO(sample.clip(patient_id=Identifier(IPP, universal_id="1.2.3"), patient_name="A^B")))
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.NumberOfFrames, ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, 4, 4, 1, "MONOCHROME2"
+    del ds["PlanarConfiguration"]
+    ds.add_new(0x7FE00010, "OB", pixels)
+    for sequence in (ds.IssuerOfPatientIDQualifiersSequence, ds.SequenceOfUltrasoundRegions):
+        sequence.is_undefined_length = undefined
+        for item in sequence:
+            item.is_undefined_length_sequence_item = undefined
+    if padding:
+        ds.add_new(0xFFFCFFFC, "OB", padding)
+    ds.save_as(path, enforce_file_format=True)
     return path
 
 
@@ -109,6 +141,18 @@ def test_other_data_under_a_known_uid_is_kept_beside_the_first(hub: Hub, node: N
     assert conflict.sop_uid == "2.25.1" and hub.store.blobs.exists(conflict.blob)
     assert conflict.blob != first[0].blob
     assert any("conflict of 2.25.1" in text for text in rows)
+
+
+def test_the_same_content_written_otherwise_is_the_same_object(hub: Hub, node: Node, tmp_path: Path) -> None:
+    first = still(tmp_path / "first.dcm")
+    send(node, first)
+    before = instances(hub)
+    for name, change in WRITTEN.items():
+        assert send(node, still(tmp_path / f"{name}.dcm", **change)) == [0x0000]
+    assert send(node, still(tmp_path / "pixel.dcm", pixels=b"\1" * 16)) == [0x0000]
+    with hub.store.read(SYSTEM) as snapshot:
+        assert len(snapshot.conflicts()) == 1, "the one with another pixel"
+    assert instances(hub) == before
 
 
 def test_nothing_is_accepted_when_the_commit_fails(hub: Hub, tmp_path: Path) -> None:
@@ -285,8 +329,22 @@ def test_what_cannot_be_attached_is_told(hub: Hub, node: Node, tmp_path: Path) -
         PARTNER,
         {"resourceType": "ServiceRequest", "status": "active", "intent": "order", "subject": {"display": "?"}},
     )
-    with pytest.raises(Invalid, match="names no patient"):
+    with pytest.raises(Invalid, match="is no téléexpertise"):
         studies.attach(hub.store, uid, nobody.id)
+
+
+def test_who_attaches_images_of_somebody_else_is_told(hub: Hub, node: Node, tmp_path: Path) -> None:
+    directory(hub)
+    hubs.asked(hub)
+    hubs.asked(hub, "s", 1)
+    send(node, clip(tmp_path))
+    work_off(hub)
+    uid = the_study(hub).study_uid
+    (had,) = (one["subject"]["reference"] for one in found(hub, "ImagingStudy"))
+    case, other = ("s", "Patient/patient-02") if had == "Patient/patient-01" else ("r", "Patient/patient-01")
+    told = studies.attach(hub.store, uid, case)["note"]
+    assert told.endswith(f"the images were those of {had} and are those of {other} now")
+    assert the_study(hub).note == told
 
 
 # --- the rules of matching, as a table -------------------------------------------------------------------------------
@@ -331,6 +389,7 @@ def bare(key: str, code: str = "ACSN") -> Resource:
 MARTIN, BERNARD = people.patient(0), people.patient(1)
 DOUBT = people.patient(0) | {"meta": {"tag": [RECONCILE_TAG]}}
 OLD = people.patient(0) | {"identifier": [people.patient(0)["identifier"][1] | {"use": "old"}]}
+MARRIED = MARTIN | {"name": [*MARTIN["name"], {"use": "usual", "family": "EPOUX-TEST"}]}
 BY_OID = Identifier(IPP, universal_id="2.25.218173906210472563340846263146912093712", universal_id_type="ISO")
 BY_INS = Identifier(people.ins(people.PATIENTS[0][5]), universal_id="1.2.250.1.213.1.4.10", universal_id_type="ISO")
 FOREIGN = Identifier(IPP, issuer="AILLEURS")
@@ -397,6 +456,21 @@ CASES: Mapping[str, tuple[tuple[Resource, ...], Identifier, str, str, str, str, 
     "a number with signs is only itself": (
         (MARTIN, asking("r", number="A")), HOSPITAL, "X", "", "A&identifier=B", "ECHO1", ("patient", P1, ""),
     ),
+    "a known number, another name and birth date": (
+        (MARTIN, asking("r")), HOSPITAL, "DUPONT^ZOE", "19800101", "ACC1", "ECHO1", ("unmatched", "", ""),
+    ),
+    "a known number, another given name and birth date, no request": (
+        (MARTIN,), HOSPITAL, "MARTIN-TEST^ZOE", "19800101", "", "ECHO1", ("unmatched", "", ""),
+    ),
+    "a known number, another birth date alone": (
+        (MARTIN, asking("r")), HOSPITAL, "MARTIN-TEST^LUCIE", "19940212", "ACC1", "ECHO1", ("matched", P1, ASKED),
+    ),
+    "a known number, a used name and another birth date": (
+        (MARRIED,), HOSPITAL, "EPOUX-TEST^LUCIE", "19940212", "", "ECHO1", ("patient", P1, ""),
+    ),
+    "a known number, a birth date that is none": (
+        (MARTIN,), HOSPITAL, "DUPONT^LUCIE", "1994-2-1", "", "ECHO1", ("patient", P1, ""),
+    ),
     "nothing is known": ((), NONE, "", "", "", "ELSEWHERE", ("unmatched", "", "")),
 }  # fmt: skip
 
@@ -418,7 +492,9 @@ def test_a_study_belongs_where_the_rules_say(name: str) -> None:
     seen = header(identifier, who, born, number)
     said = studies.match(a_study(calling_ae=calling), seen, Shelf(*stored), load_sites(SITES))
     assert (said.state, said.subject, said.request) == wanted
-    assert bool(said.note) == (said.state != "matched"), "whatever is not whole says why"
+    assert said.note or said.state == "matched", "whatever is not whole says why"
+    if said.state == "matched":
+        assert ("the images show another" in said.note) == (who == "X" or name.endswith("birth date alone"))
 
 
 def test_a_patient_is_found_by_an_other_identifier_of_the_images() -> None:

@@ -13,11 +13,13 @@ from hubs import PARTNER, at_once, found, hub_on, put
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM
 from fhir_server.delivery import intake
+from fhir_server.delivery.arrivals import MOST_NOTES
 from fhir_server.demo import people, story
 from fhir_server.errors import Unavailable
 from fhir_server.patients.identity import RECONCILE_TAG
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter, InboxRow
+from fhir_server.store.lanes import NewDelivery
 from hl7v2 import ack
 from hl7v2.ack import Ack
 
@@ -220,6 +222,50 @@ def test_a_broken_message_is_refused_with_its_place_and_kept_whole(
     assert content(hub, row) == raw
     assert row.error and row.location
     assert found(hub, "Patient") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "code"),
+    [
+        ((f"{story.GIVEN}^", "AL\0ICE^"), "PID^1^5^1^2", "102"),
+        ((f"{story.FAMILY}^", "A" * 1_100_000 + "^"), "PID^1^5", "102"),
+        ((f"{story.IPP}^", "DE\0MO^"), "PID^1^3", "102"),
+        ((f"|{story.VISIT}^", "|V\0 13^"), "PID^1^18", "102"),
+        (("Gyn^", "G\0yn^"), "ZBE^1^7", "102"),
+        ((f"{story.FAMILY}^", "~" * 200_000 + f"{story.FAMILY}^"), "PID^1^5", "198"),
+        (("|D|2.5", "|P^X|2.5"), "MSH^1^11^1^2", "202"),
+        (("|19920314|", "|19920314000000+9999|"), "PID^1^7", "102"),
+    ],
+    ids=["NUL in a name", "long name", "NUL in an id", "NUL in a visit", "NUL in a unit", "many names", "mode", "zone"],
+)
+def test_what_the_mapping_or_the_resource_cannot_hold_is_told_at_its_field(
+    hub: Hub, change: tuple[str, str], place: str, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = say(hub, adt("A0001", "A01", change))
+    assert told.code == "AE" and (place, code) in codes(told)
+    assert all(error.location and "Patient." not in error.text for error in told.errors)
+    assert found(hub, "Patient") == [] and "defect" not in caplog.text
+    assert rows(hub, state="error")[0].location.startswith(place.partition("^")[0])
+
+
+def test_a_processing_mode_of_the_table_is_taken(hub: Hub) -> None:
+    assert say(hub, adt("A0001", "A01", ("|D|2.5", "|D^T|2.5"))).code == "AA"
+
+
+def test_a_message_of_too_many_lines_is_refused_for_that_and_found_by_its_control_id(hub: Hub) -> None:
+    raw = adt("A0001") + b"NTE|1||x\r" * 100_001
+    told = say(hub, raw)
+    assert told.code == "AE" and codes(told) == [("MSH^1", "198")] and "100000 lines" in told.errors[0].text
+    row = rows(hub, state="error")[0]
+    assert (row.control_id, row.sender, row.message_type) == ("A0001", "GAM|CH-DEMO", "ADT^A01")
+    assert say(hub, raw) == told, "the same answer to the same bytes"
+
+
+def test_the_notes_of_a_message_are_bounded(hub: Hub) -> None:
+    told = say(hub, adt("A0001") + b"".join(b"NTE|%d||x\r" % number for number in range(20_000)))
+    assert told.code == "AA"
+    lines = rows(hub, control_id="A0001")[0].note.splitlines()
+    assert 1 < len(lines) <= MOST_NOTES + 1 and any(line.startswith("and ") for line in lines)
 
 
 def test_a_message_without_a_control_id_is_refused_and_kept_each_time(hub: Hub) -> None:
@@ -450,6 +496,33 @@ def test_a_broken_business_acknowledgement_is_refused_with_its_place(hub: Hub, r
     assert told.code == "AE"
     assert code in {error.code for error in told.errors}
     assert all(error.location for error in told.errors)
+
+
+def mdm(hub: Hub, **more: str) -> str:
+    """A document that went to the platform, MSH-5 and MSH-6 told; its delivery."""
+    payload = b"MSH|^~\\&|PASSERELLE|CH-DEMO|PFI|CH-DEMO|20261121||MDM^T02^MDM_T02|X|T|2.6\r"
+    delivery = NewDelivery("pfi", "mllp://h:1", "hl7", payload, second_leg="zam", **more)
+    return hub.store.write(SYSTEM, lambda tx: tx.send(delivery))
+
+
+@pytest.mark.parametrize(
+    ("sender", "state", "noted"),
+    [
+        ("PFI|CH-DEMO", "confirmed", ""),
+        ("DPI|CH-DEMO", "confirmed", "from DPI|CH-DEMO, the document went to PFI|CH-DEMO"),
+        ("PFI|ELSEWHERE", "waiting", "settles nothing"),
+        ("|", "waiting", "settles nothing"),
+    ],
+)
+def test_a_business_acknowledgement_settles_only_from_where_the_document_went(
+    hub: Hub, sender: str, state: str, noted: str
+) -> None:
+    key = mdm(hub)
+    raw = zam("Z1", key).replace(b"PFI|CH-DEMO", sender.encode(), 1)
+    assert say(hub, raw).code == "AA", "to be kept and read, not repeated for ever"
+    assert leg(hub, key)[0] == state
+    note = rows(hub, control_id="Z1")[0].note
+    assert (noted in note) if noted else note == "Z01 accepted"
 
 
 def test_an_acknowledgement_nobody_awaits_is_noted(sent: tuple[Hub, str]) -> None:

@@ -10,6 +10,7 @@ from sylve import say, sylve
 
 from fhir_server import cli
 from fhir_server.changes import Hub
+from fhir_server.config import Settings
 from fhir_server.delivery.intake import HANDLERS
 from fhir_server.store.engine import Store, open_store
 from hl7v2 import tables
@@ -57,6 +58,15 @@ def test_every_event_field_and_table_stands_in_the_document(hub: Hub) -> None:
                  "CH-SYLVE&990001234&N = 2.25.990101", "| CA, CR |", "| AR | ERR-3 200 to 203",
                  "| tlr-1.0 |"):  # fmt: skip
         assert told in text, told
+
+
+def test_the_address_is_the_public_one_when_there_is_one() -> None:
+    from fhir_server.commands.interfaces import _host
+
+    assert _host(Settings(bind="0.0.0.0", public_url="https://passerelle.ch-exemple.fr:8443/fhir")) == (
+        "passerelle.ch-exemple.fr"
+    )
+    assert _host(Settings(bind="10.1.2.3")) == "10.1.2.3"
 
 
 def test_the_document_says_what_this_port_promises(hub: Hub) -> None:

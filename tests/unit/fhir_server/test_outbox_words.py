@@ -160,6 +160,7 @@ def test_the_trace_tells_resources_messages_images_and_deliveries_in_order(hub: 
     subject = {"reference": f"Patient/{patient}"}
     consent = hubs.people.consent("r", 0) | {"patient": subject}
     hubs.put(hub, hubs.REQUESTER, consent, hubs.request(subject=subject))
+    hubs.put(hub, hubs.EXPERT, hubs.read(hub, "Task/r") | {"status": "in-progress"})
     delivery = hubs.delivered(hub, "hl7", "zam")
     ended(hub, Outcome("sent", "", "AA"))
     hub.store.write(SYSTEM, lambda tx: tx.confirm(delivery, "confirmed", "Z01 accepted"))
@@ -168,7 +169,8 @@ def test_the_trace_tells_resources_messages_images_and_deliveries_in_order(hub: 
     text = "\n".join(f"{line['kind']} {line['text']}" for line in lines)
     for told in (
         "received ADT^A01 HISTOIRE0001 from GAM|CH-DEMO: done",
-        "ServiceRequest/r version 1, active",
+        "ServiceRequest/r version 1, active (ready)",
+        "ServiceRequest/r version 2, active (in_progress)",
         "Task/r version 1, requested",
         f"delivery {delivery}",
         "second leg confirmed (Z01 accepted)",

@@ -406,11 +406,16 @@ def test_a_qualified_identity_has_one_ins_in_force() -> None:
     check_ins(unqualified(person()))
     two = person()
     two["identifier"].append({"use": "official", "system": NIR, "value": INS})
-    with pytest.raises(Invalid, match="one INS in force") as refused:
+    with pytest.raises(Invalid, match="one INS; only a NIA") as refused:
         check_ins(two)
     assert refused.value.issues[0].expression == "Patient.identifier[2]"
-    two["identifier"][2]["use"] = "old"
-    check_ins(two)
+    for system in (NIR, NIA, people.INS_SYSTEM):
+        two["identifier"][2] |= {"use": "old", "system": system, "value": "294029912300199"}
+        with pytest.raises(Invalid, match="one INS; only a NIA"):
+            check_ins(two)
+    succeeded = with_ins(INS, NIR)
+    succeeded["identifier"].append({"use": "old", "system": NIA, "value": INS})
+    check_ins(succeeded)
     with pytest.raises(Invalid, match="kept on a qualified identity only"):
         check_ins(person(identifier=[{"system": NIR}]))
 
@@ -418,8 +423,7 @@ def test_a_qualified_identity_has_one_ins_in_force() -> None:
 CORSICA = "175032A004012"
 
 
-@pytest.mark.parametrize("system", [NIR, NIA])
-@pytest.mark.parametrize("use", ["official", "old"])
+@pytest.mark.parametrize(("system", "use"), [(NIR, "official"), (NIA, "official"), (NIA, "old")])
 @pytest.mark.parametrize(
     ("value", "told"),
     [
@@ -431,7 +435,7 @@ CORSICA = "175032A004012"
     ],
 )
 def test_a_real_ins_has_fifteen_characters_and_the_right_key(system: str, use: str, value: str, told: str) -> None:
-    patient = person()
+    patient = with_ins(INS, NIR)
     patient["identifier"].append({"use": use, "system": system, "value": value})
     if use == "official":
         del patient["identifier"][0]

@@ -40,7 +40,7 @@ def found(store: Store, kind: str, *pairs: tuple[str, str]) -> int:
     began = time.monotonic()
     with store.read(SYSTEM) as snapshot:
         count = len(snapshot.search(query.parse(kind, pairs)).matches)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     return count
 
 
@@ -91,17 +91,17 @@ def test_costly_values_are_answered_by_the_hundred(store: Store, kind: str, name
 def test_a_search_that_takes_too_long_is_stopped_and_says_so(open_at: Callable[..., Store]) -> None:
     people = [
         {"resourceType": "Patient", "id": f"p{n}", "name": [{"family": f"{n:06}" * 40, "given": [f"g{n}" * 40] * 3}]}
-        for n in range(1000)
+        for n in range(3000)
     ]
     made = [(one, index.rows(one)) for one in people]
     open_at().write(SYSTEM, lambda tx: [tx.create(one, rows) for one, rows in made])
-    hub = hub_on(open_at(statement_seconds=0.25))
+    hub = hub_on(open_at(statement_seconds=0.1))
     slow = f"Patient?name:contains={thousand('zz{n}')}"
     began = time.monotonic()
     for _ in range(2):
         answer = ask(hub, "GET", slow)
         assert (answer.status, answer.issue["code"]) == (503, "timeout"), answer.body[:300]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert ask(hub, "GET", "Patient?_id=p7").json()["entry"][0]["resource"]["id"] == "p7"
 
 
@@ -182,7 +182,8 @@ def test_long_chains_are_followed_twenty_times_and_no_further(store: Store) -> N
 
 def test_huge_counts_and_wildcards_are_cut(store: Store) -> None:
     put(store)
-    assert found(store, "Patient", ("_count", "999999999")) == 40
+    for most in ("999999999", "99999999999999999999", "9" * 5_000):
+        assert found(store, "Patient", ("_count", most)) == 40
     plan = query.parse("Observation", [("_include:iterate", "*"), ("_revinclude", "Observation:*"), ("_count", "5")])
     with store.read(SYSTEM) as snapshot:
         page = snapshot.search(plan)

@@ -56,7 +56,7 @@ def test_the_owners_of_a_patient_are_those_of_its_identifiers_and_its_managing_o
 def test_a_site_is_an_organization_and_naming_systems_that_hold_as_fhir() -> None:
     site = load_sites([table()]).default
     resources = [organization(site), *naming_systems(site)]
-    assert len(resources) == 4
+    assert len(resources) == 5
     for resource in resources:
         assert [f for f in check(resource) if f.severity == "error"] == []
 

@@ -88,3 +88,18 @@ def test_a_case_tells_the_consents_its_request_names_and_who_did_what(store: Sto
         ("ServiceRequest/1", 1, "Claire http 192.0.2.7"),
         ("Consent/c", 2, ""),
     ]
+
+
+def test_a_case_tells_the_binaries_its_resources_point_to_and_no_other(store: Store) -> None:
+    def write(tx: Tx) -> None:
+        for key in ("pdf", "photo", "other"):
+            tx.create({"resourceType": "Binary", "id": key, "contentType": "text/plain"}, IndexRows())
+        attachments = [{"attachment": {"url": url}} for url in ("Binary/pdf", "https://h/fhir/Binary/photo/_history/1")]
+        tx.create({"resourceType": "DocumentReference", "id": "d", "content": attachments}, of_case())
+
+    store.write(SYSTEM, write)
+    store.write(SYSTEM, lambda tx: tx.delete("Binary", "photo"))
+    with store.read(SYSTEM) as snapshot:
+        story = snapshot.case(CASE)
+    told = [(e.record.reference, e.record.version) for e in story if isinstance(e.record, Stored)]
+    assert sorted(told) == [("Binary/pdf", 1), ("Binary/photo", 1), ("Binary/photo", 2), ("DocumentReference/d", 1)]

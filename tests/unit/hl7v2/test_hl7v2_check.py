@@ -157,6 +157,12 @@ def test_odd_delimiters_are_told() -> None:
         ("20260302083011", True),
         ("20260302083011.1234+0100", True),
         ("20240229", True),
+        ("20260302+1400", True),
+        ("20260302-1200", True),
+        ("20260302+1401", False),
+        ("20260302-1230", False),
+        ("20260302+0160", False),
+        ("20260302083011+9999", False),
         ("20250229", False),
         ("20261301", False),
         ("20260300", False),
@@ -170,6 +176,22 @@ def test_odd_delimiters_are_told() -> None:
 )
 def test_dates_and_times(text: str, valid: bool) -> None:
     assert is_time(text) is valid
+
+
+def test_more_parts_than_are_read_are_a_finding_at_their_place() -> None:
+    for place in ("PID-5", "MSH-21"):
+        raw = GOOD.set(place, "X").raw
+        start = parse(raw).at(place).start
+        found = check(parse(raw[:start] + b"~" * 20_000 + raw[start:]))
+        assert (place, "198") in [(one.location, one.code) for one in errors(found)]
+
+
+@pytest.mark.parametrize(("told", "known"), [("T^T", True), ("T^A", True), ("T", True), ("T^X", False), ("T^P", False)])
+def test_the_processing_mode_is_one_of_its_table(told: str, known: bool) -> None:
+    value = GOOD.at("MSH-11")
+    raw = GOOD.raw[: value.start] + told.encode() + GOOD.raw[value.end :]
+    found = [(one.location, one.code) for one in errors(check(parse(raw)))]
+    assert found == ([] if known else [("MSH-11[1].2", "202")])
 
 
 def test_a_hostile_message_gives_a_bounded_list() -> None:

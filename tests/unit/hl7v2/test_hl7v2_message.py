@@ -382,3 +382,30 @@ def test_hl7apy_finds_the_same_values_where_it_works() -> None:
     assert other.pid.pid_5[0].xpn_2.to_er7() == msg.get("PID-5.2")
     assert other.pv1.pv1_19.cx_1.to_er7() == msg.get("PV1-19")
     assert other.msh.msh_9.to_er7() == msg.at("MSH-9").encoded
+
+
+def test_every_byte_of_a_message_has_its_place() -> None:
+    raw = HEAD + b"PID|1||A^B&C~D^E\rOBX|1\rOBX|2|ED\r??\r"
+    msg = parse(raw)
+    for value, place in (
+        (b"GAM", "MSH-3"),
+        (b"|GAM", "MSH-2"),
+        (b"PID", "PID"),
+        (b"A^B", "PID-3"),
+        (b"C~", "PID-3[1].2"),
+        (b"D^E", "PID-3[2].1"),
+        (b"E\r", "PID-3[2].2"),
+        (b"ED", "OBX[2]-2"),
+        (b"??", ""),
+    ):
+        assert msg.place(raw.index(value)) == place, value
+    assert msg.place(len(raw)) == msg.place(len(raw) + 9) == ""
+    for name in ("MSH-9", "PID-3", "OBX[2]-2"):
+        assert msg.place(msg.at(name).start) == name
+
+
+def test_what_has_too_many_parts_is_unreadable_at_its_place() -> None:
+    msg = parse(HEAD + b"PID|1||A\rNK1|1|" + b"~" * (MAX_PARTS + 1) + b"|\r")
+    with pytest.raises(Unreadable) as caught:
+        msg.at("NK1-2").repetitions()
+    assert (caught.value.location, caught.value.code) == ("NK1-2", "198")

@@ -151,6 +151,18 @@ def test_a_production_site_refuses_test_identities() -> None:
     assert mapped.value == (("https://chu.example/ipp", "2"),) and "test namespace" in mapped.losses[0].reason
 
 
+@pytest.mark.parametrize("issuer", [Identifier("1", "INS-TEST"), Identifier("1", "", "1.2.250.1.213.1.4.10", "ISO")])
+def test_a_production_site_keeps_no_test_identity_of_an_unmatched_study(issuer: Identifier) -> None:
+    assert study_record((header(patient_id=issuer),), replace(SITE, mode="production"), "ECHO7").patient_ids == ()
+    assert study_record((header(patient_id=issuer),), SITE, "ECHO7").patient_ids[0][0].startswith("urn:oid:")
+
+
+def test_a_patient_id_of_nobody_we_know_is_kept_for_a_person_to_look_at() -> None:
+    for site in (SITE, replace(SITE, mode="production")):
+        found = study_record((header(patient_id=Identifier("1", "ELSEWHERE")),), site, "ECHO7")
+        assert found.patient_ids == (("", "1"),)
+
+
 def test_an_issuer_that_names_two_namespaces_is_ambiguous() -> None:
     twins = replace(SITE, namespaces=(IPP, replace(CLINIC, dicom_issuer="CHU")))
     assert "ambiguous" in identity(header(patient_id=Identifier("1", "CHU")), twins, "ECHO7").losses[0].reason

@@ -41,7 +41,6 @@ def test_what_an_order_says_of_the_examination_and_the_patient_is_kept_apart() -
     ]  # fmt: skip
     assert [built.resource["code"]["coding"][0]["code"] for built in made.observations] == ["29463-7", "11322-5"]
     assert made.observations[0].resource["valueQuantity"]["value"] == 68
-    assert ("reasonCode", "OBR-13") in made.request.sources
 
 
 def test_who_and_why_are_missing_when_nobody_says_them() -> None:

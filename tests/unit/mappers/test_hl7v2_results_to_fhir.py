@@ -91,15 +91,6 @@ def test_the_enclosed_report_and_the_specimen_come_with_it() -> None:
     assert [one["value"] for one in specimen["identifier"]] == ["PREL-1", "PREL-9"]
 
 
-def test_the_source_of_each_element_is_kept() -> None:
-    found = order()
-    assert ("issued", "OBR-22") in found.report.sources
-    assert ("valueQuantity", "OBX-5") in found.observations[0].sources
-    assert ("effectiveDateTime", "OBR-7") in found.observations[1].sources
-    for built in (found.report, *found.observations, *found.specimens):
-        assert {name for name, _ in built.sources} == set(built.resource) - {"resourceType"}
-
-
 @pytest.mark.parametrize("path", sorted(DATA.glob("oru-*.er7")), ids=lambda path: path.stem)
 def test_every_result_is_valid_r4(path: Path) -> None:
     msg = parse(path.read_bytes())
