@@ -56,4 +56,4 @@ test-slice: setup-dev system ## today's part of the full counts, at most 20 minu
 	$(PY) -m pytest --slice $(SLICE) $(PYTEST_ARGS)
 
 test-long: setup-dev system ## the full counts; run before an issue is closed
-	$(PY) -m pytest -m long $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 --dist loadgroup -m long --durations=0 --durations-min=1 $(PYTEST_ARGS)
