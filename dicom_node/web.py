@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ DICOM, DICOM_JSON, OCTETS, MULTIPART = (
     "application/octet-stream",
     "multipart/related",
 )
-_CHUNK = 1 << 18
 _MAX_RANGES = 64
 
 
@@ -58,6 +57,14 @@ class MediaRange:
         return self.inner if self.media_type == MULTIPART else self.media_type
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A stored object: the transfer syntax of its file, and what reads the file from its beginning."""
+
+    transfer_syntax: str
+    content: Callable[[], Iterator[bytes]]
+
+
 def parse_accept(header: str) -> tuple[MediaRange, ...]:
     """Media ranges by falling quality, those with q=0 left out; an empty header accepts everything."""
     ranges = []
@@ -78,20 +85,20 @@ def parse_accept(header: str) -> tuple[MediaRange, ...]:
     return tuple(sorted((r for r in ranges if r.quality > 0), key=lambda r: -r.quality))
 
 
-def instances(files: Sequence[Path], accept: str = "") -> Answer:
-    """Whole objects. Raises NotAcceptable; archive.Unreadable or OSError for a damaged file.
+def instances(objects: Sequence[Whole], accept: str = "") -> Answer:
+    """Whole objects, each opened when its turn comes. Raises NotAcceptable.
 
-    One file may be asked for as plain application/dicom; several are always multipart/related.
+    One object may be asked for as plain application/dicom; several are always multipart/related.
     """
-    syntaxes = [archive.file_meta(path).transfer_syntax_uid for path in files]
+    syntaxes = [one.transfer_syntax for one in objects]
     for wanted in parse_accept(accept):
-        single = wanted.media_type in (DICOM, "application/*") and len(files) == 1
+        single = wanted.media_type in (DICOM, "application/*") and len(objects) == 1
         if not single and not (_covers(wanted.media_type, MULTIPART) and _covers(wanted.part, DICOM)):
             continue
         if all(_given(wanted, syntax, DICOM) for syntax in syntaxes):
             if single:
-                return f"{DICOM}; transfer-syntax={syntaxes[0]}", _file(files[0])
-            parts = ((_described(DICOM, s), _file(f)) for f, s in zip(files, syntaxes, strict=True))
+                return f"{DICOM}; transfer-syntax={syntaxes[0]}", objects[0].content()
+            parts = ((_described(DICOM, one.transfer_syntax), one.content()) for one in objects)
             return multipart(DICOM, parts)
     raise NotAcceptable(sorted({_described(DICOM, syntax) for syntax in syntaxes}))
 
@@ -162,12 +169,6 @@ def _array(models: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
         yield (before + json.dumps(model, ensure_ascii=False, separators=(",", ":"))).encode()
         before = ","
     yield ("]" if before == "," else "[]").encode()
-
-
-def _file(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
 
 
 def _described(media_type: str, syntax: str) -> str:

@@ -30,7 +30,7 @@ from fhir_server.delivery.knocks import Knocks
 from fhir_server.delivery.listening import listeners
 from fhir_server.delivery.ports import load_ports
 from fhir_server.delivery.workers import Workers
-from fhir_server.errors import PasserelleError
+from fhir_server.errors import PasserelleError, Unavailable
 from fhir_server.health import Health
 from fhir_server.outbox import inbox_replay, inbox_sources
 from fhir_server.patients.sites import Sites, load_sites, naming_systems, organization
@@ -43,10 +43,10 @@ from fhir_server.security.certificates import on_port
 from fhir_server.security.identity import Gate, at_hand, http_caller
 from fhir_server.store import parameters, reindex
 from fhir_server.store.blobs import blobs_of
-from fhir_server.store.engine import open_store
+from fhir_server.store.engine import Store, open_store
 from fhir_server.store.folder import DataFolderLock
 from fhir_server.store.inbox import InboxRow
-from fhir_server.store.installation import identity
+from fhir_server.store.installation import Elsewhere, claim_content, identity
 from fhir_server.web import Connection, application
 
 if TYPE_CHECKING:
@@ -318,8 +318,20 @@ def open_hub(settings: Settings, sites: Sites, *, migrate: bool) -> Hub:
     blobs = blobs_of(settings, data)
     store = open_store(settings.database, data, migrate=migrate, statement_seconds=seconds, blobs=blobs)
     parameters.refresh(store, 0)
+    _claim(store)
     known = settings.installation or identity(store)
     return Hub(replace(settings, installation=known), store, sites)
+
+
+def _claim(store: Store) -> None:
+    """Refuses to start on another installation's content; a bucket that does not answer is asked by the clean-up."""
+    try:
+        claim_content(store)
+    except Elsewhere:
+        store.close()
+        raise
+    except Unavailable as fault:
+        log.warning("whose content it is cannot be looked up now: %s", fault.diagnostics)
 
 
 def seed_sites(hub: Hub, sites: Sites) -> None:

@@ -243,6 +243,9 @@ def _commit(tx: Tx, decided: _Decided, also: Callable[[Tx, list[Applied]], None]
     stored: dict[str, Stored | None] = {}
     for reference, write in pending.writes.items():
         stored[reference] = _put(tx, write)
+    given_up = (tx.delivery(one) for one in decided.rendered.unsent)
+    lanes = [one.lane for one in given_up if one] + [one.lane for one in decided.rendered.deliveries]
+    tx.lock_lanes(lanes)
     overtaken.give_up(tx, decided.rendered.unsent, "nobody had received it when its report was corrected or withdrawn")
     for delivery in decided.rendered.deliveries:
         tx.send(delivery)
@@ -272,7 +275,7 @@ def _expect_found(tx: Tx, conditions: Sequence[Condition]) -> None:
     for condition in conditions:
         if absent and not condition.found and joinable(condition.plan):
             continue
-        if frozenset(stored.id for stored in tx.search(condition.plan).matches) != condition.found:
+        if not condition.holds(tx.search(condition.plan)):
             raise Stale(f"{condition.type}?{condition.text} finds something else now")
 
 

@@ -23,7 +23,7 @@ from fhir_server.store.lanes import Delivery, NewDelivery, OnSilence, OnStuck
 from fhir_server.store.outbox_desk import Attempt, Lane, OutboxFilter, Policy, Waiting
 from fhir_server.store.resources import Stored, prepare
 from fhir_server.store.session import Snapshot, Tx
-from fhir_server.teleexpertise import documents, orders
+from fhir_server.teleexpertise import documents, notes, orders
 from fhir_server.teleexpertise.consequences import Context
 from fhir_server.teleexpertise.scopes import scopes
 
@@ -78,20 +78,23 @@ def outbox_show(store: Store, args: Args) -> Json:
         shown["attempts"] = [_plain(attempt) for attempt in snapshot.attempts(waiting.delivery.id)]
         shown["replays"] = snapshot.replays(waiting.delivery.id)
         shown["content"] = _text(snapshot.payload(waiting.delivery.id))
-        shown["why"] = why(waiting)
+        later = _later(snapshot, waiting.delivery) if waiting.delivery.error_class == "overtaken" else []
+        shown["why"] = why(waiting, later)
         task = snapshot.get("Task", waiting.delivery.case_key.partition("/")[2])
-        shown["not_reached"] = documents.not_reached(task.resource()) if task and not task.deleted else []
+        shown["not_reached"] = notes.not_reached(task.resource()) if task and not task.deleted else []
     return shown
 
 
-def why(waiting: Waiting) -> str:
-    """Why a delivery has not left, in words."""
+def why(waiting: Waiting, later: Sequence[str] = ()) -> str:
+    """Why a delivery has not left, in words; `later` are those of the same report that follow it in its lane."""
     delivery, lane = waiting.delivery, waiting.lane
     if delivery.state == "sent":
         legs = {"": "", "waiting": "; its confirmation is awaited", "confirmed": "; confirmed", "refused": "; refused"}
         return "handed over" + legs.get(delivery.leg_state, f"; {delivery.leg_state}")
     if delivery.state == "sending":
         return f"it is being sent, since {_when(delivery.first_sent_at)} for the first time"
+    if delivery.state == "held" and delivery.error_class == "overtaken" and later:
+        return f"held: {delivery.error}; {later[0]} follows and tells what stands now: cancel this one"
     if delivery.state == "held" and delivery.error_class == "overtaken":
         return f"held: {delivery.error}; release it as it is, regenerate it, or cancel it"
     if delivery.state in ("error", "held", "cancelled"):
@@ -170,12 +173,22 @@ Again = tuple[NewDelivery, list[Stored], Sequence[dict[str, Any]]]
 
 
 def _report_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
+    if later := _later(snapshot, old):
+        text = f"{', '.join(later[:5])} of the same report follows in this lane and tells what stands now"
+        raise RuleBroken(f"{text}: cancel this one (and regenerate the last, if need be)")
     sources = [_current(snapshot, reference) for reference in (old.document, old.case_key, old.patient)]
     rendered = documents.again(sources[0].resource(), sources[1].id, ctx, old.lane)
     new = next(iter(rendered.deliveries), None)
     if new is None:
         raise RuleBroken(f"the report does not go to {old.title or old.lane} any more; cancel this delivery")
     return new, sources, rendered.resources
+
+
+def _later(snapshot: Snapshot, old: Delivery) -> list[str]:
+    """What was made of the same report for the same lane after this one, and was not given up; oldest first."""
+    made = snapshot.deliveries(OutboxFilter(lane=old.lane, key=("case", old.case_key), limit=1_000))
+    after = [one for one in made if one.document == old.document and one.lane_seq > old.lane_seq]
+    return [one.id for one in sorted(after, key=lambda one: one.lane_seq) if one.state != "cancelled"]
 
 
 def _message_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
@@ -374,8 +387,8 @@ def _status(stored: Stored) -> str:
         return ", deleted"
     resource = stored.resource()
     status = [resource["status"] + _split(resource)] if isinstance(resource.get("status"), str) else []
-    step = [word] if (word := documents.step_of(resource)) else []
-    return "".join(f", {words}" for words in (*status, *step, *documents.noted(resource)))
+    step = [word] if (word := notes.step_of(resource)) else []
+    return "".join(f", {words}" for words in (*status, *step, *notes.noted(resource)))
 
 
 OPERATIONS: Mapping[str, Callable[[Store, Args], Json]] = {

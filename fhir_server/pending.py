@@ -82,13 +82,22 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A search whose answer a decision stands on: the ids it found. Those that found nothing and differ only by
-    the values of their first clause are looked at again `together`."""
+    """A search whose answer a decision stands on: the ids it found, with their `versions` when the content was read.
+    Those that found nothing and differ only by the values of their first clause are looked at again `together`."""
 
     type: str
     text: str
     plan: Plan
-    found: frozenset[str]
+    found: frozenset[tuple[str, int]]
+    versions: bool = False
+
+    def holds(self, page: Page) -> bool:
+        """Whether a search finds what was found."""
+        return _answer(page, self.versions) == self.found
+
+
+def _answer(page: Page, versions: bool) -> frozenset[tuple[str, int]]:
+    return frozenset((one.id, one.version if versions else 0) for one in page.matches)
 
 
 def plan_of(resource_type: str, text: str, count: int = FOUND, zone: str = "Europe/Paris") -> Plan:
@@ -199,7 +208,7 @@ class Overlay:
         """
         plan, seen = self.plan(resource_type, text), 0
         page = self.search(plan)
-        self.held.setdefault(plan, Condition(resource_type, text, plan, frozenset(one.id for one in page.matches)))
+        self.held.setdefault(plan, Condition(resource_type, text, plan, _answer(page, True), versions=True))
         while True:
             for stored in page.matches:
                 resource = self.pending.get(stored.reference, stored)
@@ -287,8 +296,9 @@ class Pending:
 
     @property
     def conditions(self) -> list[Condition]:
-        """Every search that was made while deciding, each once: all are made again when writing."""
-        return list((self.view.held | self._conditions).values())
+        """Every search that was made while deciding, each once: all are made again when writing. One that was read
+        counts more than one that was counted."""
+        return list((self._conditions | self.view.held).values())
 
     def matching(self, resource_type: str, text: str, *, most: int = 0, count: int = 3) -> list[str]:
         """Ids that match a condition, `count` of them or all up to `most`; it is locked and checked again when writing.
@@ -310,8 +320,7 @@ class Pending:
         page = self.view.search(plan)
         if most and page.next:
             raise TooLarge(f"more than {most} resources match {text}; make the condition narrower and repeat")
-        found = frozenset(stored.id for stored in page.matches)
-        self._conditions[plan] = Condition(resource_type, text, plan, found)
+        self._conditions[plan] = Condition(resource_type, text, plan, _answer(page, False))
         self._found[resource_type, text, plan.count, most] = page.matches
         return list(page.matches)
 

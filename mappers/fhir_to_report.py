@@ -99,7 +99,8 @@ class Sources:
 
     `document_id`, `set_id` and `replaces` are UUIDs; `version` counts from 1. `communications` are pairs of a
     Communication and the name its sender is shown under. Instants that are None are read from the DiagnosticReport
-    (effective, issued). `consent_extension` is the URL of the draft guide's boolean.
+    (effective, issued). `consent_extension` is the URL of the draft guide's boolean. `requester_before` is who
+    asked as an earlier version names them, and stands when the record cannot say it any more.
     """
 
     service_request: Resource
@@ -124,6 +125,7 @@ class Sources:
     replaces: str = ""
     incidents: tuple[str, ...] = ()
     consent_extension: str = CONSENT_EXTENSION
+    requester_before: Professional | None = None
 
 
 def report(sources: Sources) -> Mapped[Report]:
@@ -141,7 +143,7 @@ def report(sources: Sources) -> Mapped[Report]:
         raise Incomplete("DiagnosticReport.status", f"a report in status {status!r} is not signed: finalise it first")
     _report_left_behind(sources, notes)
     started, ended, signed = _instants(sources, zone, notes)
-    accession, accession_oid = _accession(request, site)
+    accession, accession_oid = accession_of(request, site)
     value = Report(
         id=sources.document_id,
         set_id=sources.set_id,
@@ -350,9 +352,14 @@ def _consent(sources: Sources, zone: ZoneInfo, notes: list[Loss]) -> str:
 
 
 def _requester(sources: Sources, notes: list[Loss]) -> Professional:
-    return professional(
-        "requester", sources.requester_role, sources.requester, sources.requester_organization, sources.site, notes
-    )
+    role, person, house = sources.requester_role, sources.requester, sources.requester_organization
+    try:
+        return professional("requester", role, person, house, sources.site, notes)
+    except Incomplete as missing:
+        if sources.requester_before is None:
+            raise
+        notes.append(Loss(missing.expression, "missing now: the requester is named as in the version before"))
+        return sources.requester_before
 
 
 def _signing_expert(
@@ -365,7 +372,7 @@ def _signing_expert(
     return expert
 
 
-def _accession(request: Resource, site: Site) -> tuple[str, str]:
+def accession_of(request: Resource, site: Site) -> tuple[str, str]:
     """The accession number and the OID it is unique under: ServiceRequest.identifier of type ACSN."""
     declared = {namespace.fhir_system: namespace.oid for namespace in site.namespaces if namespace.kind == "ACSN"}
     for identifier in request.get("identifier") or ():

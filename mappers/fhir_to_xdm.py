@@ -205,7 +205,7 @@ def withdrawal(report: Report, site: Site, reason: str) -> Letter:
     signed = report.signed_at.astimezone(ZoneInfo(report.zone)).strftime("%d/%m/%Y")
     text = (
         f"Bonjour,\n\n{test}Le document « {plain(report.title)} » concernant votre patient, signé le {signed} par "
-        f"{sender} ({plain(report.expert.org.name)}) et reçu de notre part, est retiré par son auteur.\n\n"
+        f"{sender} ({plain(report.expert.org.name)}) et reçu de notre part, est retiré.\n\n"
         f"Motif : {plain(reason)}\n\nIl ne doit plus être utilisé : supprimez-le du dossier du patient, ou marquez-le "
         "comme erroné.\n"
     )

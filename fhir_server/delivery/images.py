@@ -15,10 +15,11 @@ from dicom_node.scp import Policy, StoreRequest
 from fhir_server.changes import Applied, Change, Hub, apply, view_of
 from fhir_server.config import Settings
 from fhir_server.context import SYSTEM, Caller
-from fhir_server.errors import Conflict, PasserelleError, Unavailable
+from fhir_server.errors import Conflict, NotFound, PasserelleError, Unavailable
 from fhir_server.imaging import studies
 from fhir_server.security.identity import wire_caller
 from fhir_server.store.audit import AuditRow
+from fhir_server.store.blob_seal import Damaged
 from fhir_server.store.instances import NewInstance, Study
 from fhir_server.store.session import Tx
 from fhir_server.store.view import printable
@@ -109,7 +110,7 @@ def _as_known(hub: Hub, instance: NewInstance) -> NewInstance:
     try:
         with blobs.file(known.blob) as first, blobs.file(instance.blob) as second:
             same = content.digest(first) == content.digest(second)
-    except Unreadable:
+    except (Unreadable, NotFound, Damaged):  # nobody can say that they say the same
         return instance
     return replace(instance, data_sha256=known.data_sha256) if same else instance
 

@@ -10,7 +10,8 @@ import os
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from fhir_server.store.lanes import Claim
 from fhir_server.store.view import LeaseLost
@@ -35,6 +36,7 @@ class Line:
         self._limit = began + limit_seconds
         self._gate = threading.Lock()
         self._handle: socket.socket | None = None
+        self._talks: float | None = None
         self._cut = ""
 
     def may_send(self, sock: socket.socket) -> None:
@@ -51,6 +53,21 @@ class Line:
     def renewed(self, began: float) -> None:
         """The lease was renewed, asked for at `began`."""
         self._until = max(self._until, began + self._lease)
+
+    @contextmanager
+    def talking(self) -> Iterator[None]:
+        """While the partner is connected to, spoken to and waited for: not while the store is."""
+        self._talks = ticks()
+        try:
+            yield
+        finally:
+            self._talks = None
+
+    @property
+    def waited(self) -> float:
+        """For how many seconds the partner has kept us; 0 when it does not."""
+        since = self._talks
+        return 0.0 if since is None else ticks() - since
 
     @property
     def overdue(self) -> bool:

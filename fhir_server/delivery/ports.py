@@ -77,6 +77,14 @@ def load_ports(settings: Settings, sites: Sites) -> tuple[Port, ...]:
     return tuple(ports)
 
 
+def _reads_anything(codec: str | None) -> bool:
+    """Whether a codec has a character for nearly every single byte: what all else failed to read is read in it."""
+    try:
+        return bool(codec) and sum(bool(bytes([n]).decode(codec or "", "ignore")) for n in range(256)) > 200
+    except LookupError:
+        return False
+
+
 def _port(number: int, table: Mapping[str, Any], sites: set[str]) -> Port:
     where = f"hl7_ports[{number}]"
     unknown = set(table) - set(Port.__dataclass_fields__)
@@ -92,7 +100,9 @@ def _port(number: int, table: Mapping[str, Any], sites: set[str]) -> Port:
         raise ConfigError(f"{where}: `name` is missing; the inbox shows it")
     if table.get("site") and table["site"] not in sites:
         raise ConfigError(f"{where}: no site `{table['site']}`; known: {', '.join(sorted(sites))}")
-    if not codec_of(str(table.get("charset", "ASCII"))):
-        raise ConfigError(f"{where}: `charset` is a name of HL7 table 0211 such as 8859/15, not {table['charset']!r}")
+    if not _reads_anything(codec_of(str(table.get("charset", "8859/1")))):
+        raise ConfigError(
+            f"{where}: `charset` is a name of HL7 table 0211, one byte a character (8859/15), not {table['charset']!r}"
+        )
     values: dict[str, Any] = {name: value if name == "port" else str(value) for name, value in table.items()}
     return Port(**values)

@@ -23,7 +23,7 @@ from fhir_server.context import micros, new_request_id
 from fhir_server.delivery import transports
 from fhir_server.delivery.line import Line, ticks
 from fhir_server.delivery.transports import Receipt
-from fhir_server.errors import PasserelleError
+from fhir_server.errors import PasserelleError, Throttled, Unavailable
 from fhir_server.store.lanes import Claim, Outcome
 from fhir_server.store.session import Snapshot
 from fhir_server.store.view import LeaseLost
@@ -84,8 +84,7 @@ class Lines:
 
     def slow(self) -> int:
         """How many conversations wait for a slow partner."""
-        now = ticks()
-        return sum(1 for line in self.running() if now - line.began > SLOW_SECONDS)
+        return sum(1 for line in self.running() if line.waited > SLOW_SECONDS)
 
     def renew(self) -> None:
         """Prolong every lease once; a conversation that lasts too long is cut."""
@@ -126,7 +125,9 @@ class Workers:
         ]
         self.relief: list[threading.Thread] = []
         if senders:
-            self.threads.append(threading.Thread(target=self._watch, name="work-relief", daemon=True))
+            self.threads.append(
+                threading.Thread(target=self._loop, args=("relief", self._watch), name="work-relief", daemon=True)
+            )
 
     def start(self) -> None:
         self.lines.start()
@@ -176,13 +177,13 @@ class Workers:
 
     def _watch(self) -> None:
         """Keep as many threads more as conversations are slow."""
-        while not self.stopping.wait(SLOW_SECONDS / 2):
-            self.relief = [thread for thread in self.relief if thread.is_alive()]
-            for number in range(len(self.relief), min(self.lines.slow(), MOST_RELIEF)):
-                self.relief.append(
-                    threading.Thread(target=self._relieve, args=(number,), name=f"work-more-{number}", daemon=True)
-                )
-                self.relief[-1].start()
+        if self.stopping.wait(SLOW_SECONDS / 2):
+            return
+        self.relief = [thread for thread in self.relief if thread.is_alive()]
+        for number in range(len(self.relief), min(self.lines.slow(), MOST_RELIEF)):
+            more = threading.Thread(target=self._relieve, args=(number,), name=f"work-more-{number}", daemon=True)
+            more.start()
+            self.relief.append(more)
 
     def _relieve(self, number: int) -> None:
         """A sender for as long as more conversations are slow than others stand in for."""
@@ -258,17 +259,30 @@ def _settled(hub: Hub, claim: Claim, outcome: Outcome, more: Callable[[], bool])
 def _attempt(hub: Hub, claim: Claim, line: Line) -> Receipt | None:
     """One sending; a defect of ours holds the delivery for a person instead of stopping its lane for good.
 
-    None when the right to send ended before anything left: somebody else has the lane, or this process stops.
+    What only cannot be read now leaves later. None when the right to send ended before anything left: somebody else has
+    the lane, or this process stops.
     """
     try:
-        return transports.send(claim, hub.store.payload(claim), hub.settings, line)
+        payload = hub.store.payload(claim)
+    except (Unavailable, Throttled) as fault:
+        log.warning("delivery %s is not sent now: %s", claim.delivery.id, fault.diagnostics)
+        return Receipt("transient", "content", fault.diagnostics)
+    except Exception as defect:
+        return _untried(claim, defect)
+    try:
+        with line.talking():
+            return transports.send(claim, payload, hub.settings, line)
     except LeaseLost as lost:
         log.warning("%s", lost.diagnostics)
         not_sent(hub, claim, lost.diagnostics)
         return None
     except Exception as defect:
-        log.exception("delivery %s could not be tried", claim.delivery.id)
-        return Receipt("held", "exception", f"a defect of this server ({type(defect).__name__}); its log has more")
+        return _untried(claim, defect)
+
+
+def _untried(claim: Claim, defect: Exception) -> Receipt:
+    log.error("delivery %s could not be tried", claim.delivery.id, exc_info=defect)
+    return Receipt("held", "exception", f"a defect of this server ({type(defect).__name__}); its log has more")
 
 
 def not_sent(hub: Hub, claim: Claim, reason: str) -> None:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 from dicom_node import archive, web
 from dicom_node.elements import Unreadable
 from fhir_server.changes import Hub
 from fhir_server.errors import Fault, Malformed, NotFound, PasserelleError, Unsupported
 from fhir_server.rest.http import Request, Response, error_response
+from fhir_server.store.blobs import Blobs
 from fhir_server.store.instances import Instance
 
 log = logging.getLogger("passerelle.dicomweb")
@@ -53,40 +55,52 @@ def _instances(hub: Hub, request: Request) -> list[Instance]:
     return rows
 
 
-def _files(hub: Hub, request: Request) -> tuple[list[Path], ExitStack]:
-    """The stored files, there until the stack is closed. Raises Fault for one that is gone, before anything is sent."""
-    held, found = ExitStack(), []
-    for row in _instances(hub, request):
+def _there(hub: Hub, request: Request) -> list[Instance]:
+    """What is asked for. Raises Fault for content that is gone, Unavailable for some whose key is: before anything is
+    sent, and without reading any."""
+    rows = _instances(hub, request)
+    for row in rows:
         try:
-            found.append(held.enter_context(hub.store.blobs.file(row.blob)))
+            hub.store.blobs.size(row.blob)
         except NotFound:
             log.error("blob %s is missing", row.blob)
             raise Fault("the file of a stored image is missing; the log names it, restore it from a backup") from None
-    return found, held
+    return rows
 
 
 def _retrieve(hub: Hub, request: Request) -> Response:
-    files, held = _files(hub, request)
-    return _sent(lambda: web.instances(files, request.headers.get("accept", "")), held)
+    """Objects leave as they are read, from wherever they lie."""
+    rows = _there(hub, request)
+    objects = [web.Whole(row.transfer_syntax, partial(hub.store.blobs.chunks, row.blob)) for row in rows]
+    return _answered(lambda: web.instances(objects, request.headers.get("accept", "")))
 
 
 def _metadata(hub: Hub, request: Request) -> Response:
-    files, held = _files(hub, request)
-    models = (archive.metadata_json(path) for path in files)
-    return _sent(lambda: web.metadata(models, request.headers.get("accept", "")), held)
+    """One object at a time is made a file, when its turn comes."""
+    models = (_model(hub.store.blobs, row.blob) for row in _there(hub, request))
+    return _answered(lambda: web.metadata(models, request.headers.get("accept", "")))
+
+
+def _model(blobs: Blobs, name: str) -> dict[str, Any]:
+    with blobs.file(name) as path:
+        return archive.metadata_json(path)
 
 
 def _frames(hub: Hub, request: Request) -> Response:
-    (path, *_), held = _files(hub, request)
+    """Of one object, whose frames must be known before the answer begins."""
+    row = _there(hub, request)[0]
     numbers = [int(text) for text in request.path_args["frames"].split(",")]
+    with ExitStack() as stack:
+        path = stack.enter_context(hub.store.blobs.file(row.blob))
+        found = _answered(
+            lambda: web.frames(path, archive.frame_table(path), numbers, request.headers.get("accept", ""))
+        )
+        if request.method == "HEAD":
+            return replace(found, stream=iter(()))
+        return replace(found, stream=_until_sent(found.stream or (), stack.pop_all()))
 
-    def make() -> web.Answer:
-        return web.frames(path, archive.frame_table(path), numbers, request.headers.get("accept", ""))
 
-    return _sent(make, held)
-
-
-def _sent(make: Callable[[], web.Answer], held: ExitStack) -> Response:
+def _answered(make: Callable[[], web.Answer]) -> Response:
     try:
         kind, stream = make()
     except web.NotAcceptable as refusal:
@@ -95,10 +109,10 @@ def _sent(make: Callable[[], web.Answer], held: ExitStack) -> Response:
         raise NotFound(str(absent)) from absent
     except Unreadable as damaged:
         raise Malformed(f"the stored object cannot be read: {damaged}", http=500) from damaged
-    return Response(200, (("content-type", kind),), stream=_until_sent(stream, held))
+    return Response(200, (("content-type", kind),), stream=stream)
 
 
-def _until_sent(stream: Iterator[bytes], held: ExitStack) -> Iterator[bytes]:
+def _until_sent(stream: Iterable[bytes], held: ExitStack) -> Iterator[bytes]:
     with held:
         yield from stream
 

@@ -77,6 +77,8 @@ def _issues(hub: Hub, request: Request, kind: str, key: str, mode: str, resource
         try:
             judge(hub, request.caller, [_MODES[mode](kind, key, resource or {}, request.base)])
         except PasserelleError as error:
+            if error.http == 429 or error.http >= 500:
+                raise  # nothing was judged
             found += error.issues
     if not found:
         found = [Issue("information", "informational", "nothing was found that this server would refuse", kind)]
@@ -86,8 +88,9 @@ def _issues(hub: Hub, request: Request, kind: str, key: str, mode: str, resource
 def _unchecked(kind: str, resource: Resource) -> list[Issue]:
     """That profiles the resource claims were not looked at."""
     meta = resource.get("meta")
-    claimed = meta.get("profile", ()) if isinstance(meta, dict) else ()
-    told = [str(one)[:200] for one in claimed if str(one).removesuffix(_VERSION) != _BASE + kind]
+    claimed = meta.get("profile") if isinstance(meta, dict) else None
+    named = [one for one in claimed if isinstance(one, str)] if isinstance(claimed, list) else []
+    told = [one[:200] for one in named if one.removesuffix(_VERSION) != _BASE + kind]
     text = "profiles are not checked yet, base R4 is: " + ", ".join(told[:5])
     return [Issue("information", "not-supported", text, f"{kind}.meta.profile")] if told else []
 
@@ -133,7 +136,7 @@ def _asked(hub: Hub, request: Request, kind: str) -> _Asked:
     elif request.method == "POST" and told.get("mode") != "delete":
         raise Malformed("the request has no body; send the resource, or Parameters that hold it")
     mode = told.get("mode", "")
-    if mode not in _LETTERS:
+    if not isinstance(mode, str) or mode not in _LETTERS:
         text = f"mode is create, update, delete or profile, not {str(mode)[:40]}"
         raise Invalid(text, expression="Parameters.parameter", http=400, code="value")
     profile = told.get("profile", _BASE + kind)

@@ -32,6 +32,7 @@ FRESH_SECONDS = 600.0
 GET = 8 << 20
 _PART, _AT_ONCE = 8 << 20, 4
 _REMEMBERED = 10_000
+_OWNER = "installation"
 
 
 def connect(settings: Settings) -> Bucket:
@@ -77,6 +78,19 @@ class Bucket:
     store: S3Store
     told: str
     lately: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
+
+    def claim(self, owner: str) -> str:
+        """The object `installation` says whose the prefix is. Of two that begin at once one finds the other's at its
+        next look."""
+        with self._asking():
+            try:
+                return self._owner()
+            except FileNotFoundError:
+                self.store.put(_OWNER, owner.encode("ascii"))
+                return self._owner()
+
+    def _owner(self) -> str:
+        return bytes(self.store.get(_OWNER).bytes()).decode("ascii", "replace").strip()
 
     def copies(self, sha256: str) -> list[Copy]:
         with self._asking():

@@ -33,6 +33,10 @@ class Folder:
     def told(self) -> str:
         return str(self.root)
 
+    def claim(self, owner: str) -> str:
+        """A data folder is of one installation, as its database is."""
+        return owner
+
     def path(self, sha256: str, ending: str = "") -> Path:
         return self.root / sha256[:2] / sha256[2:4] / (sha256 + ending)
 

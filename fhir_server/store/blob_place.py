@@ -48,6 +48,10 @@ class Place(Protocol):
         """What to call it in a message."""
         ...
 
+    def claim(self, owner: str) -> str:
+        """Whose place this is; `owner`'s when it was nobody's."""
+        ...
+
     def copies(self, sha256: str) -> list[Copy]:
         """All copies of one content."""
         ...

@@ -59,6 +59,10 @@ class Blobs:
         """In which form content is written now: `plain` or `gcm-chunks-1`, with the key `keys.newest`."""
         return FORM if self.keys.newest else "plain"
 
+    def claim(self, owner: str) -> str:
+        """Whose content lies here, which is `owner`'s from now on where it was nobody's."""
+        return self.at.claim(owner)
+
     def prepare(self) -> None:
         """Makes the folder for arrivals. What a crash left half-written there belongs to nothing and may be removed."""
         self.new_folder().mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ nowhere else.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from fhir_server.store.sqlite import SqliteDatabase
 from fhir_server.store.view import View
 
 T = TypeVar("T")
+log = logging.getLogger("passerelle.store")
 Moment = int | datetime | None
 Check = Callable[[Tx, Claim], Outcome | None]
 
@@ -270,7 +272,12 @@ class Store:
             return settled, *lanes.take(tx.view, worker, lease_seconds, moment, lambda _, one: check(tx, one))
 
         settled, claim, again = self.write(SYSTEM, work)
-        return settled, self.take(worker, lease_seconds, check) if again else claim
+        if again:
+            try:
+                claim = self.take(worker, lease_seconds, check)
+            except Exception as fault:  # the outcome stands: it must not be written again
+                log.warning("delivery %s is settled; the next one could not be taken: %s", held.delivery.id, fault)
+        return settled, claim
 
     def release(self, held: Claim) -> None:
         """Gives the lane back."""

@@ -6,6 +6,7 @@ Times are microseconds UTC.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fhir_server import errors
@@ -217,6 +218,13 @@ def retry(view: View, delivery_id: str) -> None:
 def hold(view: View, delivery_id: str, reason: str) -> None:
     """Keeps a delivery back for a person, with the reason shown."""
     _move(view, delivery_id, "held", reason)
+
+
+def lock_lanes(view: View, names: Iterable[str]) -> None:
+    """Holds lanes to the end of the transaction, in one order for all and before any of their deliveries: as a worker
+    does, who takes the lane first."""
+    for name in sorted(set(names)):
+        view.db.one(f"SELECT id FROM lane WHERE name = ?{view.db.dialect.for_update}", (name,))
 
 
 def cancel(view: View, delivery_id: str, reason: str) -> None:

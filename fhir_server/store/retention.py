@@ -22,6 +22,7 @@ from fhir_server import errors
 from fhir_server.context import SYSTEM
 from fhir_server.store.dialect import Row, marks
 from fhir_server.store.engine import Store
+from fhir_server.store.installation import claim_content
 from fhir_server.store.session import Tx
 from fhir_server.store.view import View
 
@@ -169,6 +170,7 @@ def collect(
     store: Store, *, age_seconds: float = DAY, batch: int = BATCH, stop: Callable[[], bool] = _never
 ) -> Collected:
     """One look at all content. Run it about once a day; each run does the second look for what earlier ones marked."""
+    claim_content(store)
     now = store.moment()
     limit = now - int(age_seconds * 1_000_000)
     arrivals = _clear_arrivals(store, limit / 1e6)

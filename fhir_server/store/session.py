@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from fhir_server.search.plan import Plan
@@ -280,6 +280,10 @@ class Tx(Snapshot):
 
     def hold(self, delivery_id: str, reason: str) -> None:
         outbox_desk.hold(self.view, delivery_id, reason)
+
+    def lock_lanes(self, names: Iterable[str]) -> None:
+        """Holds lanes before their deliveries are touched."""
+        outbox_desk.lock_lanes(self.view, names)
 
     def cancel(self, delivery_id: str, reason: str) -> None:
         outbox_desk.cancel(self.view, delivery_id, reason)

@@ -13,12 +13,13 @@ from typing import Any
 from fhir_server.context import micros
 from fhir_server.errors import RuleBroken
 from fhir_server.search.values import date_range
-from fhir_server.teleexpertise.case import Context, Resource
+from fhir_server.teleexpertise.case import STEP_SYSTEM, Context, Resource
 
 SCOPE = "treatment"
 """Consent.scope of what concerns care (consentscope); an opposition to the DMP is of scope patient-privacy."""
 SCOPES = "http://terminology.hl7.org/CodeSystem/consentscope"
 # To be treated, or to have one's data shared: both agree to an opinion asked of somebody else; research does not.
+_SENDING = frozenset({"ask", "publish"})
 _COVERING = frozenset({SCOPE, "patient-privacy"})
 
 
@@ -57,6 +58,21 @@ def need_consent(request: Resource, ctx: Context) -> tuple[Resource, tuple[tuple
             expression="ServiceRequest.supportingInfo",
         )
     return consent, (("Consent", _query(request)),)
+
+
+def consent_sent_with(request: Resource, ctx: Context) -> Resource | None:
+    """The Consent a request went out with, as it stood then: the Provenance of that step names it. A correction stands
+    on it whatever became of it since. None without any, or when the draft guide's boolean stood for it."""
+    for told in ctx.view.find("Provenance", f"target=ServiceRequest/{request['id']}"):
+        steps = {
+            one.get("code") for one in told.get("activity", {}).get("coding", ()) if one.get("system") == STEP_SYSTEM
+        }
+        for entity in told.get("entity", ()) if steps & _SENDING else ():
+            reference = str(entity.get("what", {}).get("reference", ""))
+            found = ctx.view.get(reference) if reference.startswith("Consent/") else None
+            if found:
+                return found | {"status": "active"}
+    return None
 
 
 def _named(request: Resource) -> list[str]:

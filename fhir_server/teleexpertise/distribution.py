@@ -83,12 +83,14 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Shut:
-    """A road not taken: who does not get `what` by it and why, in French for who reads the case."""
+    """A road not taken: who does not get `what` by it and why, in French for who reads the case; `lane` and `person`
+    are those of the road, where there are any."""
 
     whom: str
     why: str
     what: str = "Compte rendu non remis"
     lane: str = ""
+    person: str = ""
 
     @property
     def text(self) -> str:
@@ -113,8 +115,8 @@ class _Roads:
         self.shut: list[Shut] = []
         self.people: set[str] = set()
 
-    def close(self, whom: str, why: str, lane: str = "") -> None:
-        shut = Shut(whom, why, lane=lane)
+    def close(self, whom: str, why: str, lane: str = "", person: str = "") -> None:
+        shut = Shut(whom, why, lane=lane, person=person)
         if shut not in self.shut:
             self.shut.append(shut)
 
@@ -151,7 +153,7 @@ def plan(
     for doctor in doctors:
         whom = f"{doctor.name} (médecin traitant)" if doctor.name else "son médecin traitant"
         if doctor.refusal:
-            roads.close(whom, doctor.refusal)
+            roads.close(whom, doctor.refusal, person=doctor.person)
         else:
             _by_mail(roads, doctor.person, whom, doctor.mailbox, "le médecin traitant", settings)
     return Plan(tuple(roads.taken.values()), tuple(roads.shut), frozenset(roads.people))
@@ -236,9 +238,9 @@ def _by_mail(roads: _Roads, person: str, whom: str, mailbox: str, role: str, set
     if person in roads.people:
         return
     if not mailbox:
-        roads.close(whom, f"aucune boîte MSSanté n'est connue pour {role}")
+        roads.close(whom, f"aucune boîte MSSanté n'est connue pour {role}", person=person)
     elif not settings.smtp:
-        roads.close(whom, "aucun opérateur MSSanté n'est configuré (réglage smtp)")
+        roads.close(whom, "aucun opérateur MSSanté n'est configuré (réglage smtp)", person=person)
     else:
         road = mail_road(mailbox, person)
         roads.taken.setdefault(road.addressee, road)

@@ -10,35 +10,35 @@ from __future__ import annotations
 import base64
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from fhir_server.context import instant, new_delivery_id
 from fhir_server.errors import Invalid
 from fhir_server.store.lanes import NewDelivery
 from fhir_server.teleexpertise import distribution, parties, succession
-from fhir_server.teleexpertise.case import SERVER, STEP_SYSTEM, Context
-from fhir_server.teleexpertise.consent import consent_of
+from fhir_server.teleexpertise.case import Context
+from fhir_server.teleexpertise.consent import consent_of, consent_sent_with
 from fhir_server.teleexpertise.distribution import Destination, Plan
 from fhir_server.teleexpertise.freezing import Content, freeze
-from fhir_server.teleexpertise.opinion import WITHDRAWN, reason_of
+from fhir_server.teleexpertise.notes import NOBODY_TOLD, step_of, told
+from fhir_server.teleexpertise.opinion import CORRECTING, WITHDRAWN
 from fhir_server.teleexpertise.readiness import named, professional, site_of
-from fhir_server.teleexpertise.states import FRENCH
 from fhir_server.teleexpertise.succession import Held
 from mappers import french
+from mappers.cda_to_report import requester_sent, sent_report
 from mappers.fhir_to_cda import cda
+from mappers.fhir_to_identity import patient_identity
 from mappers.fhir_to_pdf import pdf
-from mappers.fhir_to_report import Incomplete, Report, Sources, report
+from mappers.fhir_to_report import Incomplete, PatientIdentity, Professional, Report, Sources, report
 from mappers.identity import Site
 
 Resource = dict[str, Any]
 LOINC = "http://loinc.org"
-HANDED_OVER = "urn:passerelle:remise"
-"""Task.businessStatus.coding: `partielle` when somebody does not get the report, `aucune` when nobody does."""
-NOT_HANDED_OVER = " non remis"
-"""In every sentence this server notes about somebody who does not get something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,10 @@ class _Case:
     def reference(self) -> str:
         return f"DiagnosticReport/{self.opinion['id']}"
 
+    @property
+    def withdrawn(self) -> bool:
+        return self.opinion.get("status") == WITHDRAWN
+
 
 def render(opinion: Resource, request_id: str, ctx: Context) -> Rendered:
     """Render a request's signed or withdrawn DiagnosticReport for everybody. Raises Invalid (422) naming what a
@@ -73,16 +77,16 @@ def render(opinion: Resource, request_id: str, ctx: Context) -> Rendered:
     case = _case(opinion, request_id, ctx)
     if opinion.get("status") == WITHDRAWN:
         return _taken_back(case)
-    before = succession.held(case.reference, "current", ctx.view, ctx.handed)
+    before = _before(case) if opinion.get("status") in CORRECTING else Held()
     replaced = [str(one["id"]) for one in before.documents]
     value = _value(case, before.version + 1, before.latest)
     content = _content(case, value)
-    plan = succession.follow(_plan(case, value), before, mailing=bool(ctx.settings.smtp))
+    plan = _following(case, value, before)
     ids = {road: new_delivery_id() for road in plan.destinations}
     deliveries = _frozen(plan.destinations, ids, content, ctx)
     documents = _records(content, case, succession.record(value.version, plan, ids, before), replaced)
     old = tuple({**one, "status": "superseded"} for one in before.documents)
-    note = _corrected(value, content.reason) if before.documents else ""
+    note = _corrected(value, opinion, content.reason) if before.documents else ""
     task = told(case.request, plan, ctx, note=note)
     return Rendered((*documents, *old, *task), deliveries, _notes(case, plan), before.unsent)
 
@@ -91,9 +95,8 @@ def again(opinion: Resource, request_id: str, ctx: Context, lane: str) -> Render
     """Render the report as it stands for one destination once more: a document of the same version, told as what it is
     to who holds an earlier one. No delivery when the report does not go there any more."""
     case = _case(opinion, request_id, ctx)
-    withdrawn = opinion.get("status") == WITHDRAWN
-    before = succession.held(case.reference, WITHDRAWN if withdrawn else "current", ctx.view, ctx.handed)
-    if withdrawn:
+    before = _before(case)
+    if case.withdrawn:
         return _recalled(case, before, lane)
     replaced = [
         related["target"]["reference"].partition("/")[2]
@@ -102,55 +105,103 @@ def again(opinion: Resource, request_id: str, ctx: Context, lane: str) -> Render
     ]
     value = _value(case, max(before.version, 1), replaced[-1] if replaced else "")
     content = _content(case, value)
-    plan = succession.follow(_plan(case, value), before, mailing=bool(ctx.settings.smtp))
+    plan = _following(case, value, before)
     plan = Plan(tuple(road for road in plan.destinations if road.lane == lane), ())
     ids = {road: new_delivery_id() for road in plan.destinations}
     documents = _records(content, case, succession.record(value.version, plan, ids, Held()), replaced)
     return Rendered(documents, _frozen(plan.destinations, ids, content, ctx))
 
 
+def _before(case: _Case, status: str = "", *, taken_back: bool = False) -> Held:
+    """What stands of the report: the documents of this status, by default that of the report."""
+    status = status or (WITHDRAWN if case.withdrawn else "current")
+    return succession.held(case.reference, status, case.ctx.view, case.ctx.handed, taken_back=taken_back)
+
+
+def _following(case: _Case, value: Report, before: Held) -> Plan:
+    ctx = case.ctx
+    opposed = partial(parties.opposed, case.patient, view=ctx.view)
+    return succession.follow(_plan(case, value), before, mailing=bool(ctx.settings.smtp), opposed=opposed)
+
+
 def _taken_back(case: _Case) -> Rendered:
     """The withdrawal of a report: its documents are marked, whoever holds one is told, the content stays."""
-    ctx = case.ctx
-    before = succession.held(case.reference, "current", ctx.view, ctx.handed, taken_back=True)
-    if not before.recorded:
-        before = replace(before, holders=succession.assumed(_plan(case, _value(case, before.version)), before))
+    before = _before(case, "current", taken_back=True)
     back = _recalled(case, before)
     marked = tuple({**one, "status": WITHDRAWN} for one in before.documents)
     return replace(back, resources=(*marked, *back.resources), unsent=before.unsent)
 
 
 def _recalled(case: _Case, before: Held, lane: str = "") -> Rendered:
-    """A delivery to everybody who holds a version, or to one of them, that takes back the very document they hold."""
+    """A delivery to everybody who holds a version, or to one of them, that takes back the very document they hold.
+
+    Nothing is asked of the resources the report was made from, but who the patient is: the rest stands in what was
+    sent."""
     ctx = case.ctx
-    value = _value(case, max(before.version, 1))
-    plan = succession.recall(before, value.patient, ctx.view, mailing=bool(ctx.settings.smtp))
+    versions: dict[str, Content] = {}
+    if not before.recorded:
+        versions[before.latest] = _content_of(before.latest, case)
+        before = replace(before, holders=succession.assumed(_plan(case, versions[before.latest].value), before))
+    plan = succession.recall(before, _patient(case), ctx.view, mailing=bool(ctx.settings.smtp))
     out: list[NewDelivery] = []
     for road in plan.destinations:
         if lane in ("", road.lane):
-            held = _content_of(road.replaces, case, value)
-            out += _frozen((road,), {road: new_delivery_id()}, held, ctx)
+            if road.replaces not in versions:
+                versions[road.replaces] = _content_of(road.replaces, case)
+            out += _frozen((road,), {road: new_delivery_id()}, versions[road.replaces], ctx)
     if lane:
         return Rendered((), tuple(out))
-    why = reason_of(case.opinion)
-    note = f"Compte rendu retiré le {french.instant(ctx.now, value.zone)}, il ne doit plus être utilisé : {why}"
-    return Rendered(told(case.request, plan, ctx, note=note), tuple(out), _notes(case, plan))
+    when = french.instant(ctx.now, case.site.time_zone)
+    note = f"Compte rendu retiré le {when}, il ne doit plus être utilisé (motif : {_why(case)})."
+    task = told(case.request, plan, ctx, note=note, nobody=NOBODY_TOLD)
+    return Rendered(task, tuple(out), _notes(case, plan))
 
 
-def _content_of(document_id: str, case: _Case, value: Report) -> Content:
+def _content_of(document_id: str, case: _Case) -> Content:
     """A version as it was sent, read from its record. Raises Invalid when its content is gone."""
+    found = _stored(document_id, case)
+    document, clinical = found.get("application/pdf"), found.get("text/xml")
+    if not document or not clinical:
+        text = f"DocumentReference/{document_id} has lost its content, and its readers cannot be told what is withdrawn"
+        raise Invalid(text, expression="DiagnosticReport.status", code="not-found")
+    try:
+        value = sent_report(clinical, document_id, case.request, _patient(case), case.site)
+    except ValueError as problem:
+        text = (
+            f"the CDA of DocumentReference/{document_id} cannot be read, and nobody told what is withdrawn: {problem}"
+        )
+        raise Invalid(text, expression="DiagnosticReport.status", code="value") from problem
+    return _content(case, value, document, clinical)
+
+
+def _stored(document_id: str, case: _Case) -> Mapping[str, bytes]:
+    """The content of a DocumentReference by its media type."""
     record = case.ctx.view.get(f"DocumentReference/{document_id}") or {}
     found: dict[str, bytes] = {}
     for part in record.get("content", ()):
         attachment = part.get("attachment", {})
         binary = case.ctx.view.get(str(attachment.get("url", ""))) or {}
         found[str(attachment.get("contentType", ""))] = base64.b64decode(binary.get("data", ""))
-    if not found.get("application/pdf") or not found.get("text/xml"):
-        text = f"DocumentReference/{document_id} has lost its content, and its readers cannot be told what is withdrawn"
-        raise Invalid(text, expression="DiagnosticReport.status", code="not-found")
-    signed = _moment(record.get("date")) or value.signed_at
-    sent = replace(value, id=document_id, signed_at=signed)
-    return replace(_content(case, sent, found["application/pdf"], found["text/xml"]))
+    return found
+
+
+def _patient(case: _Case) -> PatientIdentity:
+    with _complete():
+        return patient_identity(case.patient, case.site, [])
+
+
+def _why(case: _Case) -> str:
+    """The reason of the last step, as its Provenance tells it: the report may still carry that of an earlier one."""
+    query = f"target={case.reference}"
+    told = {one["id"]: one for one in case.ctx.view.find("Provenance", query)}
+    told |= {one["id"]: one for one in case.ctx.view.written("Provenance") if _about(one, case.reference)}
+    steps = sorted((one for one in told.values() if step_of(one)), key=lambda one: str(one.get("recorded", "")))
+    reasons = steps[-1].get("reason", ()) if steps else ()
+    return str(reasons[0].get("text", "")) if reasons else ""
+
+
+def _about(told: Resource, reference: str) -> bool:
+    return any(one.get("reference") == reference for one in told.get("target", ()))
 
 
 def _case(opinion: Resource, request_id: str, ctx: Context) -> _Case:
@@ -160,8 +211,15 @@ def _case(opinion: Resource, request_id: str, ctx: Context) -> _Case:
 
 
 def _value(case: _Case, version: int, replaces: str = "") -> Report:
-    try:
+    with _complete():
         return report(_sources(case, version, replaces)).value
+
+
+@contextmanager
+def _complete() -> Iterator[None]:
+    """What a document cannot do without is a 422."""
+    try:
+        yield
     except Incomplete as missing:
         raise Invalid(missing.text, expression=missing.expression, code="required") from missing
 
@@ -170,7 +228,7 @@ def _content(case: _Case, value: Report, document: bytes = b"", clinical: bytes 
     document = document or pdf(value)
     clinical = clinical or cda(value, document, case.site)
     keys = _keys(value, case.request, case.ctx)
-    return Content(value, document, clinical, case.site, case.opinion, keys, reason_of(case.opinion))
+    return Content(value, document, clinical, case.site, case.opinion, keys, _why(case))
 
 
 def _plan(case: _Case, value: Report) -> Plan:
@@ -198,50 +256,14 @@ def _notes(case: _Case, plan: Plan) -> Mapping[str, tuple[str, ...]]:
     return {case.reference: tuple(shut.text for shut in plan.shut)}
 
 
-def _corrected(value: Report, reason: str) -> str:
+def _corrected(value: Report, opinion: Resource, reason: str) -> str:
     """The note of a correction, in French."""
-    when = french.instant(value.signed_at, value.zone)
-    told = f"Compte rendu corrigé le {when} : la version {value.version} annule et remplace la précédente"
-    return f"{told} ({reason})." if reason else f"{told}."
-
-
-def told(request: Resource, plan: Plan, ctx: Context, *, report: bool = True, note: str = "") -> tuple[Resource, ...]:
-    """The case's Task with what happened to its report (`note`) and what did not reach somebody: a note each, and for
-    a report a coded word that finds such cases, gone when everybody is reached."""
-    task = ctx.view.get(f"Task/{request['id']}")
-    if task is None or not (plan.shut or note):
-        return ()
-    texts = [*([note] if note else []), *(shut.text for shut in plan.shut)]
-    notes = [{"authorString": SERVER, "time": instant(ctx.now), "text": text} for text in texts]
-    out = task | {"note": [*task.get("note", ()), *notes]}
-    if not report:
-        return (out,)
-    status = {name: value for name, value in task.get("businessStatus", {}).items() if name != "coding"}
-    out.pop("statusReason", None)
-    if plan.shut:
-        code = "partielle" if plan.destinations else "aucune"
-        status["coding"] = [{"system": HANDED_OVER, "code": code}]
-    if plan.shut and not plan.destinations:
-        out["statusReason"] = {"text": "Le compte rendu n'a de chemin vers personne ; voir les notes."}
-    out["businessStatus"] = status
-    return (out,)
-
-
-def noted(task: Resource) -> list[str]:
-    """What this server noted on a Task; nothing for any other resource."""
-    notes = task.get("note", ()) if task.get("resourceType") == "Task" else ()
-    return [str(note.get("text", "")) for note in notes if note.get("authorString") == SERVER]
-
-
-def not_reached(task: Resource) -> list[str]:
-    """What this server noted on a Task: who did not get the report and why; nothing for any other resource."""
-    return [text for text in noted(task) if NOT_HANDED_OVER in text]
-
-
-def step_of(resource: Resource) -> str:
-    """The step of a case that a Provenance of this server tells of, in French; '' for anything else."""
-    codings = resource.get("activity", {}).get("coding", ()) if resource.get("resourceType") == "Provenance" else ()
-    return next((FRENCH.get(one.get("code", ""), "") for one in codings if one.get("system") == STEP_SYSTEM), "")
+    when, done = (
+        french.instant(value.signed_at, value.zone),
+        "complété" if opinion["status"] == "appended" else "corrigé",
+    )
+    text = f"Compte rendu {done} le {when} : la version {value.version} annule et remplace la précédente"
+    return f"{text} (motif : {reason})." if reason else f"{text}."
 
 
 def _sources(case: _Case, version: int, replaces: str) -> Sources:
@@ -252,12 +274,10 @@ def _sources(case: _Case, version: int, replaces: str) -> Sources:
     period = (ctx.view.get(f"Task/{request['id']}") or {}).get("executionPeriod", {})
     talk = list(ctx.view.find("Communication", f"based-on=ServiceRequest/{request['id']}"))
     studies = list(ctx.view.find("ImagingStudy", f"basedon=ServiceRequest/{request['id']}"))
-    consent = consent_of(request, ctx)
-    withdrawn = opinion.get("status") == WITHDRAWN
+    consent = (consent_sent_with(request, ctx) if replaces else None) or consent_of(request, ctx)
     return Sources(
         service_request=request,
-        # What is taken back is read as it was signed.
-        diagnostic_report=opinion | {"status": "final"} if withdrawn else opinion,
+        diagnostic_report=opinion,
         patient=case.patient,
         requester_role=requester_role,
         requester=requester,
@@ -275,9 +295,18 @@ def _sources(case: _Case, version: int, replaces: str) -> Sources:
         imaging_studies=tuple(studies),
         started_at=_moment(period.get("start")),
         ended_at=_moment(period.get("end")) or ctx.now,
-        signed_at=_moment(opinion.get("issued")) if withdrawn else ctx.now,
+        signed_at=ctx.now,
         consent_extension=ctx.settings.extension_patient_consent,
+        requester_before=_requester_before(replaces, case),
     )
+
+
+def _requester_before(replaces: str, case: _Case) -> Professional | None:
+    clinical = _stored(replaces, case).get("text/xml") if replaces else None
+    try:
+        return requester_sent(clinical) if clinical else None
+    except ValueError:
+        return None
 
 
 def set_id(installation: str, request_id: str) -> str:

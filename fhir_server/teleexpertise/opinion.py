@@ -1,8 +1,9 @@
-"""Writing the DiagnosticReport of a téléexpertise: signed by the expert in person, who alone corrects or withdraws it.
+"""Writing the DiagnosticReport of a téléexpertise: signed by the expert in person, who alone corrects it.
 
 A correction (amended, corrected, appended) is a new version of the documents for everybody who has one; a withdrawal
-(entered-in-error) takes them back. Neither moves the case: it stays completed, as the draft guide has no step from
-there. The reason stands in the extension statusReason.
+(entered-in-error) takes them back, by the signer or by an administrator. Neither moves the case: it stays completed, as
+the draft guide has no step from there. The reason stands in the extension statusReason; one that was there before is
+no reason of this change.
 
 Sources: https://hl7.org/fhir/R4/valueset-diagnostic-report-status.html;
 https://hl7.org/fhir/R4/extension-event-statusreason.html.
@@ -31,9 +32,10 @@ WITHDRAWN = "entered-in-error"
 REASON = "http://hl7.org/fhir/StructureDefinition/event-statusReason"
 _FILLED = ("issued", "resultsInterpreter")
 _PEOPLE = ("Practitioner/", "PractitionerRole/")
-_OF_STATUS = ("status", "extension")
 # What the documents print of a report: a correction changes one of these.
-_TOLD = ("conclusion", "conclusionCode", "effectivePeriod", "effectiveDateTime")
+_TOLD = ("conclusion", "conclusionCode")
+# What a correction may change beside: the rest is what was signed. The narrative repeats what is told.
+_BESIDE = ("status", "extension", "meta", "text", *_FILLED)
 
 
 def diagnostic_report(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
@@ -62,7 +64,7 @@ def diagnostic_report(before: Resource | None, after: Resource, ctx: Context) ->
 
 def _signed_before(before: Resource, after: Resource, request: Resource, source: State, ctx: Context) -> Consequences:
     """What was sent is said again, corrected or taken back; everything else is refused."""
-    if roles_in_case(ctx.caller, request, ctx.view) and _said_again(before, after):
+    if (_signed_it(before, ctx) or roles_in_case(ctx.caller, request, ctx.view)) and _said_again(before, after):
         return Consequences(before, (), "", request["id"], unchanged=True)
     if before["status"] == WITHDRAWN:
         wanted = "changing a report that was withdrawn (ask and answer in a new request)"
@@ -83,40 +85,42 @@ def _said_again(before: Resource, after: Resource) -> bool:
 
 
 def _corrected(before: Resource, after: Resource, request: Resource, source: State, ctx: Context) -> Consequences:
-    taken = step(ctx.caller, request, source, "completed", "DiagnosticReport.status", ctx.view, "amend")
-    _by_its_signer(before, ctx)
+    _may("amend", before, request, source, ctx)
     _about_the_patient(after, request)
     _need_conclusion(after)
     labels = (one.get("meta", {}).get("security") for one in (before, after))
     if all(before.get(name) == after.get(name) for name in _TOLD) and len({str(label) for label in labels}) == 1:
-        text = "a correction changes what the report says (conclusion, conclusionCode, effective instants)"
+        text = "a correction changes what the report says (conclusion, conclusionCode, security label)"
         raise Invalid(text, expression="DiagnosticReport.conclusion", code="value")
     kept = {name: value for name, value in after.items() if name != "issued" or value != before.get("issued")}
     signers = before.get("resultsInterpreter", [])
     if after.get("resultsInterpreter", signers) != signers:
         text = "who signed a report stays; leave the element out or send it back as it is"
         raise RuleBroken(text, expression="DiagnosticReport.resultsInterpreter")
+    for name in sorted({*before, *after} - {*_TOLD, *_BESIDE}):
+        if before.get(name) != after.get(name):
+            text = "a correction changes what the report concludes, not what it is about; ask and answer again for that"
+            raise RuleBroken(text, expression=f"DiagnosticReport.{name}")
     stored = {"issued": instant(ctx.now), **kept, "resultsInterpreter": signers}
-    return _traced(before, stored, request, taken.name, ctx)
+    return _traced(before, stored, request, "amend", ctx)
 
 
 def _withdrawn(before: Resource, after: Resource, request: Resource, source: State, ctx: Context) -> Consequences:
-    taken = step(ctx.caller, request, source, "completed", "DiagnosticReport.status", ctx.view, "withdraw")
-    _by_its_signer(before, ctx)
-    if not reason_of(after):
-        text = f"say why the report is withdrawn: its readers are told ({REASON}, valueCodeableConcept.text)"
+    _may("withdraw", before, request, source, ctx)
+    if not _new_reason(before, after):
+        text = f"say why the report is withdrawn now: its readers are told ({REASON}, valueCodeableConcept.text)"
         raise Invalid(text, expression="DiagnosticReport.extension", code="required")
-    was, now = ({name: one[name] for name in one if name not in _OF_STATUS} for one in (before, after))
+    was, now = (_without_status(one) for one in (before, after))
     if not same(was, now, _FILLED):
         text = "a withdrawal changes the status and gives the reason, nothing else; what was said stays on record"
         raise RuleBroken(text, expression="DiagnosticReport")
     stored = after | {name: before[name] for name in _FILLED if name in before}
-    return _traced(before, stored, request, taken.name, ctx)
+    return _traced(before, stored, request, "withdraw", ctx)
 
 
 def _traced(before: Resource, stored: Resource, request: Resource, name: str, ctx: Context) -> Consequences:
     targets = [f"ServiceRequest/{request['id']}", f"DiagnosticReport/{stored['id']}"]
-    told = provenance(request, targets, name, ctx, revised=before, reason=reason_of(stored))
+    told = provenance(request, targets, name, ctx, revised=before, reason=_new_reason(before, stored))
     return Consequences(stored, (told,), name, request["id"], final=True)
 
 
@@ -130,10 +134,33 @@ def reason_of(report: Resource) -> str:
     return ""
 
 
-def _by_its_signer(before: Resource, ctx: Context) -> None:
-    """Whoever signed answers for it. Raises RuleBroken."""
-    signers = [one.get("reference", "") for one in before.get("resultsInterpreter", ())]
-    if not any(is_caller(one, ctx.caller, ctx.view) for one in signers):
+def _new_reason(before: Resource, after: Resource) -> str:
+    """The reason of this change: what stands there from the one before is none."""
+    said = reason_of(after)
+    return "" if said == reason_of(before) else said
+
+
+def _without_status(report: Resource) -> Resource:
+    """A report without its status and the reason for it."""
+    others = [one for one in report.get("extension", ()) if one.get("url") != REASON]
+    kept = {name: value for name, value in report.items() if name not in ("status", "extension")}
+    return kept | ({"extension": others} if others else {})
+
+
+def _signed_it(report: Resource, ctx: Context) -> bool:
+    """Whether the caller signed it, and still works as an expert: in which group does not matter any more."""
+    signers = (one.get("reference", "") for one in report.get("resultsInterpreter", ()))
+    return "expert" in ctx.caller.roles and any(is_caller(one, ctx.caller, ctx.view) for one in signers)
+
+
+def _may(name: str, before: Resource, request: Resource, source: State, ctx: Context) -> None:
+    """Whoever signed answers for it; an administrator may take it back when nobody else can. Raises RuleBroken."""
+    signed = _signed_it(before, ctx)
+    if source == "completed" and signed:
+        return
+    step(ctx.caller, request, source, "completed", "DiagnosticReport.status", ctx.view, name)
+    if not signed and not (name == "withdraw" and "admin" in ctx.caller.roles):
+        signers = [one.get("reference", "") for one in before.get("resultsInterpreter", ())]
         text = f"a report is corrected or withdrawn by who signed it ({', '.join(signers) or 'nobody is named'})"
         raise RuleBroken(text, expression="DiagnosticReport.resultsInterpreter")
 

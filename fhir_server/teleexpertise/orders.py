@@ -23,7 +23,8 @@ from fhir_server.store.lanes import NewDelivery
 from fhir_server.teleexpertise import distribution
 from fhir_server.teleexpertise.case import Consequences, Context, based_on, is_case
 from fhir_server.teleexpertise.distribution import Destination, Shut
-from fhir_server.teleexpertise.documents import Rendered, told
+from fhir_server.teleexpertise.documents import Rendered
+from fhir_server.teleexpertise.notes import told
 from fhir_server.teleexpertise.parties import Candidate, candidates
 from fhir_server.teleexpertise.readiness import professional, site_of
 from fhir_server.teleexpertise.states import State, state_of

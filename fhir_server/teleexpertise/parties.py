@@ -25,6 +25,7 @@ from fhir_server.teleexpertise.readiness import named
 from mappers.fhir_to_identity import mailbox_of
 
 Resource = Mapping[str, Any]
+OPPOSED = "une opposition à cet envoi est enregistrée"
 _HOUSES = 4  # Organization.partOf is followed this far
 FINESS = ("https://finess.esante.gouv.fr", "urn:oid:1.2.250.1.71.4.2.2")
 
@@ -175,12 +176,15 @@ def _doctor(reference: str, patient: Resource, view: View) -> Doctor:
     mailbox = next(filter(None, map(mailbox_of, (*roles, person or party, *houses))), "")
     role = next((one for one in roles if mailbox_of(one)), roles[0] if len(roles) == 1 else None)
     name = named(person) if person else str(party.get("name", ""))
-    actors = {reference, _practitioner(reference, view), *(f"PractitionerRole/{one['id']}" for one in roles)} - {""}
     key = f"PractitionerRole/{role['id']}" if role else reference
-    return Doctor(key, name, mailbox, "le patient s'y oppose" if _opposed(patient, actors, view) else "")
+    return Doctor(key, name, mailbox, OPPOSED if opposed(patient, reference, view) else "")
 
 
-def _opposed(patient: Resource, actors: Iterable[str], view: View) -> bool:
+def opposed(patient: Resource, person: str, view: View) -> bool:
+    """Whether an active refusal of the patient names somebody, as a person or in a role of theirs."""
+    human = _practitioner(person, view)
+    roles = view.find("PractitionerRole", f"practitioner={human}") if human else ()
+    actors = {person, human, *(f"PractitionerRole/{one['id']}" for one in roles)} - {""}
     query = f"patient=Patient/{patient.get('id', '')}&status=active&actor={','.join(sorted(actors))}"
     return any(one.get("provision", {}).get("type") == "deny" for one in view.find("Consent", query))
 

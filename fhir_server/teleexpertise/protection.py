@@ -57,12 +57,20 @@ def _not_by_a_person(kind: str, ctx: Context) -> None:
 
 
 def document_reference(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
-    """The record of a report's documents is written by this server alone. Raises RuleBroken."""
-    for index, extension in enumerate(after.get("extension", ()) if before is None else ()):
-        if extension.get("url") == DISTRIBUTED:
-            text = "who got a document is told by this server; leave the extension out"
-            raise RuleBroken(text, expression=f"DocumentReference.extension[{index}]")
-    return _kept(before, after, _case_of_documents(before, ctx) if before else None, ctx)
+    """The record of a report's documents is written by this server alone, and nothing joins them. Raises RuleBroken."""
+    held, wanted = (
+        [(index, one) for index, one in enumerate(document.get("extension", ())) if one.get("url") == DISTRIBUTED]
+        for document in (before or {}, after)
+    )
+    if [one for _, one in held] != [one for _, one in wanted]:
+        text = "who got a document is told by this server; leave the extension as it is, or out of a document of yours"
+        place = f"DocumentReference.extension[{wanted[0][0]}]" if wanted else "DocumentReference.extension"
+        raise RuleBroken(text, expression=place)
+    request = _case_of_documents(before, ctx) if before else None
+    if request is None and _case_of_documents(after, ctx):
+        text = "the documents of a signed report are made by this server; relate yours to the ServiceRequest"
+        raise RuleBroken(text, expression="DocumentReference.context.related")
+    return _kept(before, after, request, ctx)
 
 
 def binary(before: Resource | None, after: Resource, ctx: Context) -> Consequences:

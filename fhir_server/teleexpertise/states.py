@@ -60,7 +60,9 @@ TRANSITIONS: tuple[Step, ...] = (
     ),
     _step("cancel", "on-hold", "revoked", "requester partner system", "set status revoked"),
     _step("amend", "completed", "completed", "expert", "its signer sets DiagnosticReport.status amended or corrected"),
-    _step("withdraw", "completed", "completed", "expert", "its signer sets DiagnosticReport.status entered-in-error"),
+    _step(
+        "withdraw", "completed", "completed", "expert admin", "its signer sets DiagnosticReport.status entered-in-error"
+    ),
     _step("void", "draft", "entered-in-error", "requester partner admin", "set status entered-in-error"),
     _step("void", "ready", "entered-in-error", "requester partner admin", "set status entered-in-error"),
     _step("void", "in_progress", "entered-in-error", "requester partner admin", "set status entered-in-error"),

@@ -1,9 +1,9 @@
 """Which version of a report each addressee holds, and what a later one is to them: new, instead, or a recall.
 
 Every DocumentReference of a report says who it goes to and by which delivery (extension `urn:passerelle:diffusion`,
-written by this server alone), and what they held before. With what became of the deliveries this tells who holds what,
-even when the outbox was cleaned: nobody gets a replacement of what they never had (ERR-5 900 of the LPS profile), and
-nobody a second first version.
+written by this server alone), and every delivery of an earlier version. What became of each is asked again each time,
+so that one kept back by a person, or refused late, is not forgotten; even when the outbox was cleaned nobody gets a
+replacement of what they never had (ERR-5 900 of the LPS profile), and nobody a second first version.
 
 Sources: CI-SIS "Transmission d'un document CDA-R2 en HL7v2" 2.1 (T02, T10, T04; TXA-13 names the parent);
 https://hl7.org/fhir/R4/documentreference.html (relatesTo, superseded).
@@ -16,22 +16,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fhir_server.context import View
-from fhir_server.teleexpertise.case import Handed
+from fhir_server.teleexpertise.case import STEP_SYSTEM, Handed
 from fhir_server.teleexpertise.distribution import (
     FLAVOURS,
     MAIL_LANE,
     Destination,
     Plan,
     Shut,
+    addressee_of,
     hl7_road,
     mail_road,
     report_flavour,
 )
-from fhir_server.teleexpertise.parties import Candidate
+from fhir_server.teleexpertise.parties import OPPOSED, Candidate
 from mappers.fhir_to_report import PatientIdentity
 
 Resource = Mapping[str, Any]
 DISTRIBUTED = "urn:passerelle:diffusion"
+_NAMED = "hl7:"
+# The steps that make a version.
+_VERSIONS = frozenset({"report", "amend"})
 _TEXTS = ("lane", "addressee", "person", "display", "delivery", "held", "by")
 NOT_REPLACED, NOT_RECALLED = "Correction du compte rendu non remise", "Retrait du compte rendu non remis"
 
@@ -51,13 +55,14 @@ class Holder:
 @dataclass(frozen=True, slots=True)
 class Held:
     """What stands before a new version: the documents that are in force, the number of the last one, who holds what,
-    and the deliveries nobody received, which are given up."""
+    every delivery so far (`past`, oldest first), and those nobody received, which are given up."""
 
     documents: tuple[Resource, ...] = ()
     version: int = 0
     holders: tuple[Holder, ...] = ()
     unsent: tuple[str, ...] = ()
     recorded: bool = True
+    past: tuple[Holder, ...] = ()
 
     @property
     def latest(self) -> str:
@@ -68,36 +73,48 @@ class Held:
 def held(report: str, status: str, view: View, handed: Callable[[str], Handed], *, taken_back: bool = False) -> Held:
     """What stands of a report (`DiagnosticReport/x`): its documents of this `status`, oldest first. `taken_back`: what
     a person keeps back is given up too, since it will never be wanted."""
-    found = [one for one in view.find("DocumentReference", f"related={report}&status={status}") if _ours(one)]
+    found = [*view.find("DocumentReference", f"related={report}&status={status}")]
+    if not all(map(_record, found)):
+        steps = _steps(report, view)
+        found = [one for one in found if _record(one) or one.get("date") in steps]
     found.sort(key=lambda one: (_number(one), str(one.get("date", ""))))
-    holders: dict[str, Holder] = {}
+    told: dict[object, Holder] = {}
+    for one in (one for document in found for one in _brought(document)):
+        told.setdefault(one.delivery or (one.lane, one.document), one)
+    past = tuple(told.values())
+    holders: list[Holder] = []
     unsent: list[str] = []
-    for document in found:
-        for entry in _entries(document):
-            delivery = entry["delivery"]
-            fate = handed(delivery) if delivery else "ended"
-            if fate == "waits" or (fate == "kept" and taken_back):
-                unsent.append(delivery)
-            who = Holder(entry["lane"], entry["addressee"], entry["person"], entry["display"])
-            if fate == "gone":
-                holders[who.lane] = replace(who, document=str(document["id"]), delivery=delivery)
-            elif not holders.get(who.lane, who).document:
-                holders[who.lane] = replace(who, document=entry["held"], delivery=entry["by"])
+    for one in past:
+        fate = handed(one.delivery) if one.delivery else "gone"
+        if fate == "waits" or (fate == "kept" and taken_back):
+            unsent.append(one.delivery)
+        elif fate == "gone":
+            holders = [had for had in holders if not _same(had, one)] + [one]
     number = _number(found[-1]) if found else 0
     recorded = not found or any(_record(document) for document in found)
-    return Held(tuple(found), number, tuple(holders.values()), tuple(unsent), recorded)
+    return Held(tuple(found), number, tuple(holders), tuple(dict.fromkeys(unsent)), recorded, past)
 
 
-def follow(plan: Plan, before: Held, *, mailing: bool) -> Plan:
+def _steps(report: str, view: View) -> frozenset[str]:
+    """The instants at which this server recorded a version: a document older than the record bears one as date."""
+    told = view.find("Provenance", f"target={report}")
+    return frozenset(
+        str(one.get("recorded", ""))
+        for one in told
+        for coding in one.get("activity", {}).get("coding", ())
+        if coding.get("system") == STEP_SYSTEM and coding.get("code") in _VERSIONS
+    )
+
+
+def follow(plan: Plan, before: Held, *, mailing: bool, opposed: Callable[[str], bool] = lambda _: False) -> Plan:
     """The plan of a later version: a replacement for who holds an earlier one, a first one for everybody else.
 
-    Who holds one and has no road now is mailed where they were mailed, or told. `mailing`: there is a mail operator.
+    Who holds one and has no road now is mailed where they were mailed, or told; not when the patient is `opposed` to
+    that person. `mailing`: there is a mail operator.
     """
-    holders = [one for one in before.holders if one.document]
-    if not before.recorded:
-        holders = list(assumed(plan, before))
+    holders = list(before.holders if before.recorded else assumed(plan, before))
+    shut = [replace(one, what=NOT_REPLACED) if _shuts(one, holders) else one for one in plan.shut]
     roads: list[Destination] = []
-    shut = [replace(one, what=NOT_REPLACED) for one in plan.shut] if holders else list(plan.shut)
     for road in plan.destinations:
         had = _holder(road, holders)
         if had is not None:
@@ -108,13 +125,24 @@ def follow(plan: Plan, before: Held, *, mailing: bool) -> Plan:
     for had in holders:
         if had.person and had.person in reached:
             continue  # the same person, by another road now
-        if had.lane.startswith(MAIL_LANE) and mailing:
+        whom, why = (
+            had.display or had.lane,
+            "une version précédente lui est parvenue, et plus aucun chemin ne mène à ce destinataire",
+        )
+        if had.person and opposed(had.person):
+            why = OPPOSED
+        elif had.lane.startswith(MAIL_LANE) and mailing:
             old = mail_road(had.lane.partition(":")[2], had.person, had.display)
             roads.append(replace(old, trigger="T10", replaces=had.document, after=had.delivery))
-        elif not any(one.lane == had.lane for one in shut):
-            why = "une version précédente lui a été envoyée, et plus aucun chemin n'y mène"
-            shut.append(Shut(had.display or had.lane, why, NOT_REPLACED, had.lane))
+            continue
+        if not any(_shuts(one, [had]) for one in shut):
+            shut.append(Shut(whom, why, NOT_REPLACED, had.lane, had.person))
     return Plan(tuple(roads), tuple(shut), plan.people)
+
+
+def _shuts(shut: Shut, holders: Sequence[Holder]) -> bool:
+    """Whether a road that is shut was that of a holder."""
+    return any((shut.lane and shut.lane == one.lane) or (shut.person and shut.person == one.person) for one in holders)
 
 
 def recall(before: Held, patient: PatientIdentity, view: View, *, mailing: bool) -> Plan:
@@ -122,7 +150,7 @@ def recall(before: Held, patient: PatientIdentity, view: View, *, mailing: bool)
     their part in the case since."""
     roads: list[Destination] = []
     shut: list[Shut] = []
-    for had in (one for one in before.holders if one.document):
+    for had in before.holders:
         road, why = _way_back(had, patient, view, mailing)
         if road is None:
             shut.append(Shut(had.display or had.lane, why, NOT_RECALLED, had.lane))
@@ -141,6 +169,8 @@ def _way_back(had: Holder, patient: PatientIdentity, view: View, mailing: bool) 
         road = mail_road(had.lane.partition(":")[2], had.person, had.display) if mailing else None
         return road, "aucun opérateur MSSanté n'est configuré (réglage smtp)"
     endpoint = view.get(had.lane) or {}
+    if _strangers(had.addressee, addressee_of(str(endpoint.get("address", "")))):
+        return None, f"{had.lane} mène maintenant à une autre application"
     code = report_flavour(endpoint) or ""
     flavour = FLAVOURS.get(code)
     if endpoint.get("status") != "active" or flavour is None:
@@ -151,33 +181,48 @@ def _way_back(had: Holder, patient: PatientIdentity, view: View, mailing: bool) 
 
 
 def _holder(road: Destination, holders: Sequence[Holder]) -> Holder | None:
-    """Who is at the end of a road: the same lane, the same addressee, or the same person in another mailbox."""
-    tests: tuple[Callable[[Holder], bool], ...] = (
-        lambda one: one.lane == road.lane,
-        lambda one: one.addressee == road.addressee,
-        lambda one: bool(one.person) and one.person == road.person and one.lane.startswith(MAIL_LANE),
-    )
-    wanted = tests if road.kind == "mail" else tests[:2]
-    return next((one for test in wanted for one in holders if test(one)), None)
+    """Who is at the end of a road, by the first of the tests that finds somebody."""
+    return next((one for test in _TESTS for one in holders if test(one, road)), None)
+
+
+def _same(had: Holder, other: Holder) -> bool:
+    return any(test(had, other) for test in _TESTS)
+
+
+def _same_lane(had: Holder, other: Holder | Destination) -> bool:
+    return had.lane == other.lane and not _strangers(had.addressee, other.addressee)
+
+
+def _same_addressee(had: Holder, other: Holder | Destination) -> bool:
+    return bool(had.addressee) and had.addressee == other.addressee
+
+
+def _same_reader(had: Holder, other: Holder | Destination) -> bool:
+    """The same person in another mailbox."""
+    mails = had.lane.startswith(MAIL_LANE) and other.lane.startswith(MAIL_LANE)
+    return mails and bool(had.person) and had.person == other.person
+
+
+_TESTS = (_same_lane, _same_addressee, _same_reader)
+
+
+def _strangers(one: str, other: str) -> bool:
+    """Whether two addressees are applications with different names: an address that moved is none."""
+    return one != other and one.startswith(_NAMED) and other.startswith(_NAMED)
 
 
 # --- the record on the DocumentReference -----------------------------------------------------------------------------
 
 
 def record(version: int, plan: Plan, ids: Mapping[Destination, str], before: Held) -> dict[str, Any]:
-    """The extension that says to whom a version goes, by which delivery (`ids`); and who keeps an earlier one."""
+    """The extension that says to whom a version goes, by which delivery (`ids`), after every delivery before it."""
     sent = [
         (road.lane, road.addressee, road.person, road.display, ids[road], road.replaces, road.after)
         for road in plan.destinations
     ]
-    replaced = {(road.replaces, road.after) for road in plan.destinations}
-    kept = [
-        (one.lane, one.addressee, one.person, one.display, "", one.document, one.delivery)
-        for one in before.holders
-        if one.document and (one.document, one.delivery) not in replaced
-    ]
+    past = [(one.lane, one.addressee, one.person, one.display, "", one.document, one.delivery) for one in before.past]
     parts: list[dict[str, Any]] = [{"url": "version", "valuePositiveInt": version}]
-    for line in (*sent, *kept):
+    for line in (*past, *sent):
         told = [{"url": name, "valueString": value} for name, value in zip(_TEXTS, line, strict=True) if value]
         parts.append({"url": "destinataire", "extension": told})
     return {"url": DISTRIBUTED, "extension": parts}
@@ -201,11 +246,17 @@ def _entries(document: Resource) -> list[dict[str, str]]:
     return found
 
 
+def _brought(document: Resource) -> list[Holder]:
+    """Every delivery a document tells of, its own and those before it."""
+    out = []
+    for entry in _entries(document):
+        who = Holder(entry["lane"], entry["addressee"], entry["person"], entry["display"])
+        if entry["held"]:
+            out.append(replace(who, document=entry["held"], delivery=entry["by"]))
+        if entry["delivery"]:
+            out.append(replace(who, document=str(document["id"]), delivery=entry["delivery"]))
+    return out
+
+
 def _number(document: Resource) -> int:
     return next((int(part["valuePositiveInt"]) for part in _record(document) if part.get("url") == "version"), 1)
-
-
-def _ours(document: Resource) -> bool:
-    """Whether a DocumentReference records a report of ours: named by its own id, or with a record."""
-    own = f"urn:uuid:{document.get('id', '')}"
-    return bool(_record(document)) or document.get("masterIdentifier", {}).get("value") == own

@@ -278,7 +278,7 @@ def test_messages_flow_whole_through_kills_freezes_and_flaky_partners(engine: Ca
 KILLS, MESSAGES = int(os.environ.get("CRASH_KILLS", "200")), int(os.environ.get("CRASH_MESSAGES", "10000"))
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=8)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("story_database", "processes"),

@@ -225,7 +225,7 @@ def test_bundles_are_whole_or_absent_after_a_few_kills(build: Callable[..., Hous
     assert sum(len(one.answered) for one in clients) >= 8
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=18)
 @pytest.mark.timeout(3600)
 def test_bundles_are_whole_or_absent_after_many_kills(build: Callable[..., House], story_database: str) -> None:
     house, url = house_and_url(build, story_database)

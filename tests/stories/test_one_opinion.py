@@ -227,7 +227,7 @@ def test_the_story_ends_the_same_when_the_server_is_killed_at_any_moment(
     check_after_crashes(house)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=2)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(6))
 def test_the_story_survives_many_kills(build: Callable[..., House], story_database: str, seed: int) -> None:

@@ -172,6 +172,8 @@ def test_a_base_port_rejects_what_it_does_not_support(server: Server) -> None:
         ({"name": "x", "port": 2600, "answer": "soon"}, "one of stored, validated, integrated"),
         ({"name": "x", "port": 2600, "site": "nowhere"}, "no site `nowhere`"),
         ({"name": "x", "port": 2600, "charset": "utf-16"}, "a name of HL7 table 0211"),
+        ({"name": "x", "port": 2600, "charset": "UNICODE UTF-8"}, "one byte a character"),
+        ({"name": "x", "port": 2600, "charset": "ASCII"}, "one byte a character"),
         ({"name": "x", "port": 2575}, "declared twice"),
         ({"name": "x", "port": 2600, "security": "none"}, "weaker than mllp_security"),
     ],

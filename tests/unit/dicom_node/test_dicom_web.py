@@ -32,6 +32,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def wholes(*paths: Path) -> list[web.Whole]:
+    return [
+        web.Whole(archive.file_meta(path).transfer_syntax_uid, lambda p=path: iter([p.read_bytes()])) for path in paths
+    ]  # type: ignore[misc]
+
+
 def parts(answer: tuple[str, Iterable[bytes]]) -> tuple[str, list[tuple[str, bytes]]]:
     """(outer type parameter, [(Content-Type, content)...])."""
     content_type, body = answer
@@ -138,30 +144,32 @@ def test_a_frame_that_does_not_exist_fails_before_the_first_byte(clip: Path) -> 
 
 
 def test_instances_are_whole_files_in_multipart(clip: Path) -> None:
-    outer, found = parts(web.instances([clip, clip], 'multipart/related; type="application/dicom"; transfer-syntax=*'))
+    outer, found = parts(
+        web.instances(wholes(clip, clip), 'multipart/related; type="application/dicom"; transfer-syntax=*')
+    )
     assert outer == "application/dicom"
     assert found == [(f"application/dicom; transfer-syntax={JPEG_BASELINE}", clip.read_bytes())] * 2
 
 
 @pytest.mark.parametrize("accept", ["application/dicom", "application/dicom; transfer-syntax=*"])
 def test_one_instance_may_come_alone(clip: Path, accept: str) -> None:
-    content_type, body = web.instances([clip], accept)
+    content_type, body = web.instances(wholes(clip), accept)
     assert content_type == f"application/dicom; transfer-syntax={JPEG_BASELINE}" and b"".join(body) == clip.read_bytes()
     with pytest.raises(NotAcceptable):
-        web.instances([clip, clip], accept)
+        web.instances(wholes(clip, clip), accept)
 
 
 def test_without_a_transfer_syntax_only_what_the_standard_allows_is_given(clip: Path) -> None:
     """PS3.18 8.7.3: the default is Explicit VR Little Endian, unless the pixel data exist in a lossy form only."""
     plain = 'multipart/related; type="application/dicom"'
     for path in (NATIVE, clip):
-        assert parts(web.instances([path], plain))[1][0][1] == path.read_bytes()
+        assert parts(web.instances(wholes(path), plain))[1][0][1] == path.read_bytes()
     for path in (J2K, IMPLICIT):
         with pytest.raises(NotAcceptable):
-            web.instances([path], plain)
+            web.instances(wholes(path), plain)
         syntax = archive.file_meta(path).transfer_syntax_uid
         for given_syntax in ("*", syntax):
-            answer = web.instances([path], f"{plain}; transfer-syntax={given_syntax}")
+            answer = web.instances(wholes(path), f"{plain}; transfer-syntax={given_syntax}")
             assert parts(answer)[1] == [(f"application/dicom; transfer-syntax={syntax}", path.read_bytes())]
     assert archive.file_meta(IMPLICIT).transfer_syntax_uid == IMPLICIT_LE
 

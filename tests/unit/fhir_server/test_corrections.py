@@ -38,7 +38,8 @@ from fhir_server.errors import Invalid, PasserelleError, RuleBroken
 from fhir_server.store.engine import Store
 from fhir_server.store.lanes import Delivery
 from fhir_server.store.session import Snapshot
-from fhir_server.teleexpertise import documents, overtaken
+from fhir_server.teleexpertise import notes as case_notes
+from fhir_server.teleexpertise import overtaken
 from fhir_server.teleexpertise.case import Context
 from fhir_server.teleexpertise.distribution import Plan, mail_road
 from fhir_server.teleexpertise.opinion import REASON
@@ -119,7 +120,7 @@ def record(hub: Hub, status: str = "current") -> Resource:
 
 
 def notes(hub: Hub) -> list[str]:
-    return documents.noted(read(hub, "Task/r"))
+    return case_notes.noted(read(hub, "Task/r"))
 
 
 def clinical(hub: Hub, reference: Resource) -> bytes:
@@ -196,8 +197,8 @@ def test_a_correction_is_traced_with_its_reason_and_the_case_stays_completed(sig
     assert told["agent"][0]["who"]["reference"] == "PractitionerRole/garnier"
     assert read(signed, "ServiceRequest/r")["status"] == "completed"
     assert len(notes(signed)) == 1
-    assert "la version 2 annule et remplace la précédente (erreur de mesure)" in notes(signed)[0]
-    assert documents.not_reached(read(signed, "Task/r")) == []
+    assert "la version 2 annule et remplace la précédente (motif : erreur de mesure)." in notes(signed)[0]
+    assert case_notes.not_reached(read(signed, "Task/r")) == []
     lines = [line["text"] for line in outbox.trace(signed.store, {"id": "r"})]
     for word in ("avis demandé", "demande prise en charge", "compte rendu signé", "compte rendu corrigé"):
         assert any(word in line for line in lines), word
@@ -295,7 +296,7 @@ def test_who_holds_a_version_and_has_no_road_now_is_told_in_the_case(signed: Hub
     put(signed, PARTNER, dpi | {"status": "off"})
     correct(signed)
     assert DPI not in waiting(signed)
-    (told,) = documents.not_reached(read(signed, "Task/r"))
+    (told,) = case_notes.not_reached(read(signed, "Task/r"))
     assert told.startswith("Correction du compte rendu non remise à Dossier patient")
     put(signed, PARTNER, dpi)
     received(signed)
@@ -319,7 +320,16 @@ def test_documents_from_before_the_record_are_taken_as_received(signed: Hub) -> 
         (COLLEAGUE, {"status": "amended", "conclusion": "Autre."}, "DiagnosticReport.resultsInterpreter"),
         (COLLEAGUE, {"status": "entered-in-error", "extension": because("x")}, "DiagnosticReport.resultsInterpreter"),
         (REQUESTER, {"status": "amended", "conclusion": "Autre."}, "DiagnosticReport.status"),
-        (ADMIN, {"status": "entered-in-error", "extension": because("x")}, "DiagnosticReport.status"),
+        (ADMIN, {"status": "amended", "conclusion": "Autre."}, "DiagnosticReport.status"),
+        (ADMIN, {"status": "entered-in-error"}, "DiagnosticReport.extension"),
+        (EXPERT, {"status": "amended", "effectiveDateTime": "2026-01-01T10:00:00Z"}, "DiagnosticReport.conclusion"),
+        (EXPERT, {"status": "amended", "conclusion": "A", "effectiveDateTime": "2026-01-01T10:00:00Z"},
+         "DiagnosticReport.effectiveDateTime"),
+        (EXPERT, {"status": "amended", "conclusion": "A", "code": {"text": "Autre chose"}}, "DiagnosticReport.code"),
+        (EXPERT, {"status": "amended", "conclusion": "A", "performer": [{"reference": "PractitionerRole/benali"}]},
+         "DiagnosticReport.performer"),
+        (EXPERT, {"status": "entered-in-error", "extension": [*because("x"), {"url": "urn:x", "valueBoolean": True}]},
+         "DiagnosticReport"),
         (EXPERT, {"status": "amended"}, "DiagnosticReport.conclusion"),
         (EXPERT, {"status": "amended", "conclusion": ""}, "DiagnosticReport.conclusion"),
         (EXPERT, {"status": "amended", "presentedForm": [{"title": "x"}]}, "DiagnosticReport.conclusion"),
@@ -395,7 +405,9 @@ def test_a_withdrawal_marks_the_documents_and_keeps_their_content(signed: Hub) -
     assert record(signed, "entered-in-error")["content"]
     assert all(read(signed, url)["data"] for url in contents)
     assert read(signed, "ServiceRequest/r")["status"] == "completed"
-    assert notes(signed)[0].startswith("Compte rendu retiré le ") and notes(signed)[0].endswith(": mauvaise patiente")
+    assert notes(signed)[0].startswith("Compte rendu retiré le ") and notes(signed)[0].endswith(
+        "(motif : mauvaise patiente)."
+    )
     steps = [one["activity"]["coding"][0]["code"] for one in found(signed, "Provenance", "target=DiagnosticReport/r")]
     assert sorted(steps) == ["report", "withdraw"]
     with pytest.raises(RuleBroken, match="rests on"):
@@ -474,7 +486,7 @@ def test_a_mail_operator_that_is_gone_is_told(open_url: Callable[..., Store], sq
     mute = dataclasses.replace(hub, settings=dataclasses.replace(hub.settings, smtp=""))
     withdraw(mute)
     assert set(waiting(hub)) == {DPI, PFI}
-    (told,) = documents.not_reached(read(hub, "Task/r"))
+    (told,) = case_notes.not_reached(read(hub, "Task/r"))
     assert told.startswith("Retrait du compte rendu non remis à claire.moreau@") and "réglage smtp" in told
 
 

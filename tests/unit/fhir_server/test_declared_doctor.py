@@ -12,7 +12,7 @@ from hubs import PARTNER, SYSTEM, asked, directory, hub_on, put, read
 from fhir_server.changes import Hub
 from fhir_server.demo import people
 from fhir_server.store.engine import Store
-from fhir_server.teleexpertise import documents
+from fhir_server.teleexpertise import notes as case_notes
 from mssante import envelope
 
 Resource = dict[str, Any]
@@ -35,7 +35,7 @@ def mailed(hub: Hub) -> list[str]:
 
 
 def untold(hub: Hub) -> list[str]:
-    return documents.not_reached(read(hub, "Task/r"))
+    return case_notes.not_reached(read(hub, "Task/r"))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,9 @@ def test_a_patient_who_does_not_want_it_is_heard(hub: Hub, actor: str) -> None:
     put(hub, PARTNER, refusal(actor, scope=scope))
     declared(hub, {"reference": "Practitioner/lefevre"})
     assert mailed(hub) == [ASKER]
-    assert untold(hub) == ["Compte rendu non remis à DR Paul LEFEVRE (médecin traitant) : le patient s'y oppose."]
+    assert untold(hub) == [
+        "Compte rendu non remis à DR Paul LEFEVRE (médecin traitant) : une opposition à cet envoi est enregistrée."
+    ]
 
 
 @pytest.mark.parametrize("change", [{"status": "inactive"}, {"patient": {"reference": "Patient/patient-02"}}])

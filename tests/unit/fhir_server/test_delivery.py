@@ -13,11 +13,16 @@ from conformance.peers.mllp import Peer
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM
 from fhir_server.delivery import transports, workers
+from fhir_server.delivery.line import ticks
 from fhir_server.delivery.transports import TABLE, classify
 from fhir_server.delivery.workers import Lines, backoff
+from fhir_server.errors import Unavailable
+from fhir_server.store.blob_seal import Keys
+from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
-from fhir_server.store.lanes import Delivery, NewDelivery
+from fhir_server.store.lanes import Claim, Delivery, NewDelivery, Outcome
 from fhir_server.store.outbox_desk import Attempt
+from fhir_server.store.session import Snapshot
 
 FIRST, SECOND = "AAAAAAAAAAAAAAAAAAA1", "AAAAAAAAAAAAAAAAAAA2"
 
@@ -177,3 +182,64 @@ def test_the_pause_doubles_and_is_capped(hub: Hub) -> None:
     patient = dataclasses.replace(hub, settings=settings)
     for failures, seconds in ((0, 5.0), (1, 10.0), (4, 80.0), (9, 900.0), (1_000_000, 900.0)):
         assert seconds <= backoff(patient, failures) <= seconds * 1.2
+
+
+def large(key: str) -> NewDelivery:
+    return NewDelivery("dpi", "mllp://127.0.0.1:1", "hl7", message(key) + b"NTE|1||" + b"x" * 100_000 + b"\r", id=key)
+
+
+def test_content_that_cannot_be_read_now_leaves_later(hub: Hub) -> None:
+    keys = Keys({"k": b"k" * 32}, "k")
+    sealed = Blobs(hub.store.blobs.root, keys=keys)
+    plain, hub.store.blobs = hub.store.blobs, sealed
+    hub.store.write(SYSTEM, lambda tx: tx.send(large(FIRST)))
+    hub.store.blobs = plain  # a process without the key
+    assert deliver_one(hub) is True
+    assert (row(hub).state, row(hub).error_class) == ("queued", "transient")
+    assert "key k" in row(hub).error
+    hub.store.blobs = sealed
+    assert deliver_one(hub) is True
+    assert "refused" in row(hub).error, "it was tried: nobody listens"
+
+
+def test_damaged_content_waits_for_a_person(hub: Hub) -> None:
+    hub.store.blobs = Blobs(hub.store.blobs.root, keys=Keys({"k": b"k" * 32}, "k"))
+    hub.store.write(SYSTEM, lambda tx: tx.send(large(FIRST)))
+    (path,) = hub.store.blobs.root.glob("??/??/*.gcm1")
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert deliver_one(hub) is True
+    assert (row(hub).state, row(hub).error_class) == ("held", "held")
+
+
+def test_an_outcome_is_written_once_when_the_next_delivery_cannot_be_taken(hub: Hub) -> None:
+    """The next one is held back, so another is looked for in a transaction of its own; that one fails."""
+    send(hub, "mllp://127.0.0.1:1", FIRST)
+    send(hub, "mllp://127.0.0.1:1", SECOND, lane="other")
+    send(hub, "mllp://127.0.0.1:1", "AAAAAAAAAAAAAAAAAAA3", lane="third")
+    claim = hub.store.take("w", 30, lambda tx, one: None)
+    assert claim is not None
+    checked: list[str] = []
+
+    def check(tx: Snapshot, one: Claim) -> Outcome:
+        checked.append(one.delivery.id)
+        if len(checked) > 1:
+            raise Unavailable("the database went away")
+        return Outcome("held", "overtaken", "no")
+
+    later = hub.store.moment() + 10**9
+    told = hub.store.pass_on(claim, Outcome("retry", "transient", "t", None, later), "w", 30, check)
+    assert told == (True, None) and len(checked) == 2
+    assert [(one.outcome, one.error) for one in attempts(hub)] == [("retry", "t")]
+
+
+def test_a_partner_counts_as_slow_only_while_it_is_spoken_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SLOW_SECONDS", 0.0)
+    send(hub, "mllp://127.0.0.1:1", FIRST)
+    claim, lines = hub.store.take("w", 30, lambda tx, one: None), Lines(hub)
+    assert claim is not None
+    with lines.opened(claim, ticks() - 100) as line:
+        assert lines.slow() == 0, "however long the database took"
+        with line.talking():
+            assert lines.slow() == 1
+        assert lines.slow() == 0

@@ -19,7 +19,7 @@ from fhir_server.delivery.transports import AMBIGUOUS
 from fhir_server.demo import people
 from fhir_server.store.engine import Store
 from fhir_server.store.lanes import Delivery
-from fhir_server.teleexpertise import documents
+from fhir_server.teleexpertise import notes as case_notes
 from fhir_server.teleexpertise.distribution import dmp_open, dmp_refusal
 from hl7v2.message import Message, parse
 from mappers.fhir_to_report import Code
@@ -81,7 +81,7 @@ def with_dmp(hub: Hub, *parts: tuple[str, str]) -> None:
 
 def notes(hub: Hub, key: str = "r") -> list[str]:
     """What the case's Task says of who did not get the report."""
-    return documents.not_reached(read(hub, f"Task/{key}"))
+    return case_notes.not_reached(read(hub, f"Task/{key}"))
 
 
 def lanes(hub: Hub) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,38 @@ def test_an_object_whose_file_is_gone_is_a_fault_of_ours_and_not_silence(hub: Hu
         answer = get(hub, path)
         assert answer.status == 500, path
         said(answer)
+
+
+def test_an_answer_of_many_objects_holds_one_at_a_time(hub: Hub, tmp_path: Path) -> None:
+    many = 40
+    node = Node(("127.0.0.1", 0), images.policy(hub.settings, tmp_path / "data"), images.receiver(hub))
+    node.start()
+    files = []
+    for number in range(many):
+        files.append(tmp_path / f"{number}.dcm")
+        uids = {"study_uid": "2.25.9", "series_uid": "2.25.8", "instance_uid": f"2.25.7.{number}"}
+        files[-1].write_bytes(sample.clip(patient_id=Identifier("X"), patient_name="X", **uids))
+    assert {code for _, code in scu.store(("127.0.0.1", node.port), files, called="PASSERELLE")} == {0}
+    node.close()
+    arriving, seen = hub.store.blobs.new_folder(), 0
+    everything = "multipart/related; type=application/dicom; transfer-syntax=*"
+    for path, accept in (("/studies/2.25.9", everything), ("/studies/2.25.9/metadata", "*/*")):
+        for method in ("HEAD", "GET"):
+            held = len(os.listdir("/proc/self/fd"))
+            answer = get(hub, path, accept, method)
+            assert answer.status == 200 and answer.stream is not None
+            assert list(arriving.iterdir()) == [], "nothing is copied before the first byte is asked for"
+            for _ in answer.stream if method == "GET" else ():
+                seen = max(seen, len(list(arriving.iterdir())))
+                assert len(os.listdir("/proc/self/fd")) <= held + 3
+    assert seen <= 1
+
+
+def test_a_refused_frame_leaves_no_copy(hub: Hub) -> None:
+    gc.disable()
+    try:
+        for path, accept in ((f"{ONE}/frames/1", "text/html"), (f"{ONE}/frames/99", JPEG)):
+            assert get(hub, path, accept).status in (404, 406)
+            assert list(hub.store.blobs.new_folder().iterdir()) == []
+    finally:
+        gc.enable()

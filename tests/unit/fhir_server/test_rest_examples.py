@@ -108,7 +108,7 @@ def test_a_sample_of_the_official_examples_comes_back_as_it_was_sent(hub: Hub) -
     assert {name: problem for name, problem in wrong.items() if name not in excused} == {}
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=5)
 @pytest.mark.timeout(3600)
 def test_every_official_example_comes_back_as_it_was_sent_or_is_refused_by_name(hub: Hub) -> None:
     wrong, tried, count = judged(hub, 1)

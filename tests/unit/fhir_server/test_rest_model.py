@@ -468,7 +468,7 @@ def test_concurrent_clients_see_what_one_after_the_other_would_see(store: Store)
     assert not wanted - set(told), "the run did not come across what it is for"
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=6)
 @pytest.mark.timeout(3600)
 def test_concurrent_clients_see_what_one_after_the_other_would_see_at_length(store: Store) -> None:
     told = play(store, 300, 25, seeded=False)

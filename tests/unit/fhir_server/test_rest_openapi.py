@@ -171,7 +171,7 @@ def sent(case: Any) -> bytes:
     return json.dumps(case.body, default=str).encode()
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=4)
 @pytest.mark.timeout(1800)
 def test_requests_made_up_from_the_document_are_answered_as_it_says(hub: Hub) -> None:
     """Schemathesis over the whole document: never a 5xx, every error an OperationOutcome."""

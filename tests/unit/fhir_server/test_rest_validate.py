@@ -13,6 +13,7 @@ from rest_calls import OBSERVATION, PATIENT, Answer, ask, stored
 
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM, Caller
+from fhir_server.errors import Fault, Throttled, Unavailable
 from fhir_server.store.engine import Store
 from profiles.validator.structure import check
 from profiles.xml_text import to_xml
@@ -199,3 +200,24 @@ def test_a_binary_is_judged_as_a_resource(hub: Hub) -> None:
     binary = {"resourceType": "Binary", "contentType": "text/plain", "data": base64.b64encode(b"x").decode()}
     assert verdict(ask(hub, "POST", "Binary/$validate?mode=create", binary)) == []
     assert ask(hub, "POST", "Binary/$validate", b"x", content_type="text/plain").status == 415
+
+
+def test_a_mode_that_is_no_text_is_refused(hub: Hub) -> None:
+    parts = [{"name": "mode", "valueCoding": {"code": "create"}}, {"name": "resource", "resource": PATIENT}]
+    assert ask(hub, "POST", "Patient/$validate", {"resourceType": "Parameters", "parameter": parts}).status == 400
+
+
+@pytest.mark.parametrize("claimed", [5, "http://x", [None], {"a": 1}])
+def test_profiles_that_are_no_list_are_told_as_the_fault_they_are(hub: Hub, claimed: Any) -> None:
+    found = ask(hub, "POST", "Patient/$validate", PATIENT | {"meta": {"profile": claimed}})
+    assert found.status == 200 and verdict(found)
+    assert "profiles are not checked" not in found.body.decode()
+
+
+@pytest.mark.parametrize("fault", [Unavailable, Throttled, Fault])
+def test_what_could_not_be_judged_is_no_verdict(hub: Hub, monkeypatch: pytest.MonkeyPatch, fault: type) -> None:
+    def failing(*_: object) -> None:
+        raise fault("not now")
+
+    monkeypatch.setattr(hub.store, "read", failing)
+    assert ask(hub, "POST", "Patient/$validate?mode=create", PATIENT).status == fault.http

@@ -552,7 +552,7 @@ def test_synthetic_patients_are_found_as_the_oracle_says(store: Store, shared: P
     assert tally["answered"] > 100
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=9)
 @pytest.mark.timeout(3000)
 @pytest.mark.needs("shared")
 def test_thousands_of_searches_are_answered_as_the_oracle_says(store: Store, shared: Path) -> None:
@@ -563,7 +563,7 @@ def test_thousands_of_searches_are_answered_as_the_oracle_says(store: Store, sha
         assert not compare_includes(made, seed, 100)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=9)
 @pytest.mark.timeout(3000)
 def test_every_official_example_is_found_as_the_oracle_says(store: Store) -> None:
     made = world(store, official())

@@ -133,7 +133,7 @@ def test_pages_keep_their_promise_under_writes(store: Store) -> None:
     check(store, 20)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=2)
 @pytest.mark.timeout(1800)
 def test_pages_keep_their_promise_under_many_writes(store: Store) -> None:
     check(store, 1000)
@@ -144,7 +144,7 @@ def test_pages_in_the_order_of_an_index_keep_their_promise(store: Store, monkeyp
     check(store, 30, BY_INDEX)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=2)
 @pytest.mark.timeout(1800)
 def test_pages_in_the_order_of_an_index_keep_their_promise_under_many_writes(
     store: Store, monkeypatch: pytest.MonkeyPatch

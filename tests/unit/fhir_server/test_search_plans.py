@@ -38,7 +38,7 @@ SHAPES: dict[str, tuple[str, list[tuple[str, str]]]] = {
 }
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=20)
 @pytest.mark.timeout(3000)
 @pytest.mark.needs("shared", "postgresql")
 def test_no_shape_of_search_reads_a_whole_table(

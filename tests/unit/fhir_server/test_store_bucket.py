@@ -28,6 +28,7 @@ from fhir_server.store.blobs import Blobs, blobs_of
 from fhir_server.store.check import check
 from fhir_server.store.engine import Store, open_store
 from fhir_server.store.inbox import NewMessage, sha256_of
+from fhir_server.store.installation import Elsewhere, claim_content
 from fhir_server.store.retention import DAY, collect
 
 KEYS = "k1 MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=\n"
@@ -363,3 +364,24 @@ def test_threads_that_put_and_read_at_once_all_succeed(blobs: Blobs) -> None:
     for thread in threads:
         thread.join(60)
     assert faults == []
+
+
+def test_a_prefix_belongs_to_one_installation(settings: Settings, tmp_path: Path) -> None:
+    """A clean-up removes what its database does not know: it must not meet another's content."""
+    first, second = (
+        open_store(f"sqlite:///{tmp_path}/{name}/p", tmp_path / name, blobs=blobs_of(settings, tmp_path / name))
+        for name in ("one", "two")
+    )
+    try:
+        claim_content(first)
+        kept = first.blobs.put(b"of the first")
+        claim_content(first)
+        with pytest.raises(Elsewhere, match="belongs to installation"):
+            claim_content(second)
+        with pytest.raises(Elsewhere):
+            collect(second, age_seconds=-DAY)
+        assert first.blobs.read(kept) == b"of the first"
+        assert [name for names in first.blobs.names() for name in names] == [kept], "the mark is no content"
+    finally:
+        first.close()
+        second.close()

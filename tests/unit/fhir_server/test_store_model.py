@@ -366,7 +366,7 @@ def test_the_store_is_its_model_for_concurrent_callers(store: Store) -> None:
     play(store, 10, 8, seeded=True)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=3)
 @pytest.mark.timeout(3600)
 def test_the_store_is_its_model_for_concurrent_callers_at_length(store: Store) -> None:
     play(store, 400, 30, seeded=False)
