@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from ctypes import c_uint64
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _listen(pipe: Connection, answered: Any, count: int) -> None:
         ports = []
         for number in range(count + 1):
             listening = await asyncio.start_server(
-                lambda reader, writer, number=number: talk(number, reader, writer),  # type: ignore[misc]
+                partial(talk, number),
                 "127.0.0.1",
                 limit=1 << 20,
             )

@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import time
 import tomllib
 import uuid
@@ -50,6 +51,7 @@ _SELECT_OLD = (
     "SELECT r.rid, h.version, r.text FROM resource r LEFT JOIN history h ON h.rid = r.rid AND h.version = 1 "
     "WHERE r.type = %s AND r.id = %s"
 )
+_CONTAINED = re.compile(r"-\d{13,19}\b")
 _DRAW = "SELECT nextval(pg_get_serial_sequence('resource', 'rid')) FROM generate_series(1, 64)"
 _CHANGES = ("INSERT", "UPDATE", "DELETE")
 
@@ -361,9 +363,16 @@ def _repeat(connection: Any, note: Note, version: int, rids: list[int]) -> None:
 
 
 def _rewritten(text: str, put: dict[Any, Any]) -> str:
+    text = _CONTAINED.sub(lambda found: _contained(found[0], put), text)
     for old, new in put.items():
         text = text.replace(str(old), str(new))
     return text
+
+
+def _contained(number: str, put: dict[Any, Any]) -> str:
+    """The number of a contained resource, `-(rid * 1024 + place)`, beside another rid (ADR 0057)."""
+    rid, place = divmod(-int(number), 1024)
+    return f"{-(put[rid] * 1024 + place)}" if rid in put else number
 
 
 def _filled(value: Any, put: dict[Any, Any]) -> Any:

@@ -160,6 +160,7 @@ def ours(postgres: Cluster) -> Iterator[Ours]:
         "DICOM_PORT": free_port(),
     }
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PASSERELLE_")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # users start from bytecode files
     environment |= {f"PASSERELLE_{name}": str(value) for name, value in settings.items()}
     program = [sys.executable, "-c", "import sys; from fhir_server.cli import main; sys.exit(main(sys.argv[1:]))"]
     try:

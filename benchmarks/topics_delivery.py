@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks import report, servers
@@ -109,7 +110,7 @@ def _rates(place: _Place, there: Partners, groups: Sequence[int], effort: Effort
             for number in processes:
                 name = f"{place.name}, {count} lane(s), {number} process(es)"
                 window = _Window(outbox, workers, number, lanes[count], there, first[count])
-                subjects[name] = lambda window=window: window.rate(effort.seconds)  # type: ignore[misc]
+                subjects[name] = partial(window.rate, effort.seconds)
         subjects[f"{place.name}, bare insert"] = lambda: _inserts(pool, inserts, effort.seconds)
         measures = _interleaved(subjects, effort.rounds)
     limit = statistics.median(measures[f"{place.name}, bare insert"])
@@ -226,7 +227,7 @@ def _beside(place: _Place, there: Partners, many: int, effort: Effort) -> tuple[
             beside = {"": [], **{name: [lane] for name, lane in zip(_DEAD, dead, strict=True)}}
             windows = {name: _Window(outbox, workers, 1, lanes, there, 0, some) for name, some in beside.items()}
             rates = _interleaved(
-                {name: lambda window=window: window.rate(effort.seconds) for name, window in windows.items()},  # type: ignore[misc]
+                {name: partial(window.rate, effort.seconds) for name, window in windows.items()},
                 effort.rounds,
             )
         claims += _claims(place, outbox, lanes, f"a claim beside {len(dead)} dead lanes", effort, dead)

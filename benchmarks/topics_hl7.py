@@ -17,13 +17,15 @@ import multiprocessing
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import report, servers
 from benchmarks.inserts import inserting
@@ -37,7 +39,7 @@ _KEY = "bench-hl7"
 _WARM = 500  # messages that a Java machine needs before it runs at its own speed
 _PAST = 1 << 20  # numbers of one subject never meet those of another
 SIZES = ("600-byte ADT", "10 MB report")
-WHEN = ("stored", "integrated")
+WHEN: tuple[Literal["stored", "integrated"], ...] = ("stored", "integrated")
 HAPI = "HAPI HL7 v2, answers only"
 _PEER = ROOT / "tests" / "peers" / "hapi_hl7v2" / "build.py"
 
@@ -177,7 +179,7 @@ def _measured(
         subjects = [Subject("limit", lambda: _all(pool, inserts, batch, numbers, body))]
         for when in ports:
             links = [stack.enter_context(contextlib.closing(_Link(ports[when]))) for _ in range(count)]
-            subjects.append(Subject(when, lambda links=links: _all(pool, links, batch, numbers, body)))  # type: ignore[misc]
+            subjects.append(Subject(when, partial(_all, pool, links, batch, numbers, body)))
         return measured(subjects, effort)
 
 
@@ -217,13 +219,14 @@ def _hapi(folder: Path) -> Iterator[int]:
     spec = importlib.util.spec_from_file_location("hapi_hl7v2_build", _PEER)
     if spec is None or spec.loader is None:
         raise servers.Unable(f"{_PEER} is not there")
+    sys.path.append(str(ROOT / "tests"))  # where the peer's own imports are
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     classes, port = folder / "classes", servers.free_port()
     classes.mkdir()
     try:
         words = build.command(classes)
-    except build.pytest.skip.Exception as absent:  # the tests' own words for a jar that is not to be had
+    except build.maven.pytest.skip.Exception as absent:  # the tests' own words for a jar that is not to be had
         raise servers.Unable(str(absent)) from absent
     # A 10 MB message is several strings of 20 MB while HAPI parses it, on each of 16 connections.
     words = ["-Xmx4g" if word.startswith("-Xmx") else word for word in words]
@@ -287,7 +290,7 @@ def _serve(url: str, folder: str, pipe: Connection) -> None:
     seed_sites(hub, sites)
     listeners = {}
     for when in WHEN:
-        port = Port(name=when, answer=when, site=_KEY)  # type: ignore[arg-type]
+        port = Port(name=when, answer=when, site=_KEY)
         listeners[when] = Listener(("127.0.0.1", 0), wired(hub, port)[0])
         listeners[when].start()
     pipe.send({when: listener.port for when, listener in listeners.items()})

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
-from xml.etree import ElementTree as XML  # noqa: N814
+from xml.etree import ElementTree
 
 from conformance.runner import STATUSES, Check, Result, Run
 from conformance.target import WIRES
@@ -86,49 +86,51 @@ def read(text: str) -> Run:
 def junit(run: Run) -> str:
     """The run as JUnit XML: a suite for each wire, a case for each check, the evidence in system-out."""
     counts = run.counts
-    root = XML.Element("testsuites", name="conformance", time=f"{run.seconds:.3f}")
+    root = ElementTree.Element("testsuites", name="conformance", time=f"{run.seconds:.3f}")
     _count(root, sum(counts.values()), counts["fail"], counts["error"], counts["skip"] + counts["omit"])
     for wire in WIRES:
         results = [one for one in run.results if one.wire == wire]
         if results:
             _suite(root, wire, results, run)
-    XML.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + XML.tostring(root, encoding="unicode") + "\n"
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _suite(root: XML.Element, wire: str, results: list[Result], run: Run) -> None:
-    suite = XML.SubElement(root, "testsuite", name=wire, timestamp=run.started.rstrip("Z"))
+def _suite(root: ElementTree.Element, wire: str, results: list[Result], run: Run) -> None:
+    suite = ElementTree.SubElement(root, "testsuite", name=wire, timestamp=run.started.rstrip("Z"))
     suite.set("time", f"{sum(one.seconds for one in results):.3f}")
     _count(suite, len(results), *(sum(1 for one in results if one.status in kind) for kind in _COUNTED))
     if wire in run.addresses:
-        _property(XML.SubElement(suite, "properties"), "address", run.addresses[wire])
+        _property(ElementTree.SubElement(suite, "properties"), "address", run.addresses[wire])
     for one in results:
         name = f"{one.id}: {one.title}"
-        case = XML.SubElement(suite, "testcase", classname=f"conformance.{wire}", name=name, time=f"{one.seconds:.3f}")
-        properties = XML.SubElement(case, "properties")
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=f"conformance.{wire}", name=name, time=f"{one.seconds:.3f}"
+        )
+        properties = ElementTree.SubElement(case, "properties")
         _property(properties, "level", one.level)
         for url in one.verifies:
             _property(properties, "verifies", url)
         if one.status in _ELEMENTS:
-            outcome = XML.SubElement(case, _ELEMENTS[one.status], message=_xml(one.message))
+            outcome = ElementTree.SubElement(case, _ELEMENTS[one.status], message=_xml(one.message))
             if one.status in {"fail", "error"}:
                 outcome.set("type", one.status)
                 outcome.text = _xml("\n".join(_finding(one)))
         if one.evidence:
-            XML.SubElement(case, "system-out").text = _xml("\n".join(one.evidence))
+            ElementTree.SubElement(case, "system-out").text = _xml("\n".join(one.evidence))
 
 
 _COUNTED = ({"fail"}, {"error"}, {"skip", "omit"})
 _ELEMENTS = {"fail": "failure", "error": "error", "skip": "skipped", "omit": "skipped"}
 
 
-def _count(element: XML.Element, tests: int, failures: int, errors: int, skipped: int) -> None:
+def _count(element: ElementTree.Element, tests: int, failures: int, errors: int, skipped: int) -> None:
     for name, value in (("tests", tests), ("failures", failures), ("errors", errors), ("skipped", skipped)):
         element.set(name, str(value))
 
 
-def _property(parent: XML.Element, name: str, value: str) -> None:
-    XML.SubElement(parent, "property", name=name, value=_xml(value))
+def _property(parent: ElementTree.Element, name: str, value: str) -> None:
+    ElementTree.SubElement(parent, "property", name=name, value=_xml(value))
 
 
 def _xml(text: str) -> str:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from conformance.target import Options
 from conformance.wire_dicom import IMPLICIT_LITTLE, ULTRASOUND_IMAGE
@@ -59,9 +60,9 @@ class Admission:
         return "".join(f"{one}\r" for one in kept).encode(CHARSETS[self.charset], "replace")
 
 
-def admission(options: Options, control_id: str, patient_id: str, **changes: object) -> bytes:
+def admission(options: Options, control_id: str, patient_id: str, **changes: Any) -> bytes:
     """An `ADT^A01` of PAM France, or what `changes` of `Admission` make of it."""
-    return replace(Admission(control_id, patient_id), **changes).message(options)  # type: ignore[arg-type]
+    return replace(Admission(control_id, patient_id), **changes).message(options)
 
 
 def _segment(name: str, fields: Mapping[int, str]) -> str:

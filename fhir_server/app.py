@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
-
 from dicom_node.scp import Node
 from fhir_server import upkeep
 from fhir_server.changes import Change, Hub, apply
@@ -47,7 +45,6 @@ from fhir_server.store.engine import Store, open_store
 from fhir_server.store.folder import DataFolderLock
 from fhir_server.store.inbox import InboxRow
 from fhir_server.store.installation import Elsewhere, claim_content, identity
-from fhir_server.web import Connection, application
 
 if TYPE_CHECKING:
     from fhir_server.security.tokens import Verifier
@@ -135,6 +132,7 @@ class Server:
         family = settings.web_processes if web is None else 1
         web = web or (_bind(settings.bind, settings.http_port, "http_port") if "api" in duties else None)
         try:
+            children = self._launch(web, family) if web and family > 1 else None
             self._open(data, int(web.getsockname()[1]) if web else 0)
             self.knocks = Knocks(self.hub)
             hl7 = self._start_mllp() if "mllp" in duties else {}
@@ -145,15 +143,16 @@ class Server:
                 hl7,
                 0 if web else self._start_health(),
             )
-            if web and family > 1:
-                self._start_family(web, family)
+            if web and children:
+                web.listen(BACKLOG)
+                children.start(self._told())
             elif web:
                 self._start_http(web)
             self._start_workers()
         except BaseException:
+            self.close()
             if web:
                 web.close()
-            self.close()
             raise
         self.ready = True
         return self.bound
@@ -219,17 +218,24 @@ class Server:
         self.closing.append(made[0].close)
         return made[0].port
 
-    def _start_family(self, web: socket.socket, count: int) -> None:
+    def _launch(self, web: socket.socket, count: int) -> Family:
         """HTTP in processes of its own; this one keeps the other wires and the workers, and watches over them."""
-        web.listen(BACKLOG)
+        family = Family(web, count, self.settings.stop_seconds)
+        self.taking.append(family.close)
+        family.launch()
+        return family
+
+    def _told(self) -> dict[str, Any]:
+        """What an HTTP process is told at its start."""
         settings = replace(self.settings, roles="api", http_processes=1, health_port=-1)
         level = logging.getLogger().getEffectiveLevel()
-        told = {"settings": asdict(settings), "bound": asdict(self.bound), "level": level}
-        family = Family(web, told, count, settings.stop_seconds)
-        self.taking.append(family.close)
-        family.start()
+        return {"settings": asdict(settings), "bound": asdict(self.bound), "level": level}
 
     def _start_http(self, web: socket.socket) -> None:
+        import uvicorn  # a third of what is loaded, and not for workers, nor for the parent of several HTTP processes
+
+        from fhir_server.web import Connection, application
+
         operators = frozenset({"admin", "metrics", "pull"})
         who, quick = partial(_caller, self), partial(at_hand, self.gate)
         mounts = Mounts(lambda: self.hub, _MOUNTS, who, operators, at_hand=quick)

@@ -16,15 +16,28 @@ from functools import partial
 
 from fhir_server.config import Settings
 from fhir_server.context import Caller, Clock, instant, now
-from fhir_server.errors import Conflict, Gone, Invalid, NotFound, PasserelleError, TooLarge
+from fhir_server.errors import Conflict, Forbidden, Gone, Invalid, NotFound, PasserelleError, TooLarge
 from fhir_server.links import Links
 from fhir_server.patients import identity
 from fhir_server.patients.sites import Sites
-from fhir_server.pending import FOUND, Change, Condition, Pending, Write, joinable, placed, plan_of, together, view_of
+from fhir_server.pending import (
+    FOUND,
+    Change,
+    Condition,
+    Overlay,
+    Pending,
+    Write,
+    joinable,
+    placed,
+    plan_of,
+    together,
+    view_of,
+)
 from fhir_server.search import index, references
+from fhir_server.search.plan import elsewhere
+from fhir_server.security.scopes import demand
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.engine import Store
-from fhir_server.store.inbox import INLINE_BYTES
 from fhir_server.store.resources import Stored, prepare
 from fhir_server.store.session import Snapshot, Tx
 from fhir_server.store.view import EPOCH, Stale
@@ -78,22 +91,29 @@ class _Decided:
 
 
 def apply(
-    hub: Hub, caller: Caller, changes: Sequence[Change], *, also: Callable[[Tx, list[Applied]], None] | None = None
+    hub: Hub,
+    caller: Caller,
+    changes: Sequence[Change],
+    *,
+    also: Callable[[Tx, list[Applied]], None] | None = None,
+    upon: Overlay | None = None,
 ) -> list[Applied]:
     """Write all changes or none. `also` runs in the same transaction (an inbox row, a study) and has no outside effect.
+    `upon` is what the caller read to decide on the changes: it holds to the commit, or Conflict tells to decide again.
 
     Raises Invalid, RuleBroken, Conflict, Precondition, NotFound, Gone with the expression of the element at fault.
     """
     for attempt in range(ATTEMPTS):
         with hub.store.read(caller) as snapshot:
             decided = _Deciding(hub, caller, snapshot).run(changes)
-        for delivery in decided.rendered.deliveries:
-            if len(delivery.payload) > INLINE_BYTES:
-                hub.store.blobs.put(delivery.payload)  # the slow part of keeping it, before any lock is held
+        kept = tuple(hub.store.keep(delivery) for delivery in decided.rendered.deliveries)
+        decided.rendered = replace(decided.rendered, deliveries=kept)
         try:
-            return hub.store.write(caller, lambda tx, d=decided: _commit(tx, d, also))  # type: ignore[misc]
+            if upon is not None:
+                decided.pending.rest_on(upon)
+            return hub.store.write(caller, partial(_commit, decided=decided, also=also))
         except Stale as stale:
-            if attempt == ATTEMPTS - 1:
+            if upon is not None or attempt == ATTEMPTS - 1:
                 raise Conflict(
                     "the resources kept changing while this was being written; repeat the request"
                 ) from stale
@@ -121,8 +141,8 @@ class _Deciding:
         patients = [one.resource for one in changes if one.type == "Patient" and one.resource is not None]
         if len(patients) > 1:
             self.view.foresee([key for patient in patients for key in identity.keys(patient, self.hub.sites)])
-        bases = references.own_bases(self.hub.settings, *(change.base for change in changes))
-        links = Links(bases, lambda value, path: referred(self.pending, value, path))
+        self.view.bases = references.own_bases(self.hub.settings, *(change.base for change in changes))
+        links = Links(self.view.bases, self._referred)
         results = [self._target(change, links) for change in changes]
         check_owners(self.pending)
         writes = self.pending.writes
@@ -144,7 +164,10 @@ class _Deciding:
                 write.ready = prepare(write.after)
                 held += sum(len(getattr(write.rows, part.name) or ()) for part in fields(write.rows))
                 if held > MOST_ROWS:
-                    text = f"this request has more than {MOST_ROWS} searchable values; send it in several"
+                    text = (
+                        f"this would write more than {MOST_ROWS} searchable values at once; send it in several "
+                        "requests. For a merge, a person must first move some of the resources it would move"
+                    )
                     raise TooLarge(text, expression="Bundle.entry")
         audit = [_audit(write) for write in writes.values()]
         return _Decided(results, self.pending, audit, self.rendered)
@@ -154,6 +177,8 @@ class _Deciding:
         if change.about and not any(links.reference(url) in self.pending.writes for url in change.about):
             return 204, change.type, ""
         try:
+            for condition in filter(None, (change.if_none_exist, change.criteria)):
+                self._may_search(change.type, condition)
             status, key = decide(self.pending, change, self._context())
         except PasserelleError as error:
             raise placed(error, change.expression) from error
@@ -163,6 +188,24 @@ class _Deciding:
             version = self.pending.version_of(reference)
             links.name(change.full_url, reference, change.expression, told=told, version=version)
         return status, change.type, key
+
+    def _may_search(self, kind: str, condition: str) -> None:
+        """Raise Forbidden when the caller's token does not let them make the search a condition is: whether it finds
+        something is told by the answer."""
+        demand(self.caller, kind, "s")
+        if self.caller.rights is not None and elsewhere(self.view.plan(kind, condition)):
+            demand(self.caller, "", "s")
+
+    def _referred(self, value: str, path: str) -> str:
+        """What a conditional reference finds."""
+        kind, _, condition = value.partition("?")
+        try:
+            self._may_search(kind, condition)
+        except Forbidden as error:
+            raise placed(error, path) from error
+        except PasserelleError:
+            pass  # what cannot be read is refused below, at its place
+        return referred(self.pending, value, path)
 
     def _check_integrity(self) -> None:
         """What is written refers to what is here, and nothing here refers to what is deleted. Setting of the hub."""
@@ -214,6 +257,7 @@ class _Deciding:
             (*self.rendered.deliveries, *more.deliveries),
             {**self.rendered.notes, **more.notes},
             (*self.rendered.unsent, *more.unsent),
+            (*self.rendered.kept, *more.kept),
         )
         for document in more.resources:
             self.pending.add(document)
@@ -243,9 +287,10 @@ def _commit(tx: Tx, decided: _Decided, also: Callable[[Tx, list[Applied]], None]
     stored: dict[str, Stored | None] = {}
     for reference, write in pending.writes.items():
         stored[reference] = _put(tx, write)
-    given_up = (tx.delivery(one) for one in decided.rendered.unsent)
-    lanes = [one.lane for one in given_up if one] + [one.lane for one in decided.rendered.deliveries]
+    earlier = (tx.delivery(one) for one in (*decided.rendered.unsent, *decided.rendered.kept))
+    lanes = [one.lane for one in earlier if one] + [one.lane for one in decided.rendered.deliveries]
     tx.lock_lanes(lanes)
+    overtaken.stay(tx, decided.rendered.kept)
     overtaken.give_up(tx, decided.rendered.unsent, "nobody had received it when its report was corrected or withdrawn")
     for delivery in decided.rendered.deliveries:
         tx.send(delivery)

@@ -14,6 +14,7 @@ from fhir_server.changes import Hub
 from fhir_server.context import Caller
 from fhir_server.errors import Malformed
 from fhir_server.search import query
+from fhir_server.search.references import own_bases
 
 MAX_QUERY = 20_000
 
@@ -31,7 +32,7 @@ def explain(hub: Hub, caller: Caller, args: Mapping[str, str]) -> dict[str, Any]
         pairs = parse_qsl(asked, keep_blank_values=True, max_num_fields=query.MAX_PARAMETERS)
     except ValueError as error:
         raise Malformed(f"the search cannot be read: {error}") from error
-    plan = query.parse(kind, pairs, zone=hub.sites.default.time_zone, base=hub.settings.public_url.rstrip("/"))
+    plan = query.parse(kind, pairs, zone=hub.sites.default.time_zone, bases=own_bases(hub.settings))
     with hub.store.read(caller) as snapshot:
         found = asdict(snapshot.explain(plan))
     found["milliseconds"] = round(found.pop("seconds") * 1000, 2)

@@ -23,7 +23,7 @@ from fhir_server.store.lanes import Delivery, NewDelivery, OnSilence, OnStuck
 from fhir_server.store.outbox_desk import Attempt, Lane, OutboxFilter, Policy, Waiting
 from fhir_server.store.resources import Stored, prepare
 from fhir_server.store.session import Snapshot, Tx
-from fhir_server.teleexpertise import documents, notes, orders
+from fhir_server.teleexpertise import documents, notes, orders, overtaken
 from fhir_server.teleexpertise.consequences import Context
 from fhir_server.teleexpertise.scopes import scopes
 
@@ -78,15 +78,15 @@ def outbox_show(store: Store, args: Args) -> Json:
         shown["attempts"] = [_plain(attempt) for attempt in snapshot.attempts(waiting.delivery.id)]
         shown["replays"] = snapshot.replays(waiting.delivery.id)
         shown["content"] = _text(snapshot.payload(waiting.delivery.id))
-        later = _later(snapshot, waiting.delivery) if waiting.delivery.error_class == "overtaken" else []
-        shown["why"] = why(waiting, later)
+        later = overtaken.later(snapshot, waiting.delivery) if waiting.delivery.error_class == "overtaken" else []
+        shown["why"] = why(waiting, [one.id for one in later])
         task = snapshot.get("Task", waiting.delivery.case_key.partition("/")[2])
         shown["not_reached"] = notes.not_reached(task.resource()) if task and not task.deleted else []
     return shown
 
 
 def why(waiting: Waiting, later: Sequence[str] = ()) -> str:
-    """Why a delivery has not left, in words; `later` are those of the same report that follow it in its lane."""
+    """Why a delivery has not left, in words; `later` are those of the same report that follow it."""
     delivery, lane = waiting.delivery, waiting.lane
     if delivery.state == "sent":
         legs = {"": "", "waiting": "; its confirmation is awaited", "confirmed": "; confirmed", "refused": "; refused"}
@@ -116,7 +116,12 @@ def why(waiting: Waiting, later: Sequence[str] = ()) -> str:
 
 def outbox_retry(store: Store, args: Args) -> Json:
     """Send a held or failed delivery again: the same bytes, at once."""
-    store.write(SYSTEM, lambda tx: tx.retry(_id(args)))
+
+    def work(tx: Tx) -> None:
+        _may_leave(tx, _id(args))
+        tx.retry(_id(args))
+
+    store.write(SYSTEM, work)
     return {"id": _id(args), "state": "queued"}
 
 
@@ -133,15 +138,39 @@ def outbox_cancel(store: Store, args: Args) -> Json:
 
 
 def outbox_release(store: Store, args: Args) -> Json:
-    """Let a held delivery go as it is, in spite of the reason it was held for."""
-    reason = store.write(SYSTEM, lambda tx: tx.release(_id(args)))
-    return {"id": _id(args), "state": "queued", "set_aside": reason}
+    """Let a held delivery go as it is, in spite of the reason it was held for; not a report that another delivery hands
+    over as a first document by now, nor one that was withdrawn and that nothing behind it takes back."""
+
+    def work(tx: Tx) -> str:
+        _may_leave(tx, _id(args))
+        return tx.release(_id(args))
+
+    return {"id": _id(args), "state": "queued", "set_aside": store.write(SYSTEM, work)}
+
+
+def _may_leave(tx: Tx, delivery_id: str) -> None:
+    """Whether a delivery that was held may go, decided once for all who decide about its report."""
+    found = tx.delivery(delivery_id)
+    if found is None:
+        return
+    overtaken.hold(tx, found)
+    if why_not := overtaken.unreleasable(tx, found):
+        raise RuleBroken(f"Delivery {delivery_id} is {found.state}: {why_not}.")
 
 
 def outbox_replay(store: Store, args: Args) -> Json:
-    """Send the same bytes to the same destination once more, as a new delivery."""
-    new = store.write(SYSTEM, lambda tx: tx.replay(_id(args)))
-    return {"id": new, "parent": _id(args), "state": "queued"}
+    """Send the same bytes to the same destination once more, as a new delivery; not those of a report that was
+    withdrawn since, or that another delivery hands over as a first document."""
+
+    def work(tx: Tx) -> str:
+        found = tx.delivery(_id(args))
+        if found is not None:
+            overtaken.hold(tx, found)
+            if why_not := overtaken.unrepeatable(tx, found):
+                raise RuleBroken(f"Delivery {found.id} is not sent again: {why_not}.")
+        return tx.replay(_id(args))
+
+    return {"id": store.write(SYSTEM, work), "parent": _id(args), "state": "queued"}
 
 
 def outbox_regenerate(store: Store, args: Args, context: Callable[[Snapshot], Context]) -> Json:
@@ -155,9 +184,10 @@ def outbox_regenerate(store: Store, args: Args, context: Callable[[Snapshot], Co
         old = snapshot.delivery(_id(args))
         if old is None:
             raise NotFound(f"the outbox has no delivery {_id(args)}; `passerelle outbox list` shows them")
+        _unfollowed(snapshot, old)
         again = _report_again if old.document else _message_again
         new, sources, records = again(snapshot, old, context(snapshot))
-    new = replace(new, parent=old.id)
+    new = store.keep(replace(new, parent=old.id))
     return store.write(SYSTEM, lambda tx: _regenerated(tx, old, new, sources, records))
 
 
@@ -173,9 +203,6 @@ Again = tuple[NewDelivery, list[Stored], Sequence[dict[str, Any]]]
 
 
 def _report_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
-    if later := _later(snapshot, old):
-        text = f"{', '.join(later[:5])} of the same report follows in this lane and tells what stands now"
-        raise RuleBroken(f"{text}: cancel this one (and regenerate the last, if need be)")
     sources = [_current(snapshot, reference) for reference in (old.document, old.case_key, old.patient)]
     rendered = documents.again(sources[0].resource(), sources[1].id, ctx, old.lane)
     new = next(iter(rendered.deliveries), None)
@@ -184,22 +211,18 @@ def _report_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
     return new, sources, rendered.resources
 
 
-def _later(snapshot: Snapshot, old: Delivery) -> list[str]:
-    """What was made of the same report for the same lane after this one, and was not given up; oldest first."""
-    made = snapshot.deliveries(OutboxFilter(lane=old.lane, key=("case", old.case_key), limit=1_000))
-    after = [one for one in made if one.document == old.document and one.lane_seq > old.lane_seq]
-    return [one.id for one in sorted(after, key=lambda one: one.lane_seq) if one.state != "cancelled"]
-
-
 def _message_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
-    """It goes to the end of its lane: what waits there about the same patient must not come before it."""
     request = _current(snapshot, old.case_key)
     new, made_from = orders.again(snapshot.payload(old.id), request.id, ctx, old.lane)
-    _nothing_behind(snapshot, old)
     return new, [_current(snapshot, reference) for reference in made_from], ()
 
 
-def _nothing_behind(snapshot: Snapshot, old: Delivery) -> None:
+def _unfollowed(snapshot: Snapshot, old: Delivery) -> None:
+    """What is made again goes to the end of its lane: a later word of the same report has been said instead, and what
+    waits there about the same patient must not come before it. Raises RuleBroken."""
+    if later := [one.id for one in overtaken.later(snapshot, old)]:
+        text = f"{', '.join(later[:5])} of the same report follows for this addressee and tells what stands now"
+        raise RuleBroken(f"{text}: cancel this one (and regenerate the last, if need be)")
     waiting = snapshot.deliveries(
         OutboxFilter(state="queued", lane=old.lane, key=("patient", old.patient), limit=1_000)
     )
@@ -223,10 +246,12 @@ def _regenerated(
 ) -> Json:
     for stored in sources:
         tx.expect(stored.type, stored.id, stored.version)
+    tx.lock_lanes([old.lane, new.lane])
     now = tx.delivery(old.id)
     if now is None or now.state not in ("held", "error"):
         text = "is gone" if now is None else f"is {now.state}"
         raise RuleBroken(f"delivery {old.id} {text}: only a held or failed one is regenerated")
+    _unfollowed(tx, old)
     for record in records:
         if tx.get(record["resourceType"], record["id"]) is None:
             rows = index.rows(record)
@@ -275,12 +300,15 @@ def lane_resume(store: Store, args: Args) -> Json:
 
 def lane_policy(store: Store, args: Args) -> Json:
     """Change what a destination wants: `on_stuck` block|skip, `on_silence` resend|hold|default, `per_second` (0: no
-    limit). What is not named stays."""
+    limit), `answer_seconds` (0: the installation's), `keep_open_seconds` (0: a connection a message). What is not named
+    stays."""
     silence = args.get("on_silence")
     policy = Policy(
         on_stuck=_choice(args.get("on_stuck"), "on_stuck", get_args(OnStuck)),
         on_silence=_choice("" if silence == "default" else silence, "on_silence", get_args(OnSilence)),
         per_second=_number(args, "per_second"),
+        answer_seconds=_number(args, "answer_seconds"),
+        keep_open_seconds=_number(args, "keep_open_seconds"),
     )
     store.write(SYSTEM, lambda tx: tx.set_policy(_lane_name(args), policy))
     return lane_list(store, args)[0]
@@ -311,6 +339,8 @@ def _lane(lane: Lane) -> dict[str, Any]:
     shown = _plain(lane)
     shown["oldest"] = _when(lane.oldest)
     shown["per_second"] = 1_000_000 / lane.gap if lane.gap else 0
+    shown["answer_seconds"] = shown.pop("answer_within") / 1_000_000
+    shown["keep_open_seconds"] = shown.pop("keep_open") / 1_000_000
     return shown
 
 

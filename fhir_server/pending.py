@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
 
-from fhir_server.context import View
 from fhir_server.errors import Conflict, Invalid, PasserelleError, TooLarge
 from fhir_server.patients import identity
 from fhir_server.patients.sites import Sites
-from fhir_server.search import query
+from fhir_server.search import literals, query
 from fhir_server.search.plan import Plan, Value
+from fhir_server.search.references import relative
 from fhir_server.search.rows import IndexRows
 from fhir_server.store.query import MAX_COUNT, Page
 from fhir_server.store.resources import Prepared, Stored
 from fhir_server.store.session import Snapshot
+from fhir_server.store.view import Stale
 
 Resource = dict[str, Any]
 Verb = Literal["create", "update", "patch", "delete"]
@@ -100,12 +101,18 @@ def _answer(page: Page, versions: bool) -> frozenset[tuple[str, int]]:
     return frozenset((one.id, one.version if versions else 0) for one in page.matches)
 
 
-def plan_of(resource_type: str, text: str, count: int = FOUND, zone: str = "Europe/Paris") -> Plan:
-    """The plan of a query string such as `identifier=urn:oid:1.2|3`; `zone` is the clock of its dates without one."""
+def plan_of(
+    resource_type: str, text: str, count: int = FOUND, zone: str = "Europe/Paris", bases: Sequence[str] = ()
+) -> Plan:
+    """The plan of a query string such as `identifier=urn:oid:1.2|3`; `zone` is the clock of its dates without one,
+    `bases` are the URLs that mean this server."""
     if "\0" in text or "%00" in text:
         raise Invalid("the condition holds the character NUL; leave it out", http=400, code="value")
-    pairs = parse_qsl(text.lstrip("?"), keep_blank_values=True)
-    return dataclasses.replace(query.parse(resource_type, pairs, lenient=False, zone=zone), count=count)
+    try:
+        pairs = parse_qsl(text.lstrip("?"), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError as error:
+        raise Invalid("the condition is not percent-encoded in UTF-8", http=400, code="value") from error
+    return dataclasses.replace(query.parse(resource_type, pairs, lenient=False, zone=zone, bases=bases), count=count)
 
 
 def joinable(plan: Plan) -> bool:
@@ -136,6 +143,7 @@ class Overlay:
 
     def __init__(self, snapshot: Snapshot, zone: str = "Europe/Paris") -> None:
         self.snapshot, self.zone = snapshot, zone
+        self.bases: Sequence[str] = ()
         self.pending: dict[str, Resource | None] = {}
         self.reads: dict[str, int] = {}
         self.held: dict[Plan, Condition] = {}
@@ -147,7 +155,7 @@ class Overlay:
         """`plan_of`, read once."""
         plan = self._plans.get((resource_type, text, count))
         if plan is None:
-            plan = self._plans[resource_type, text, count] = plan_of(resource_type, text, count, self.zone)
+            plan = self._plans[resource_type, text, count] = plan_of(resource_type, text, count, self.zone, self.bases)
         return plan
 
     def _claim_plan(self, key: identity.Key) -> Plan:
@@ -208,7 +216,7 @@ class Overlay:
         """
         plan, seen = self.plan(resource_type, text), 0
         page = self.search(plan)
-        self.held.setdefault(plan, Condition(resource_type, text, plan, _answer(page, True), versions=True))
+        self.hold(resource_type, text, plan, page)
         while True:
             for stored in page.matches:
                 resource = self.pending.get(stored.reference, stored)
@@ -218,14 +226,38 @@ class Overlay:
             if not page.next:
                 return
             if seen >= MOST_FOUND:
-                told = f"more than {MOST_FOUND} {resource_type} match {text}, too many to decide on; remove some first"
-                raise TooLarge(told, expression=resource_type)
+                raise _too_many(resource_type, text)
             page = self.snapshot.search(dataclasses.replace(plan, after=page.next, count=MAX_COUNT))
 
+    def hold(self, resource_type: str, text: str, plan: Plan, page: Page) -> None:
+        """The first page of a search that was read: it is found again, in the same versions, when writing. It is of
+        `resource_type`, '' = of any."""
+        self.held.setdefault(plan, Condition(resource_type, text, plan, _answer(page, True), versions=True))
 
-def view_of(snapshot: Snapshot) -> View:
+
+def _too_many(resource_type: str, text: str) -> TooLarge:
+    told = (
+        f"more than {MOST_FOUND} {resource_type} match {text}, too many to decide on; list them with "
+        f"GET {resource_type}?{text}, delete those that should not be there or take out of them what they match by, "
+        "and send this again"
+    )
+    return TooLarge(told, expression=resource_type)
+
+
+def view_of(snapshot: Snapshot) -> Overlay:
     """A snapshot as the View the domain rooms read."""
     return Overlay(snapshot)
+
+
+def _criterion(resource_type: str, text: str, bases: Sequence[str]) -> str:
+    """The name under which whoever relies on a search holds it; one for all `bases`, the URLs that mean this server."""
+    pairs = parse_qsl(text.lstrip("?"), keep_blank_values=True)
+    return f"{resource_type}?{urlencode(sorted((name, _without_bases(value, bases)) for name, value in pairs))}"
+
+
+def _without_bases(value: str, bases: Sequence[str]) -> str:
+    """The alternatives, those that are references to this server as `Type/id`."""
+    return ",".join(relative(one, bases).partition("/_history/")[0] or one for one in literals.parts(value, ","))
 
 
 class Pending:
@@ -275,6 +307,24 @@ class Pending:
             self.writes[reference] = Write(verb, resource["resourceType"], resource["id"], before, resource, "")
         self.view.pending[reference] = resource
 
+    def rest_on(self, upon: Overlay) -> None:
+        """Hold what the wanted changes were decided on like what is read here, and the names of what was not there.
+
+        Raises Stale when it has changed already.
+        """
+        for reference, version in upon.reads.items():
+            if self.view.reads.setdefault(reference, version) != version:
+                raise Stale(f"{reference} is no longer at version {version}")
+            if not version:
+                self.locks.add(reference)
+        for plan, condition in upon.held.items():
+            if self.view.held.setdefault(plan, condition).found != condition.found:
+                raise Stale(f"{condition.type}?{condition.text} finds something else now")
+            if condition.type:  # who is found is held too, so that of two who rest on each other one waits and sees
+                self.view.reads |= {f"{condition.type}/{key}": version for key, version in condition.found}
+            if not condition.found:
+                self.locks.add(_criterion(condition.type, condition.text, self.view.bases))
+
     def deletes(self, reference: str) -> bool:
         """Whether this request deletes it."""
         write = self.writes.get(reference)
@@ -308,8 +358,7 @@ class Pending:
         plan = self.view.plan(resource_type, text, most or count)
         if not plan.clauses:
             raise Invalid(f"the condition `{text}` finds everything; name an identifier", http=400, code="value")
-        pairs = sorted(parse_qsl(text.lstrip("?"), keep_blank_values=True))
-        self.locks.add(f"{resource_type}?{urlencode(pairs)}")
+        self.locks.add(_criterion(resource_type, text, self.view.bases))
         return [stored.id for stored in self.looked_up(resource_type, text, plan, most)]
 
     def looked_up(self, resource_type: str, text: str, plan: Plan, most: int = 0) -> list[Stored]:

@@ -34,16 +34,23 @@ START_SECONDS = 60.0
 class Family:
     """The children of one listening socket."""
 
-    def __init__(self, listening: socket.socket, told: Mapping[str, Any], count: int, stop_seconds: float) -> None:
-        """`told` is what each child is told at its start, JSON-ready; `stop_seconds` bounds `close`."""
-        self._listening, self._told, self._stop_seconds = listening, told, stop_seconds
+    def __init__(self, listening: socket.socket, count: int, stop_seconds: float) -> None:
+        """`stop_seconds` bounds `close`."""
+        self._listening, self._stop_seconds = listening, stop_seconds
+        self._told: Mapping[str, Any] = {}
+        self._begun = threading.Event()
         self._closing = threading.Event()
         self._children = [_Child(self, number) for number in range(1, count + 1)]
 
-    def start(self) -> None:
-        """Returns when every child serves. Raises ConfigError when one does not."""
+    def launch(self) -> None:
+        """The children begin to load the program, which takes them longest; they serve when `start` tells them what."""
         for child in self._children:
             child.thread.start()
+
+    def start(self, told: Mapping[str, Any]) -> None:
+        """Returns when every child serves. Raises ConfigError when one does not. `told` is JSON-ready."""
+        self._told = told
+        self._begun.set()
         deadline = time.monotonic() + START_SECONDS
         for child in self._children:
             child.settled.wait(max(0.0, deadline - time.monotonic()))
@@ -54,6 +61,7 @@ class Family:
     def close(self) -> None:
         """Lets every child finish what is under way, for so many seconds; then it is killed."""
         self._closing.set()
+        self._begun.set()
         deadline = time.monotonic() + self._stop_seconds
         for child in self._children:
             child.ask_to_stop()
@@ -105,6 +113,9 @@ class _Child:
                 if family._closing.is_set():
                     return 0
                 self.process = _started(family._listening, theirs, self._number)
+            family._begun.wait()
+            if family._closing.is_set():  # it was never told what to serve; `close` ends it
+                return self.process.wait()
             try:
                 ours.sendall(json.dumps({**family._told, "number": self._number}).encode() + b"\n")
                 ours.settimeout(START_SECONDS)

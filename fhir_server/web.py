@@ -41,7 +41,7 @@ def application(mounts: Mounts, state: Callable[[], tuple[bool, str]], base: str
     """What the HTTP server runs. `state` says whether all is ready, and in words; `base` is the FHIR base URL in the
     description."""
     app = FastAPI(openapi_url="/openapi.json", docs_url=None, redoc_url=None)
-    app.openapi = lambda: described(base)  # type: ignore[method-assign]
+    app.openapi = lambda: described(base)  # type: ignore[method-assign]  # as FastAPI wants it
 
     async def livez(_: WebRequest) -> WebResponse:
         return WebResponse("ok\n", media_type="text/plain")
@@ -80,7 +80,7 @@ class Connection(HttpToolsProtocol):
     _later: bytes | None = None
     _before = url = b""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._wait_for_head()
 

@@ -64,7 +64,7 @@ def is_time(text: str) -> bool:
         return False
     year, month, day, hour, minute, second = (int(part) if part else None for part in match.groups()[:6])
     try:
-        datetime(year or 1, month or 1, 1 if day is None else day, hour or 0, minute or 0, second or 0)  # noqa: DTZ001
+        datetime(year or 1, month or 1, 1 if day is None else day, hour or 0, minute or 0, second or 0)  # noqa: DTZ001 - not kept
     except ValueError:
         return False
     return year != 0 and month != 0

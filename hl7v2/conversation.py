@@ -252,10 +252,11 @@ def shut(sock: socket.socket, how: int) -> None:
         socket.socket.shutdown(sock, how)
 
 
-def close(sock: socket.socket) -> None:
+def close(sock: socket.socket, patience: float = 0.5) -> None:
+    """Leave; under TLS with a word of farewell, whose answer is waited for so many seconds."""
     if isinstance(sock, ssl.SSLSocket):
         with contextlib.suppress(OSError, ValueError):
-            sock.settimeout(0.5)
+            sock.settimeout(patience)
             sock.unwrap().close()
     with contextlib.suppress(OSError):
         sock.close()

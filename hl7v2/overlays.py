@@ -74,7 +74,7 @@ def _lps(msg: Message, rule: str) -> Iterator[Finding]:
     yield from _document(msg, rule)
     if msg.text("PV1-2") not in ("N", ""):
         yield at(msg, "PV1-2", f"{rule}/PV1-2", "103", "a document that came by mail knows no stay: N", "warning")
-    if not msg.text("OBX[2]-3.2").upper().startswith("XDM/1.0/DDM"):
+    if not msg.text("OBX[2]-3.2").removeprefix("[Annule et remplace] ").upper().startswith("XDM/1.0/DDM"):
         told = "the second OBX is the mail: OBX-3.2 is its subject, XDM/1.0/DDM+..."
         yield at(msg, "OBX[2]-3.2", f"{rule}/OBX-3/mail", "101", told, "warning")
     yield from _metadata(msg, rule, ())

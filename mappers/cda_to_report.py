@@ -1,4 +1,4 @@
-"""A CDA of ours read back: who wrote it, for whom, when, under which numbers.
+"""A CDA of ours read back: who wrote it, for whom, about whom, when, under which numbers.
 
 What takes a document back, or replaces it, tells its facts as they were sent, whatever has become since of the
 resources they came from. Only what `fhir_to_cda` writes in the header is read; the texts stay in the PDF.
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 import uuid
-from datetime import datetime
+from dataclasses import replace
+from datetime import date, datetime
 
 from lxml import etree
 
-from mappers.fhir_to_identity import PROFESSIONALS_OID, STRUCTURES_OID, Resource
+from mappers.fhir_to_cda import GENDERS
+from mappers.fhir_to_identity import INS_OIDS, PROFESSIONALS_OID, STRUCTURES_OID, Resource
 from mappers.fhir_to_report import (
     Code,
     Org,
@@ -29,6 +31,7 @@ from mappers.order_number import placer_of
 from mssante import xml_text
 
 _NS = {"h": "urn:hl7-org:v3"}
+_GENDERS = {code: gender for gender, (code, _) in GENDERS.items()}
 Node = etree._Element
 
 
@@ -49,7 +52,7 @@ def sent_report(cda: bytes, document_id: str, request: Resource, patient: Patien
         title=_text(root, "h:title/text()"),
         patient=patient,
         requester=requester_sent(root),
-        expert=_professional(_one(root, "h:author/h:assignedAuthor"), "assignedPerson", "representedOrganization"),
+        expert=expert_sent(root),
         request_id=str(request["id"]),
         request_oid=own_root(site),
         accession=accession,
@@ -71,10 +74,55 @@ def sent_report(cda: bytes, document_id: str, request: Resource, patient: Patien
 
 
 def requester_sent(cda: bytes | Node) -> Professional:
-    """Who a document was addressed to, as it says itself. Raises ValueError for what is no document of ours."""
-    root = xml_text.parse(cda) if isinstance(cda, bytes) else cda
-    who = _one(root, "h:informationRecipient/h:intendedRecipient")
-    return _professional(who, "informationRecipient", "receivedOrganization")
+    """Who a document was addressed to, as it says itself: an addressee has no specialty, but stands again among the
+    participants with it. Raises ValueError for what is no document of ours."""
+    root = _root(cda)
+    who = _professional(
+        _one(root, "h:informationRecipient/h:intendedRecipient"), "informationRecipient", "receivedOrganization"
+    )
+    asked = f"h:participant[@typeCode='REF']/h:associatedEntity[h:id/@extension='8{who.rpps}']/h:code"
+    return replace(who, specialty=_code(root, asked))
+
+
+def expert_sent(cda: bytes | Node) -> Professional:
+    """Who signed a document, as it says itself. Raises ValueError for what is no document of ours."""
+    root = _root(cda)
+    who = _professional(_one(root, "h:author/h:assignedAuthor"), "assignedPerson", "representedOrganization")
+    facility = _code(root, "h:componentOf/h:encompassingEncounter/h:location/h:healthCareFacility/h:code")
+    setting = _code(root, "h:documentationOf/h:serviceEvent/h:performer//h:standardIndustryClassCode")
+    return replace(who, org=replace(who.org, facility_type=facility, practice_setting=setting))
+
+
+def patient_sent(cda: bytes | Node, reference: str, site: Site) -> PatientIdentity:
+    """Whom a document is about, with the traits and identifiers it was sent with. Raises ValueError for what is no
+    document of ours."""
+    role = _one(_root(cda), "h:recordTarget/h:patientRole")
+    person = _one(role, "h:patient")
+    spaces = {namespace.oid: namespace for namespace in site.namespaces}
+    held = [(_text(one, "@extension"), _text(one, "@root")) for one in role.iterfind("h:id[@extension]", _NS)]
+    local = [(value, oid, spaces.get(oid)) for value, oid in held if oid not in INS_OIDS]
+    mailboxes = (one for one in _all(role, "h:telecom/@value") if one.startswith("mailto:"))
+    return PatientIdentity(
+        reference=reference,
+        birth_family=_text(person, "h:name/h:family[@qualifier='BR']/text()"),
+        birth_given=_text(person, "h:name/h:given[@qualifier='BR']/text()"),
+        birth_givens=_text(person, "h:name/h:given[not(@qualifier)]/text()"),
+        gender=_GENDERS.get(_text(person, "h:administrativeGenderCode/@code"), "unknown"),
+        birth_date=date.fromisoformat(_text(person, "h:birthTime/@value")),
+        birth_cog=_text(person, "h:birthplace/h:place/h:addr/h:county/text()"),
+        birth_city=_text(person, "h:birthplace/h:place/h:addr/h:city/text()"),
+        used_family=_text(person, "h:name/h:family[@qualifier='CL']/text()"),
+        used_given=_text(person, "h:name/h:given[@qualifier='CL']/text()"),
+        ins=next(((value, oid) for value, oid in held if oid in INS_OIDS), None),
+        local_ids=tuple(
+            (value, oid, own.hd if own else ("", oid, "ISO"), own.cx_type if own else "PI") for value, oid, own in local
+        ),
+        mailbox=next(mailboxes, "").removeprefix("mailto:"),
+    )
+
+
+def _root(cda: bytes | Node) -> Node:
+    return xml_text.parse(cda) if isinstance(cda, bytes) else cda
 
 
 def _professional(entity: Node, person: str, house: str) -> Professional:

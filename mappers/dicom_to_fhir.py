@@ -394,7 +394,7 @@ def _calendar(day: re.Match[str], clock: re.Match[str] | None) -> datetime | Non
     hour, minute, second = (int(part or 0) for part in clock.group(1, 2, 3)) if clock else (0, 0, 0)
     try:
         # A leap second (60) is legal in TM; it is written as the last second of its minute.
-        return datetime(int(day[1]), int(day[2]), int(day[3]), hour, minute, 59 if second == 60 else second)  # noqa: DTZ001
+        return datetime(int(day[1]), int(day[2]), int(day[3]), hour, minute, 59 if second == 60 else second)  # noqa: DTZ001 - local
     except ValueError:
         return None
 

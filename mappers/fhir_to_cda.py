@@ -28,9 +28,11 @@ from profiles.issues import Finding, Severity
 CDA = "urn:hl7-org:v3"
 TEMPLATES = ("2.16.840.1.113883.2.8.2.1", "1.2.250.1.213.1.1.1.1", "1.3.6.1.4.1.19376.1.2.20")
 """HL7 France, CI-SIS header, XDS-SD: with an unstructured body exactly these three, in this order."""
+ATTENDING = Code("PCP", "Médecin Traitant", "2.16.840.1.113883.5.88")
+"""JDV_J47, the function of a participant INF (JDV_J144): the declared médecin traitant."""
 VIRTUAL = Code("VR", "Virtuelle (exemple : RCP en l'absence du patient)", "2.16.840.1.113883.5.4")
 
-_GENDERS = {"female": ("F", "Féminin"), "male": ("M", "Masculin"), "unknown": ("UN", "Inconnu")}
+GENDERS = {"female": ("F", "Féminin"), "male": ("M", "Masculin"), "unknown": ("UN", "Inconnu")}
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 Node = etree._Element
@@ -54,6 +56,7 @@ def cda(report: Report, pdf: bytes, site: Site | None = None) -> bytes:
     _add(authenticator, "time", value=_stamp(report.signed_at, report))
     _add(authenticator, "signatureCode", code="S")
     _professional(_add(authenticator, "assignedEntity"), report.expert)
+    _participants(root, report)
     _orders(root, report)
     _service(root, report)
     if report.replaces:
@@ -106,7 +109,7 @@ def _record_target(root: Node, patient: PatientIdentity) -> None:
         _add(name, "family", qualifier="CL").text = plain(patient.used_family)
     if patient.used_given:
         _add(name, "given", qualifier="CL").text = plain(patient.used_given)
-    gender, label = _GENDERS.get(patient.gender, _GENDERS["unknown"])
+    gender, label = GENDERS.get(patient.gender, GENDERS["unknown"])
     _code(person, "administrativeGenderCode", Code(gender, label, "2.16.840.1.113883.5.1"))
     _add(person, "birthTime", value=patient.birth_date.strftime("%Y%m%d"))
     if patient.birth_cog or patient.birth_city:
@@ -116,14 +119,23 @@ def _record_target(root: Node, patient: PatientIdentity) -> None:
                 _add(address, tag).text = plain(text)
 
 
-def _professional(entity: Node, who: Professional, *, setting: bool = False) -> None:
-    """The content of assignedAuthor and assignedEntity; `setting` adds the practice setting of the structure."""
+def _professional(
+    entity: Node,
+    who: Professional,
+    *,
+    setting: bool = False,
+    person: str = "assignedPerson",
+    house: str = "representedOrganization",
+) -> None:
+    """The content of assignedAuthor and assignedEntity (and of associatedEntity, whose parts have other names);
+    `setting` adds the practice setting of the structure."""
     _add(entity, "id", root=PROFESSIONALS_OID, extension=f"8{who.rpps}")
-    _code(entity, "code", who.specialty)
+    if who.specialty.code:
+        _code(entity, "code", who.specialty)
     _address(entity, who.org.address)
     _telecoms(entity, who.org.telecom, f"mailto:{who.mailbox}" if who.mailbox else "")
-    _name(_add(entity, "assignedPerson"), who)
-    _organization(_add(entity, "representedOrganization"), who.org, setting=setting)
+    _name(_add(entity, person), who)
+    _organization(_add(entity, house), who.org, setting=setting)
 
 
 def _name(person: Node, who: Professional) -> None:
@@ -159,6 +171,23 @@ def _recipient(root: Node, who: Professional) -> None:
     _telecoms(recipient, f"mailto:{who.mailbox}" if who.mailbox else "", who.org.telecom)
     _name(_add(recipient, "informationRecipient"), who)
     _organization(_add(recipient, "receivedOrganization"), who.org)
+
+
+def _participants(root: Node, report: Report) -> None:
+    """Who asked, with the specialty that an addressee cannot be given, and the declared médecins traitants."""
+    asked = _add(root, "participant", typeCode="REF")
+    _add(asked, "time", value=_stamp(report.requested_at, report))
+    _associated(asked, report.requester)
+    for doctor in report.attending:
+        informed = _add(root, "participant", typeCode="INF")
+        _code(informed, "functionCode", ATTENDING)
+        _add(informed, "time", nullFlavor="NA")
+        _associated(informed, doctor)
+
+
+def _associated(participant: Node, who: Professional) -> None:
+    entity = _add(participant, "associatedEntity", classCode="PROV")
+    _professional(entity, who, person="associatedPerson", house="scopingOrganization")
 
 
 def _orders(root: Node, report: Report) -> None:

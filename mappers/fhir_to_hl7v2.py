@@ -47,6 +47,7 @@ from mappers.fhir_to_hl7v2_segments import PERSONS as PERSONS
 from mappers.fhir_to_report import Professional, Report, oid_of
 from mappers.identity import Site
 from mappers.mapped import Loss, Mapped
+from mssante.letter import REPLACES_PREFIX
 
 Profile = Literal["lps-1.1", "push-2.1"]
 
@@ -99,7 +100,8 @@ def mdm(
         ("TXA", _txa(report, trigger, signed)),
         ("OBX", _document(report, cda, trigger, "text")),
     ]
-    segments += _lps(report, site, options, losses) if profile == "lps-1.1" else _push(report, site, options, feed)
+    lps = profile == "lps-1.1"
+    segments += _lps(report, site, options, trigger, losses) if lps else _push(report, site, options, feed)
     return finished(segments, site, losses)
 
 
@@ -224,7 +226,7 @@ def _push(report: Report, site: Site, options: Options, feed: bool, value_type: 
     return out + [metadata(number, code, answers[code], value_type) for number, code in enumerate(codes, 2)]
 
 
-def _lps(report: Report, site: Site, options: Options, losses: list[Loss]) -> Segments:
+def _lps(report: Report, site: Site, options: Options, trigger: Trigger, losses: list[Loss]) -> Segments:
     """Who sent it, to whom, where to answer, the mail that carries it, and the four metadata."""
     sender, recipient = reply_to(report, site), report.requester.mailbox
     for name, mailbox in (("PRT-15", sender), ("PRT[2]-15", recipient)):
@@ -236,19 +238,21 @@ def _lps(report: Report, site: Site, options: Options, losses: list[Loss]) -> Se
     ]
     if sender:
         out.append(("PRT", {2: "UC", 4: ROLES["REPLY"], 15: mail(sender)}))
-    out.append(("OBX", _letter(report, options)))
+    out.append(("OBX", _letter(report, options, trigger)))
     answers = visibility(options)
     return out + [metadata(number, code, answers[code]) for number, code in enumerate(LPS_METADATA, 3)]
 
 
-def _letter(report: Report, options: Options) -> Fields:
-    """The second OBX of the LPS profile: the mail. Where none is named, the document stands for its Message-ID."""
+def _letter(report: Report, options: Options, trigger: Trigger) -> Fields:
+    """The second OBX of the LPS profile: the mail. Where none is named, the document stands for its Message-ID; its
+    subject begins as that of the mail would."""
     patient = report.patient
     name = f"{patient.birth_family} {patient.birth_given} {patient.birth_date:%d/%m/%Y}"
-    subject = options.mail_subject or f"XDM/1.0/DDM+{report.type.display[:40]} {name}"
-    body = (
-        options.mail_body or f"{report.title}\n{report.expert.given} {report.expert.family}, {report.expert.org.name}"
-    )
+    instead = REPLACES_PREFIX if trigger == "T10" else ""
+    subject = options.mail_subject or f"{instead}XDM/1.0/DDM+{report.type.display[:40]} {name}"
+    who = f"{report.expert.given} {report.expert.family}, {report.expert.org.name}"
+    why = f"\nMotif de la correction : {report.correction}" if instead and report.correction else ""
+    body = options.mail_body or f"{report.title}\n{who}{why}"
     data = Raw(base64.b64encode(body.encode("utf-8")))
     return {1: "2", 2: "ED", 3: (options.mail_id or oid_of(report.id), subject, "L"),
             5: (None, "text", None, "Base64", data), 11: "F"}  # fmt: skip

@@ -159,6 +159,13 @@ def patient_identity(patient: Resource, site: Site, notes: list[Loss]) -> Patien
     )
 
 
+def identifiers(
+    patient: Resource, site: Site, notes: list[Loss]
+) -> tuple[tuple[str, str] | None, tuple[tuple[str, str, tuple[str, str, str], str], ...]]:
+    """`ins` and `local_ids` of a PatientIdentity, also where a trait is missing."""
+    return _ins(patient, site, notes), _local_ids(patient, site, notes)
+
+
 def _birth_date(patient: Resource) -> date:
     text = str(patient.get("birthDate") or "")
     try:

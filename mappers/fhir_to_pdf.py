@@ -44,7 +44,7 @@ _LEFT, _RIGHT, _TOP, _WIDTH = 18.0, 192.0, 24.0, 174.0
 _CONSENT, _REASON, _IMAGES, _EXCHANGE = "Consentement", "Motif de la demande", "Images examinées", "Échanges"
 _CONCLUSION = "Conclusion de l’expert"
 _LINES = {_CONSENT: 12, _REASON: 260, _IMAGES: 200, _EXCHANGE: 1600, _CONCLUSION: 1500}
-_MESSAGE_LINES, _TRACE_LINES, _ATTACHMENTS = 200, 40, 20
+_MESSAGE_LINES, _TRACE_LINES, _CORRECTION_LINES, _ATTACHMENTS = 200, 40, 400, 20
 
 
 def pdf(report: Report) -> bytes:
@@ -146,7 +146,18 @@ def _letterhead(sheet: Sheet, report: Report) -> None:
     _stack(sheet, f"{status} · confidentialité : {report.confidentiality.display}", 9, colour=_MUTED)
     if report.replaces:
         _stack(sheet, f"Annule et remplace le document {report.replaces}", 9, strong=True, colour=_ALERT)
+        if report.correction:
+            _correction(sheet, report)
     sheet.y += 3
+
+
+def _correction(sheet: Sheet, report: Report) -> None:
+    """Why the version before was replaced, whole: the document says it nowhere else."""
+    told = f"Motif de la correction : {report.correction}"
+    lines, cut = text_lines(sheet, told, 9, False, _WIDTH, _CORRECTION_LINES)
+    _prose(sheet, lines, size=9, colour=_ALERT)
+    if cut:
+        _cut(sheet, report, "Motif de la correction : texte trop long, coupé ici")
 
 
 def _cells(
@@ -282,7 +293,13 @@ def _heading(sheet: Sheet, title: str) -> None:
 
 
 def _prose(
-    sheet: Sheet, lines: Iterable[str], *, x: float = _LEFT, size: float = 10, bar: Colour | None = None
+    sheet: Sheet,
+    lines: Iterable[str],
+    *,
+    x: float = _LEFT,
+    size: float = 10,
+    bar: Colour | None = None,
+    colour: Colour = INK,
 ) -> None:
     """Lines one under the other over as many pages as it takes, with a coloured bar in the margin if asked."""
     for line in lines:
@@ -290,7 +307,7 @@ def _prose(
         room(sheet, step)
         if bar:
             box(sheet, x - 3.4, sheet.y, 1.0, step + 0.05, bar)
-        put(sheet, x, sheet.y, line, size=size)
+        put(sheet, x, sheet.y, line, size=size, colour=colour)
         sheet.y += step
 
 

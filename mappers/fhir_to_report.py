@@ -59,7 +59,8 @@ class Report:
     `replaces` is the UUID of the version this one replaces, or ''. `request_oid` and `accession_oid` are the bare OIDs
     under which `request_id` and `accession` are unique ('' when unknown). `studies` are Study Instance UIDs.
     `incidents` are technical incidents to be kept on record (CSP R.6316-4). `placer` is the number of the order that
-    the request came as, if it did.
+    the request came as, if it did. `correction` says why it replaces a version, in a line, or ''. `attending` are the
+    declared médecins traitants that are known.
     """
 
     id: str
@@ -91,6 +92,8 @@ class Report:
     studies: tuple[str, ...] = ()
     incidents: tuple[str, ...] = ()
     placer: OrderNumber | None = None
+    correction: str = ""
+    attending: tuple[Professional, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +102,10 @@ class Sources:
 
     `document_id`, `set_id` and `replaces` are UUIDs; `version` counts from 1. `communications` are pairs of a
     Communication and the name its sender is shown under. Instants that are None are read from the DiagnosticReport
-    (effective, issued). `consent_extension` is the URL of the draft guide's boolean. `requester_before` is who
-    asked as an earlier version names them, and stands when the record cannot say it any more.
+    (effective, issued). `consent_extension` is the URL of the draft guide's boolean. `requester_before` and
+    `expert_before` are who asked and who signed as the version before names them, and stand when the record cannot say
+    it any more. `correction` is why that version is replaced. `attending` are the role, the person and the structure
+    of each declared médecin traitant.
     """
 
     service_request: Resource
@@ -126,6 +131,9 @@ class Sources:
     incidents: tuple[str, ...] = ()
     consent_extension: str = CONSENT_EXTENSION
     requester_before: Professional | None = None
+    expert_before: Professional | None = None
+    correction: str = ""
+    attending: tuple[tuple[Resource, Resource, Resource], ...] = ()
 
 
 def report(sources: Sources) -> Mapped[Report]:
@@ -151,7 +159,7 @@ def report(sources: Sources) -> Mapped[Report]:
         title=_title(request),
         patient=patient_identity(sources.patient, site, notes),
         requester=_requester(sources, notes),
-        expert=_signing_expert(sources.expert_role, sources.expert, sources.expert_organization, site, notes),
+        expert=_expert(sources, notes),
         request_id=str(request["id"]),
         request_oid=own_root(site),
         accession=accession,
@@ -172,6 +180,8 @@ def report(sources: Sources) -> Mapped[Report]:
         zone=site.time_zone,
         incidents=sources.incidents,
         placer=placer_of(request),
+        correction=" ".join(sources.correction.split()) if sources.replaces else "",
+        attending=_attending(sources, notes),
     )
     return Mapped(value, tuple(notes))
 
@@ -356,10 +366,36 @@ def _requester(sources: Sources, notes: list[Loss]) -> Professional:
     try:
         return professional("requester", role, person, house, sources.site, notes)
     except Incomplete as missing:
-        if sources.requester_before is None:
-            raise
-        notes.append(Loss(missing.expression, "missing now: the requester is named as in the version before"))
-        return sources.requester_before
+        return _as_before("requester", sources.requester_before, missing, notes)
+
+
+def _expert(sources: Sources, notes: list[Loss]) -> Professional:
+    """A correction is signed by who signed before: what their first signature demanded was given then."""
+    role, person, house = sources.expert_role, sources.expert, sources.expert_organization
+    try:
+        return _signing_expert(role, person, house, sources.site, notes)
+    except Incomplete as missing:
+        return _as_before("expert", sources.expert_before, missing, notes)
+
+
+def _as_before(who: str, before: Professional | None, missing: Incomplete, notes: list[Loss]) -> Professional:
+    if before is None:
+        raise missing
+    notes.append(Loss(missing.expression, f"missing now: the {who} is named as in the version before"))
+    return before
+
+
+def _attending(sources: Sources, notes: list[Loss]) -> tuple[Professional, ...]:
+    """Those a document can name: with a national number, a profession and a structure."""
+    found: dict[str, Professional] = {}
+    for role, person, house in sources.attending:
+        try:
+            one = professional("médecin traitant", role, person, house, sources.site, notes)
+        except Incomplete as missing:
+            notes.append(Loss("Patient.generalPractitioner", f"not named in the document: {missing}"))
+        else:
+            found.setdefault(one.rpps, one)
+    return tuple(found.values())
 
 
 def _signing_expert(

@@ -135,12 +135,11 @@ def range_of(text: str, units: Value) -> Element:
         return {}
     out: Element = {}
     both, one = _RANGE.match(text), _BOUND.match(text)
+    pairs: tuple[tuple[str, str], ...] = ()
     if both and Decimal(both[1].replace(",", ".")) <= Decimal(both[2].replace(",", ".")):
         pairs = (("low", both[1]), ("high", both[2]))
     elif one:
-        pairs = ((("high" if one[1] in ("<", "<=", "≤") else "low"), one[2]),)  # type: ignore[assignment]
-    else:
-        pairs = ()  # type: ignore[assignment]
+        pairs = ((("high" if one[1] in ("<", "<=", "≤") else "low"), one[2]),)
     for name, bound in pairs:
         out |= compact(**{name: quantity_of(bound.replace(",", "."), units)})
     return out | {"text": text}

@@ -157,9 +157,13 @@ def explain(msg: Message, site: Site) -> Explained:
 
 def _origin(path: str, value: str, effects: _Effects) -> Origin:
     told = value if len(value) <= _TOLD else f"{value[:_TOLD]}... ({len(value)} characters)"
-    for how, found in (("value", effects.values), ("condition", effects.conditions)):
+    ways: tuple[tuple[How, Mapping[str, Sequence[str]]], ...] = (
+        ("value", effects.values),
+        ("condition", effects.conditions),
+    )
+    for how, found in ways:
         if path in found:
-            return Origin(path, told, tuple(dict.fromkeys(found[path])), how)  # type: ignore[arg-type]
+            return Origin(path, told, tuple(dict.fromkeys(found[path])), how)
     return Origin(path, told, (), "fixed")
 
 
@@ -256,7 +260,7 @@ def _changed(msg: Message, place: str, text: str, base: Leaves, asked: Asked) ->
         # A second neighbour is for days beyond the end of a month, no value at all for what nothing else changes.
         if (number == 1 and out.values) or (not other and (out.values or out.conditions)):
             continue
-        new = asked(lambda other=other: msg.set(place, other or None))  # type: ignore[misc]
+        new = asked(partial(msg.set, place, other or None))
         if new is None:
             continue
         found = _difference(base, new)
@@ -276,7 +280,7 @@ def _repeated(msg: Message, held: list[tuple[str, str]], base: Leaves, asked: As
         told = {path for path, value in base.items() if not effects.knows(path) and holds(text, value)}
         if told:
             other = dict.fromkeys(spots, next(_alternatives(text)))
-            new = asked(lambda other=other: _all_set(msg, other))  # type: ignore[misc]
+            new = asked(partial(_all_set, msg, other))
             found = _difference(base, new or base)
             effects.values.update(dict.fromkeys(told & (found.values | found.conditions), spots))
 
@@ -340,7 +344,7 @@ def _decided(msg: Message, held: Mapping[str, str], base: Leaves, asked: Asked, 
     open_ = {path for path in base if not effects.knows(path)}
     for values in _TOGETHER.get(msg.kind, ()):
         spots = {place: value for place, value in values.items() if place in held}
-        new = asked(lambda spots=spots: _all_set(msg, spots))  # type: ignore[misc]
+        new = asked(partial(_all_set, msg, spots))
         found = _difference(base, new or base)
         for path in (found.values - effects.values.keys()) | (open_ & found.conditions):
             says = [place for place in spots if holds(held[place], base[path])]

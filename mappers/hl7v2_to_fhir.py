@@ -251,7 +251,7 @@ def zam(msg: Message) -> BusinessAck:
     code, text = _failure(msg) if answer == "N" else ("", "")
     return BusinessAck(
         control_id=result.text(4),
-        event=trigger,  # type: ignore[arg-type]
+        event=trigger,  # type: ignore[arg-type]  # a key of _RESULT
         ok=answer == "Y",
         error_code=code,
         error_text=text,

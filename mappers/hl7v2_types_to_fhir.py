@@ -63,7 +63,7 @@ def date_of(text: str) -> str:
         return ""
     year, month, day = match[1], match[2], match[3]
     try:
-        datetime(int(year), int(month or 1), int(day or 1))  # noqa: DTZ001
+        datetime(int(year), int(month or 1), int(day or 1))  # noqa: DTZ001 - the calendar alone is asked
     except ValueError:
         return ""
     return "-".join(part for part in (year, month, day) if part)
@@ -77,7 +77,8 @@ def datetime_of(text: str, zone: str) -> str:
     if not match[4]:
         return date_of(text)
     try:
-        moment = datetime(*(int(match[n] or 0) for n in range(1, 7)))  # type: ignore[arg-type]  # noqa: DTZ001
+        year, month, day, hour, minute, second = (int(match[n] or 0) for n in range(1, 7))
+        moment = datetime(year, month, day, hour, minute, second)  # noqa: DTZ001 - its zone comes below
     except ValueError:
         return ""
     if match[8]:

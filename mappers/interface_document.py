@@ -91,7 +91,8 @@ _SHOWN: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Partner:
-    """A destination as the document names it. `on_silence` is what follows an answer that does not come."""
+    """A destination as the document names it. `on_silence` is what follows an answer that does not come
+    within `answer_seconds`. `keep_open_seconds`: how long an idle connection is kept, 0 = not at all."""
 
     name: str
     reference: str
@@ -100,6 +101,8 @@ class Partner:
     application: str
     facility: str
     on_silence: str
+    answer_seconds: float
+    keep_open_seconds: float
 
 
 def document(partner: Partner, site: Site, samples: Mapping[str, Sequence[Sample]], version: str) -> str:
@@ -132,8 +135,10 @@ def document(partner: Partner, site: Site, samples: Mapping[str, Sequence[Sample
 def _connection(partner: Partner, site: Site) -> list[str]:
     rows = (
         ("Address", f"`{partner.address}`"),
-        ("Transport", "MLLP (0x0B message 0x1C 0x0D), one connection, one message at a time, in order; "
+        ("Transport", "MLLP (0x0B message 0x1C 0x0D), one message at a time, in order; "
                       "`mllps:` is MLLP inside TLS 1.2 or later"),
+        ("Connection", f"kept for {partner.keep_open_seconds:g} s after an answer" if partner.keep_open_seconds
+                       else "one a message"),
         ("MSH-3, MSH-4", f"`{site.application}`, `{site.facility}`"),
         ("MSH-5, MSH-6", f"`{partner.application}`, `{partner.facility}`"),
         ("MSH-11", "P" if site.mode == "production" else "T"),
@@ -144,7 +149,10 @@ def _connection(partner: Partner, site: Site) -> list[str]:
 
 
 def _acknowledgements(partner: Partner) -> list[str]:
-    rest = f"Without an answer: {partner.on_silence}. Delivery is at least once: know a repetition by MSH-10."
+    rest = (
+        f"Without an answer within {partner.answer_seconds:g} s: {partner.on_silence}. Delivery is at least once: "
+        "know a repetition by MSH-10."
+    )
     return ["## Acknowledgements expected", "", *table(("MSA-1", "What we do"), _ANSWERS), rest, ""]
 
 

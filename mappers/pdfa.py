@@ -19,7 +19,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fpdf import FPDF
 from lxml import etree
 
 from mappers.mapped import Loss
@@ -74,6 +73,8 @@ def open_sheet(
     head: Callable[[Sheet], None], total: int, *, title: str, author: str, document_id: str, at: datetime
 ) -> Sheet:
     """A document with its first page. `document_id` is a UUID; `at` dates the file, whenever it is made."""
+    from fpdf import FPDF  # a fifth of what a server would load before it is ready, and most processes draw no page
+
     document: Any = FPDF(unit="mm", format="A4", enforce_compliance="PDF/A-1B")
     document.set_auto_page_break(False)
     document.add_font("text", "", ASSETS / "SourceSansPro-Regular.ttf")

@@ -149,7 +149,7 @@ def _scanner(hook: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> Any:
     """The decoder's scanner without the decoder's own frame: (text, position) -> (value, end)."""
     return json.JSONDecoder(
         object_pairs_hook=hook, parse_float=_decimal, parse_int=_integer, parse_constant=_constant
-    ).scan_once  # type: ignore[attr-defined]
+    ).scan_once  # type: ignore[attr-defined]  # not in the stubs
 
 
 # A text shorter than this cannot hold too wide an object: `"":1,` is the shortest member.

@@ -10,7 +10,7 @@ from typing import Any
 from conformance.checks.fhir_conditional import matches
 from conformance.checks.fhir_rest import SYSTEM
 from conformance.checks.fhir_search import SEARCH
-from conformance.checks.fhir_search_values import BORN, OBSERVATION, PATIENT, Stock, finds
+from conformance.checks.fhir_search_values import BORN, OBSERVATION, PATIENT, Stock
 from conformance.runner import check
 from conformance.target import Context
 from conformance.verdict import expect
@@ -76,7 +76,7 @@ def search_entries(at: Context) -> None:
 def search_id(at: Context) -> None:
     stock = Stock(at, first={}, second={}, third={})
     query = f"_id={stock.ids['first']},{stock.ids['third']}"
-    finds(stock.named(f"Patient?{query}"), query, "first", "third")
+    stock.expect_only(f"Patient?{query}", "first", "third")
 
 
 @check(
@@ -92,7 +92,7 @@ def search_last_updated(at: Context) -> None:
     expect(moment, "meta.lastUpdated of the resource", "none")
     exact = str(moment).replace("+", "%2B")
     for query, wanted in (("ge2000-01-01", ("only",)), ("lt2000-01-01", ()), (f"ge{exact}", ("only",))):
-        finds(stock.patients(f"_lastUpdated={query}"), f"_lastUpdated={query}", *wanted)
+        stock.expect_patients(f"_lastUpdated={query}", *wanted)
 
 
 @check(
@@ -106,7 +106,7 @@ def search_chain(at: Context) -> None:
     Stock(at).observe(theirs={})
     stock = Stock(at).observe(ours={})
     query = f"subject:Patient.identifier={stock.token}"
-    finds(stock.named(f"Observation?{query}"), query, "ours")
+    stock.expect_only(f"Observation?{query}", "ours")
 
 
 @check(
@@ -119,7 +119,7 @@ def search_chain(at: Context) -> None:
 def search_has(at: Context) -> None:
     stock = Stock(at, measured={}, unmeasured={}).observe(weight={})
     query = f"_has:Observation:subject:code={stock.token}"
-    finds(stock.named(f"Patient?{query}"), query, "measured")
+    stock.expect_only(f"Patient?{query}", "measured")
 
 
 @check(
@@ -224,8 +224,8 @@ def search_elements(at: Context) -> None:
 )
 def search_compartment(at: Context) -> None:
     stock, others = Stock(at).observe(ours={}), Stock(at).observe(theirs={})
-    finds(stock.named(f"Patient/{stock.patient}/Observation"), f"Patient/{stock.patient}/Observation", "ours")
-    finds(others.named(f"Patient/{others.patient}/Observation"), f"Patient/{others.patient}/Observation", "theirs")
+    stock.expect_only(f"Patient/{stock.patient}/Observation", "ours")
+    others.expect_only(f"Patient/{others.patient}/Observation", "theirs")
 
 
 @check(

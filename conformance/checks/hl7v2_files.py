@@ -13,6 +13,7 @@ import binascii
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from conformance.checks.hl7v2_acknowledgement import CI_SIS, IHE, PAM
 from conformance.message import CODECS, EVENTS, Message, component
@@ -28,7 +29,7 @@ _NATURES = {"S", "H", "M", "L", "D", "SM", "SH", "MH", "LD", "HMS", "C"}
 _ACTIONS = {"T02": ("NW", "F"), "T10": ("RO", "C"), "T04": ("CA", "D")}
 
 
-def judged(concerns: str = "", **about: str | tuple[str, ...]) -> Callable[[Judge], Judge]:
+def judged(concerns: str = "", **about: Any) -> Callable[[Judge], Judge]:
     """Registers a check of every message whose MSH-9 begins with `concerns`: what the function yields is wrong."""
 
     def register(judge: Judge) -> Judge:
@@ -46,7 +47,7 @@ def judged(concerns: str = "", **about: str | tuple[str, ...]) -> Callable[[Judg
                 more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
                 raise Failed(str(about["title"]), "; ".join(wrong[:5]) + more)
 
-        check(wire="hl7v2-files", **about)(run)  # type: ignore[arg-type]
+        check(wire="hl7v2-files", **about)(run)
         return judge
 
     return register

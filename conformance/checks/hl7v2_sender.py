@@ -8,6 +8,9 @@ HL7 v2.5 2.9.2; IHE ITI TF-2 C.2; CI-SIS "Transmission d'un document CDA-R2 en H
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from conformance.checks.hl7v2_acknowledgement import CI_SIS, IHE
 from conformance.checks.hl7v2_framing import MLLP
 from conformance.runner import check
@@ -23,14 +26,13 @@ def first(at: Context, desk: Listener) -> Arrived:
     return desk.arrive(at.options.send_wait)
 
 
-def expect_again(at: Context, desk: Listener, sent: Arrived, why: str) -> Arrived:
+def expect_again(at: Context, desk: Listener, sent: Arrived, why: str) -> None:
     """The same message comes again within the time allowed; it is then answered AA."""
     again = desk.arrive(at.options.resend_wait, f"message {sent.control_id} again, since {why},")
     expect(
         again.control_id == sent.control_id, f"message {sent.control_id} again: {why}", f"message {again.control_id}"
     )
     desk.answer(again)
-    return again
 
 
 def expect_next(at: Context, desk: Listener, sent: Arrived, why: str) -> None:
@@ -40,6 +42,18 @@ def expect_next(at: Context, desk: Listener, sent: Arrived, why: str) -> None:
         answered = f"no second {sent.control_id}: {why}"
         expect(following.control_id != sent.control_id, answered, f"message {following.control_id} again")
         desk.answer(following)
+
+
+def reaction(answer: str, why: str, then: Callable[[Context, Listener, Arrived, str], None], **about: Any) -> None:
+    """A check of one answer to one message (`Listener.answer`): `then` looks at what follows, and says `why`."""
+
+    def run(at: Context) -> None:
+        with at.listener() as desk:
+            sent = first(at, desk)
+            desk.answer(sent, answer)
+            then(at, desk, sent, why)
+
+    check(wire="hl7v2-sender", level="N2", **about)(run)
 
 
 @check(
@@ -74,48 +88,36 @@ def waits(at: Context) -> None:
         desk.answer(early or sent)
 
 
-@check(
+reaction(
+    "AA",
+    "it was answered AA",
+    expect_next,
     id="hl7v2-sender.after-aa",
     title="After AA the message is not sent again; the next one has an MSH-10 of its own",
     verifies=(CI_SIS, RULES),
-    wire="hl7v2-sender",
-    level="N2",
 )
-def after_aa(at: Context) -> None:
-    with at.listener() as desk:
-        sent = first(at, desk)
-        desk.answer(sent)
-        expect_next(at, desk, sent, "it was answered AA")
 
 
-@check(
+reaction(
+    "pieces",
+    "it was answered AA, in pieces",
+    expect_next,
     id="hl7v2-sender.answer-in-pieces",
     title="An answer that comes in many small TCP segments is understood",
     verifies=(MLLP,),
-    wire="hl7v2-sender",
-    level="N2",
     hint="A read of the socket is not an answer: keep reading until FS CR.",
 )
-def answer_in_pieces(at: Context) -> None:
-    with at.listener() as desk:
-        sent = first(at, desk)
-        desk.answer(sent, "pieces")
-        expect_next(at, desk, sent, "it was answered AA, in pieces")
 
 
-@check(
+reaction(
+    "latin",
+    "it was answered AA in 8859/15",
+    expect_next,
     id="hl7v2-sender.answer-in-latin-9",
     title="An answer in ISO 8859-15 to a message in another charset is understood",
     verifies=("HL7 v2.5 table 0211 (MSH-18)", CI_SIS),
-    wire="hl7v2-sender",
-    level="N2",
     hint="The charset of an answer is its own MSH-18.",
 )
-def answer_in_latin(at: Context) -> None:
-    with at.listener() as desk:
-        sent = first(at, desk)
-        desk.answer(sent, "latin")
-        expect_next(at, desk, sent, "it was answered AA in 8859/15")
 
 
 @check(
@@ -133,19 +135,15 @@ def reconnects(at: Context) -> None:
         desk.answer(desk.arrive(at.options.send_wait, "the next message over a new connection"))
 
 
-@check(
+reaction(
+    "AR",
+    "it was answered AR",
+    expect_again,
     id="hl7v2-sender.after-ar",
     title="After AR the message is sent again, before any other",
     verifies=(CI_SIS,),
-    wire="hl7v2-sender",
-    level="N2",
     hint="AR is a refusal for the moment: keep the message at the head of its queue.",
 )
-def after_ar(at: Context) -> None:
-    with at.listener() as desk:
-        sent = first(at, desk)
-        desk.answer(sent, "AR")
-        expect_again(at, desk, sent, "it was answered AR")
 
 
 @check(
@@ -165,47 +163,35 @@ def after_silence(at: Context) -> None:
         desk.answer(again)
 
 
-@check(
+reaction(
+    "wrong-msa-2",
+    "the AA was for another message",
+    expect_again,
     id="hl7v2-sender.wrong-msa-2",
     title="An AA for another message (MSA-2) is not taken for the answer",
     verifies=("HL7 v2.5 2.15.10 (MSA-2)", RULES),
-    wire="hl7v2-sender",
-    level="N2",
 )
-def wrong_msa_2(at: Context) -> None:
-    with at.listener() as desk:
-        sent = first(at, desk)
-        desk.answer(sent, "wrong-msa-2")
-        expect_again(at, desk, sent, "the AA was for another message")
 
 
-@check(
+reaction(
+    "close",
+    "the connection was closed without an answer",
+    expect_again,
     id="hl7v2-sender.closed",
     title="When the connection is closed instead of an answer the message is sent again",
     verifies=(RULES, f"{IHE}#C.2.1"),
-    wire="hl7v2-sender",
-    level="N2",
 )
-def closed(at: Context) -> None:
-    with at.listener() as desk:
-        sent = first(at, desk)
-        desk.answer(sent, "close")
-        expect_again(at, desk, sent, "the connection was closed without an answer")
 
 
-@check(
+reaction(
+    "half",
+    "only half an answer came",
+    expect_again,
     id="hl7v2-sender.half-an-answer",
     title="An answer that breaks off in the middle is no answer",
     verifies=(MLLP, RULES),
-    wire="hl7v2-sender",
-    level="N2",
     hint="An answer counts when its FS CR has come.",
 )
-def half_an_answer(at: Context) -> None:
-    with at.listener() as desk:
-        sent = first(at, desk)
-        desk.answer(sent, "half")
-        expect_again(at, desk, sent, "only half an answer came")
 
 
 @check(
@@ -246,16 +232,12 @@ def same_bytes(at: Context) -> None:
     expect(same, "the same bytes again", again.message.text[:200])
 
 
-@check(
+reaction(
+    "AE",
+    "it was answered AE",
+    expect_next,
     id="hl7v2-sender.after-ae",
     title="After AE the message is not sent again as it is",
     verifies=(CI_SIS,),
-    wire="hl7v2-sender",
-    level="N2",
     hint="AE is a fault of the message: hold it for a person.",
 )
-def after_ae(at: Context) -> None:
-    with at.listener() as desk:
-        sent = first(at, desk)
-        desk.answer(sent, "AE")
-        expect_next(at, desk, sent, "it was answered AE")

@@ -8,7 +8,6 @@ https://hl7.org/fhir/R4/http.html
 from __future__ import annotations
 
 import re
-import ssl
 import threading
 import time
 import uuid
@@ -18,12 +17,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from conformance.peers import small_search
-from conformance.peers.fault import Fault, chosen
+from conformance.peers.fault import Fault
+from conformance.peers.serving import Serving
 from conformance.wire_fhir import MEDIA_TYPE, Lexeme, from_json, to_json
 
 _IF_MATCH = ("fhir.stale-if-match", "fhir.lost-update", "fhir.transaction-atomic")
@@ -443,40 +444,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815
+    do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the names the server looks for
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
-class BrokenFhir:
-    """The server on a free loopback port; a context manager. `target` is what `--target` takes."""
+def _handler(faults: frozenset[str]) -> type[_Handler]:
+    return type("Handler", (_Handler,), {"store": Store(faults)})
 
-    def __init__(self, *faults: str, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
-        handler = type("Handler", (_Handler,), {"store": Store(chosen(faults, FAULTS))})
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        self._secure = "s" if tls else ""
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
 
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
-
-    @property
-    def target(self) -> str:
-        return f"fhir=http{self._secure}://127.0.0.1:{self.port}{BASE}"
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
-
-    def __enter__(self) -> BrokenFhir:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+BrokenFhir = partial(Serving, _handler, FAULTS, f"fhir=http{{s}}://127.0.0.1:{{port}}{BASE}")
+"""The server on a free loopback port, with the faults that are named."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import socketserver
-import ssl
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 
-from conformance.peers.fault import Fault, chosen
+from conformance.peers.fault import Fault
+from conformance.peers.serving import Serving
 from conformance.wire_mllp import END, START
 
 _AA = (
@@ -202,40 +203,9 @@ def _blocks(data: bytes) -> tuple[list[bytes], bytes, bool]:
         data = data[end + 1 :].removeprefix(b"\r")
 
 
-class _Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
-    request_queue_size = 32
+def _handler(faults: frozenset[str]) -> type[_Handler]:
+    return type("Handler", (_Handler,), {"receiver": Receiver(faults)})
 
 
-class BrokenHl7:
-    """The receiver on a free loopback port; a context manager. `target` is what `--target` takes."""
-
-    def __init__(self, *faults: str, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
-        handler = type("Handler", (_Handler,), {"receiver": Receiver(chosen(faults, FAULTS))})
-        self._server = _Server(("127.0.0.1", port), handler)
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        self._secure = "s" if tls else ""
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
-
-    @property
-    def target(self) -> str:
-        return f"hl7v2=mllp{self._secure}://127.0.0.1:{self.port}"
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
-
-    def __enter__(self) -> BrokenHl7:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+BrokenHl7 = partial(Serving, _handler, FAULTS, "hl7v2=mllp{s}://127.0.0.1:{port}")
+"""The receiver on a free loopback port, with the faults that are named."""

@@ -148,7 +148,7 @@ class _Server(SMTP):  # type: ignore[misc]  # aiosmtpd ships no types, and is ex
             self.transport.write(do.encode() + b"\r\n")
             self.transport.close()
 
-    async def smtp_MAIL(self, arg: str | None) -> None:  # noqa: N802
+    async def smtp_MAIL(self, arg: str | None) -> None:  # noqa: N802 - named as aiosmtpd calls it
         known, options = _taken(arg or "", self._known[0])
         # aiosmtpd takes `<>` for a missing address; a notice that travels on has no other sender.
         null = re.match(r"FROM:\s*<>", known, re.IGNORECASE)
@@ -160,11 +160,11 @@ class _Server(SMTP):  # type: ignore[misc]  # aiosmtpd ships no types, and is ex
         await super().smtp_MAIL(known.replace("<>", "<null@null.invalid>", 1) if null else known)
         self.sender, self.options, self.recipients = sender, options, []
 
-    async def smtp_RCPT(self, arg: str | None) -> None:  # noqa: N802
+    async def smtp_RCPT(self, arg: str | None) -> None:  # noqa: N802 - named as aiosmtpd calls it
         known, self.asked = _taken(arg or "", self._known[1])
         await super().smtp_RCPT(known)
 
-    async def auth_XOAUTH2(self, server: Any, args: list[str]) -> Any:  # noqa: N802
+    async def auth_XOAUTH2(self, server: Any, args: list[str]) -> Any:  # noqa: N802 - named as aiosmtpd calls it
         """Any token opens: the sandbox has no Pro Santé Connect to ask."""
         if len(args) == 1:
             await self.challenge_auth("")
@@ -177,13 +177,13 @@ class _Handler:
 
     post: _Post
 
-    async def handle_EHLO(  # noqa: N802
+    async def handle_EHLO(  # noqa: N802 - named as aiosmtpd calls it
         self, server: _Server, session: Any, envelope: Any, name: str, lines: list[str]
     ) -> list[str]:
         session.host_name = name
         return [*lines[:-1], "250-DSN", lines[-1]] if self.post.settings.dsn else lines
 
-    async def handle_RCPT(  # noqa: N802
+    async def handle_RCPT(  # noqa: N802 - named as aiosmtpd calls it
         self, server: _Server, session: Any, envelope: Any, address: str, options: list[str]
     ) -> str:
         do = self.post.fault("rcpt", address)
@@ -196,7 +196,7 @@ class _Handler:
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 Ok"
 
-    async def handle_DATA(self, server: _Server, session: Any, envelope: Any) -> str:  # noqa: N802
+    async def handle_DATA(self, server: _Server, session: Any, envelope: Any) -> str:  # noqa: N802 - named as aiosmtpd calls it
         about = (server.sender, *(recipient.address for recipient in server.recipients))
         do = self.post.fault("data", *about)
         if do:

@@ -27,13 +27,14 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+Event = Literal["Z01", "Z02", "Z03"]
 VT, FS, CR = b"\x0b", b"\x1c", b"\r"
 CODES = ("AA", "AE", "AR", "CA", "CE", "CR")
 STEPS = (*CODES, "silence", "half", "trickle", "wrong-msa-2", "no-msa", "garbage", "two", "latin", "close", "reset",
@@ -62,7 +63,7 @@ class Received:
 class Zam:
     """A business acknowledgement to send: `Z01` DMP, `Z02` received, `Z03` read; `ok` is OBX-5 Y or N."""
 
-    event: Literal["Z01", "Z02", "Z03"]
+    event: Event
     ok: bool = True
     recipient: str = ""
 
@@ -163,8 +164,8 @@ class Peer:
         """Queue a business ack for a document message, as a PFI does minutes or hours later."""
         self._queue.put(zam_message(original, zam, f"PFI{self._token}{next(self._numbers):06d}"))
 
-    def _spawn(self, work: object, *args: object) -> None:
-        thread = threading.Thread(target=work, args=args, daemon=True, name="mllp-peer")  # type: ignore[arg-type]
+    def _spawn(self, work: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=work, args=args, daemon=True, name="mllp-peer")
         self._threads.append(thread)
         thread.start()
 
@@ -318,7 +319,7 @@ def asked_for(raw: bytes) -> list[Zam]:
     return out + ([Zam("Z03")] if flags.get("ACK_LECTURE_MSS") and mailed else [])
 
 
-_ZAM = {
+_ZAM: Mapping[Event, tuple[str, str, str]] = {
     "Z01": ("ACK_RECEPTION_DMP^Accusé de réception DMP", "", "DMPClosed^DMP fermé^DMPERRORCODE"),
     "Z02": ("ACK_RECEPTION_MSS^Accusé de réception MSSanté", "DESTINATAIRE_MSS^Destinataire MSSanté",
             "550^Boîte aux lettres non disponible^SMTPERRORCODE"),
@@ -358,10 +359,11 @@ def _field(raw: bytes, segment: str, number: int, nth: int = 1) -> str:
 
 
 def _zam_of(text: str) -> Zam:
-    event, _, result = text.partition(":")
-    if event not in _ZAM:
+    name, _, result = text.partition(":")
+    event = next((one for one in _ZAM if one == name), None)
+    if event is None:
         raise argparse.ArgumentTypeError("write Z01, Z02:Y or Z03:N")
-    return Zam(event, result != "N")  # type: ignore[arg-type]
+    return Zam(event, result != "N")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

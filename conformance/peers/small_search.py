@@ -259,11 +259,14 @@ class Search:
             number = Decimal(digits)
         except InvalidOperation:
             raise BadQuery(f"{digits} is no number") from None
+        exponent = number.as_tuple().exponent
+        if not isinstance(exponent, int):
+            raise BadQuery(f"{digits} is no number to compare with")
         if value is None:
             return False
         if code and (system, code) != value[1:] and "unit-ignored" not in self.faults:
             return False
-        half = Decimal(0) if "quantity-exact" in self.faults else Decimal((0, (5,), number.as_tuple().exponent - 1))  # type: ignore[operator] # fmt: skip
+        half = Decimal(0) if "quantity-exact" in self.faults else Decimal((0, (5,), exponent - 1))
         if prefix in {"eq", "ne"}:
             return bool((number - half <= value[0] < number + half or value[0] == number) is (prefix == "eq"))
         order = (value[0] > number) - (value[0] < number)

@@ -95,4 +95,7 @@ def _partner(args: Args, reference: str) -> tuple[Partner, Site]:
     road = distribution.hl7_road(Candidate(reference, endpoint), codes[0])
     silence = (lane.on_silence if lane else "") or AMBIGUOUS.get(road.endpoint.split(":")[0], "resend")
     words = {"resend": "the same bytes go again", "hold": "it waits for a person"}[silence]
-    return Partner(road.display, reference, road.endpoint, codes, road.application, road.facility, words), site
+    answer = (lane.answer_within if lane else 0) / 1_000_000 or hub.settings.send_timeout_seconds
+    keep = (lane.keep_open if lane else 0) / 1_000_000
+    own = (road.application, road.facility, words, answer, keep)
+    return Partner(road.display, reference, road.endpoint, codes, *own), site

@@ -6,6 +6,7 @@ sees that its parent has ended.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ def main(arguments: list[str]) -> int:
     from fhir_server.config import Settings
     from fhir_server.processes import READY
 
+    importlib.import_module("fhir_server.web")  # now, while the parent opens the store, and not when it waits for this
     listening, control = (socket.socket(fileno=int(text)) for text in arguments[:2])
     with control.makefile("rb") as said:
         told: dict[str, Any] = json.loads(said.readline())

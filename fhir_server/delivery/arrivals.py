@@ -90,21 +90,24 @@ def rejected(text: str, location: str, code: str = "207", business: str = "") ->
 
 
 class Draft:
-    """The resources of one decision: read from a snapshot, changed here, written together. Is a `context.View`."""
+    """The resources of one decision: read from a snapshot, changed here, written together. Is a `context.View`.
+
+    What it was read from is `upon`: whoever writes the changes hands it on, so that it holds to the commit.
+    """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._view = view_of(snapshot)
+        self.upon = view_of(snapshot)
         self._put: dict[str, Resource] = {}
         self._changed: set[str] = set()
 
     def get(self, reference: str) -> Resource | None:
         """The resource as it is to be, or as it is stored."""
-        return self._put.get(reference) or self._view.get(reference)
+        return self._put.get(reference) or self.upon.get(reference)
 
     def find(self, resource_type: str, query: str) -> list[Resource]:
         """The stored resources a search finds, as they are to be."""
-        found = self._view.find(resource_type, query)
+        found = self.upon.find(resource_type, query)
         return [self._put.get(f"{resource_type}/{one['id']}", one) for one in found]
 
     def written(self, resource_type: str) -> list[Resource]:
@@ -122,10 +125,11 @@ class Draft:
     def referring(self, reference: str) -> list[Resource]:
         """Whatever refers to a resource, as it is to be. Raises Rejected beyond MOST_MOVED."""
         kind, _, key = reference.partition("/")
-        plan = dataclasses.replace(references.referring(kind, key), count=_A_PAGE)
+        plan = first = dataclasses.replace(references.referring(kind, key), count=_A_PAGE)
         found: list[Resource] = []
         while True:
             page = self._snapshot.search(plan)
+            self.upon.hold("", f"what refers to {reference}", first, page)
             found += [self._put.get(one.reference) or one.resource() for one in page.matches]
             if len(found) > MOST_MOVED:
                 text = f"more than {MOST_MOVED} resources refer to {reference}; a person must move them"
@@ -177,7 +181,7 @@ def take(arrival: Arrival, raw: bytes, decide: Decide) -> bytes:
             _settle(tx, arrival.inbox_id, answer, taken)
 
         try:
-            apply(hub, taken.caller or arrival.caller, changes, also=also)
+            apply(hub, taken.caller or arrival.caller, changes, also=also, upon=draft.upon)
             return answer
         except Conflict as conflict:
             # Others write about the same person: look again. Who is never in luck may send again (AR).

@@ -167,7 +167,8 @@ def _project(hub: Hub, study: Study) -> None:
             note=found.note,
         )
 
-    apply(hub, caller, [Change("update", "ImagingStudy", resource["id"], resource, if_match=version)], also=also)
+    change = Change("update", "ImagingStudy", resource["id"], resource, if_match=version)
+    apply(hub, caller, [change], also=also, upon=view)
 
 
 def _frames(path: Path) -> str:

@@ -279,5 +279,5 @@ def unmerge(hub: Hub, caller: Caller, survivor: str, given_up: str) -> tuple[lis
         draft.put({**listed, "status": "retired"})
         draft.put(_provenance(caller, "defusion", [survivor, given_up, f"List/{key}"], instant(hub.clock())))
         changes = draft.changes()
-    apply(hub, caller, changes)
+    apply(hub, caller, changes, upon=draft.upon)
     return back, lost

@@ -36,12 +36,14 @@ class Line:
         self._limit = began + limit_seconds
         self._gate = threading.Lock()
         self._handle: socket.socket | None = None
+        self._begun = False
         self._talks: float | None = None
         self._cut = ""
 
     def may_send(self, sock: socket.socket) -> None:
         """Called by the wire before bytes leave. Raises LeaseLost when they must not."""
         with self._gate:
+            self._begun = True
             if self._handle is None:
                 # One of our own: the wire may close its socket, or wrap it for TLS, at any moment.
                 self._handle = socket.socket(fileno=os.dup(sock.fileno()))
@@ -79,14 +81,13 @@ class Line:
         name is looked up, or a connection made): then nothing was sent, and nothing will be."""
         with self._gate:
             self._cut = self._cut or reason
-            if self._handle is None:
-                return False
-            with suppress(OSError):
-                self._handle.shutdown(socket.SHUT_RDWR)
-            return True
+            if self._handle is not None:
+                with suppress(OSError):
+                    self._handle.shutdown(socket.SHUT_RDWR)
+            return self._begun
 
-    def close(self) -> None:
-        """The conversation is over."""
+    def let_go(self) -> None:
+        """The partner has answered: its connection is no longer this conversation's to cut, and may serve another."""
         with self._gate:
             if self._handle is not None:
                 self._handle.close()

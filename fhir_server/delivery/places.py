@@ -1,7 +1,7 @@
 """Where in an HL7 v2 message a fault of the resources made from it comes from.
 
-Hides which field fills which FHIR element. A character no text may hold is looked for in the message itself; for all
-else the field is the one the element is mapped from.
+Hides which field fills which FHIR element. A character no text may hold is looked for in the message itself when the
+fault is about one; for all else the field is the one the element is mapped from.
 
 Source: HL7 v2.5 2.15.5 (ERR-2, ERR-3) and table 0357; docs/hl7v2.md (the mapping).
 """
@@ -47,8 +47,10 @@ FIELDS: Final[Mapping[str, str]] = {
     "List": "MRG",
 }
 """The element of a resource -> the segment or field it is mapped from."""
-_ELEMENT: Final = re.compile(r"[A-Z]\w*(?:\.[a-z]+)?")
+_ELEMENT: Final = re.compile(r"[A-Z]\w*(?:\.[a-z][A-Za-z]*)?")
 _UNFIT: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_ABOUT_UNFIT: Final = re.compile("control character|character NUL")
+"""What the checker of FHIR's text types and the reader of a search say, and nothing else does."""
 _CONTROL: Final = re.compile("[\x00-\x1f]")
 _KIND: Final = re.compile(r"[ :]*(?:\([a-zA-Z]+\) )?")
 _MOST: Final = 20
@@ -81,8 +83,9 @@ def _place(msg: Message, issue: Issue) -> str:
     names = (element[0], element[0].partition(".")[0]) if element else ()
     mapped = next((FIELDS[name] for name in names if name in FIELDS), "")
     segment = mapped.partition("-")[0]
-    spans = sorted((span for span in msg.spans if span[0]), key=lambda span: span[0] != segment)
-    for _, start, end in spans:
-        if sign := _UNFIT.search(msg.raw, start, end):
-            return msg.place(sign.start())
+    if _ABOUT_UNFIT.search(issue.diagnostics):
+        spans = sorted((span for span in msg.spans if span[0]), key=lambda span: span[0] != segment)
+        for _, start, end in spans:
+            if sign := _UNFIT.search(msg.raw, start, end):
+                return msg.place(sign.start())
     return mapped if mapped and msg.first(segment) else ""

@@ -14,11 +14,13 @@ from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
 from fhir_server.config import Settings
+from fhir_server.delivery.connections import Connections, Way, tls_files
 from fhir_server.delivery.line import Line
 from fhir_server.security.addresses import Refused, allowed_by, destination
 from fhir_server.security.certificates import mail_credentials, towards_partners
 from fhir_server.store.lanes import Claim
-from hl7v2 import ack, mllp
+from hl7v2 import ack
+from hl7v2.mllp import MllpFault, Sender
 from mssante import smtp
 
 Verdict = Literal["sent", "transient", "ambiguous", "permanent", "held"]
@@ -83,45 +85,53 @@ def on_silence(claim: Claim) -> Literal["resend", "hold"]:
     return claim.on_silence or AMBIGUOUS.get(claim.delivery.endpoint.split(":")[0], "resend")
 
 
-def send(claim: Claim, payload: bytes, settings: Settings, line: Line) -> Receipt:
-    """Send a claimed delivery once. Never raises for what a partner does; LeaseLost when `line` forbids it."""
+def send(claim: Claim, payload: bytes, settings: Settings, line: Line, connections: Connections) -> Receipt:
+    """Send a claimed delivery once, over one of `connections` where its destination wants that. Never raises for what
+    a partner does; LeaseLost when `line` forbids it."""
     endpoint = claim.delivery.endpoint
     try:
         sender = _SENDERS.get(urlsplit(endpoint).scheme)
         if sender is None:
             return Receipt("permanent", "scheme", f"no transport speaks {endpoint}; correct the Endpoint's address")
-        return sender(claim, payload, settings, line)
+        return sender(claim, payload, settings, line, connections)
     except ValueError as error:
         # A port or a mail address nobody can use: it will not become one by waiting.
         return Receipt("permanent", "address", f"{endpoint} cannot be used: {error}")
 
 
-def _send_mllp(claim: Claim, payload: bytes, settings: Settings, line: Line) -> Receipt:
+def _answer_seconds(claim: Claim, default: float) -> float:
+    """How long the destination has to answer: its own policy, else the installation's."""
+    return claim.answer_within / 1_000_000 or default
+
+
+def _send_mllp(claim: Claim, payload: bytes, settings: Settings, line: Line, connections: Connections) -> Receipt:
     parts = urlsplit(claim.delivery.endpoint)
     if not parts.hostname or not parts.port:
         return Receipt("permanent", "address", f"{claim.delivery.endpoint} has no host and port")
     try:
-        address = destination(parts.hostname, parts.port, allowed_by(settings))
-        raw = mllp.send(
-            address,
-            payload,
-            timeout=settings.send_timeout_seconds,
-            before_send=line.may_send,
-            tls=towards_partners(settings) if parts.scheme == "mllps" else None,
-            server_name=parts.hostname,
-        )
+        address, secured = destination(parts.hostname, parts.port, allowed_by(settings)), parts.scheme == "mllps"
+        way = Way(address, parts.hostname, tls_files(settings) if secured else None)
+
+        def made() -> Sender:
+            tls = towards_partners(settings) if secured else None
+            return Sender(address, timeout=settings.send_timeout_seconds, tls=tls, server_name=way.host)
+
+        with connections.borrowed(claim, way, made) as sender:
+            sender.before_send = line.may_send
+            raw = sender.send(payload, timeout=_answer_seconds(claim, settings.send_timeout_seconds))
+            line.let_go()
     except Refused as refused:
         return Receipt("held", "address", str(refused))
     except socket.gaierror as unknown:
         return Receipt(classify("mllp", "connect", "name"), "name", f"{parts.hostname} has no address now: {unknown}")
-    except mllp.MllpFault as fault:
+    except MllpFault as fault:
         return Receipt(classify("mllp", fault.stage, fault.code), fault.code, fault.text)
     told = ack.read(raw)
     words = told.text or "; ".join(error.text for error in told.errors if error.text)
     return Receipt(classify("mllp", "ack", told.code), told.code, words, raw)
 
 
-def _send_mail(claim: Claim, payload: bytes, settings: Settings, line: Line) -> Receipt:
+def _send_mail(claim: Claim, payload: bytes, settings: Settings, line: Line, _connections: Connections) -> Receipt:
     host, _, port = settings.smtp.rpartition(":")
     if not host or not port.isdigit():
         return Receipt("transient", "address", "no MSSanté operator is configured (setting `smtp`, host:port)")
@@ -140,7 +150,7 @@ def _send_mail(claim: Claim, payload: bytes, settings: Settings, line: Line) -> 
             context=towards_partners(settings) if settings.smtp_security != "none" else None,
             credentials=mail_credentials(settings),
             timeout=settings.send_timeout_seconds,
-            answer_timeout=max(settings.send_timeout_seconds, settings.mail_answer_seconds),
+            answer_timeout=_answer_seconds(claim, max(settings.send_timeout_seconds, settings.mail_answer_seconds)),
             before_send=line.may_send,
         )
     except smtp.SmtpFault as fault:
@@ -148,7 +158,7 @@ def _send_mail(claim: Claim, payload: bytes, settings: Settings, line: Line) -> 
     return Receipt("sent", "250", accepted.text)
 
 
-_SENDERS: Mapping[str, Callable[[Claim, bytes, Settings, Line], Receipt]] = {
+_SENDERS: Mapping[str, Callable[[Claim, bytes, Settings, Line, Connections], Receipt]] = {
     "mllp": _send_mllp,
     "mllps": _send_mllp,
     "mssante": _send_mail,

@@ -21,6 +21,7 @@ from functools import partial
 from fhir_server.changes import Hub
 from fhir_server.context import micros, new_request_id
 from fhir_server.delivery import transports
+from fhir_server.delivery.connections import Connections
 from fhir_server.delivery.line import Line, ticks
 from fhir_server.delivery.transports import Receipt
 from fhir_server.errors import PasserelleError, Throttled, Unavailable
@@ -39,10 +40,11 @@ SLOW_SECONDS, MOST_RELIEF = 1.0, 32
 
 
 class Lines:
-    """The conversations of this process, and the thread that keeps their leases."""
+    """The conversations of this process, the thread that keeps their leases, and the connections kept between them."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+        self.connections = Connections()
         self._gate = threading.Lock()
         self._open: set[Line] = set()
         self._stopping = threading.Event()
@@ -52,8 +54,9 @@ class Lines:
         self._thread.start()
 
     def close(self) -> None:
-        """End the renewing; conversations go on until their lease ends or they are cut."""
+        """End the renewing, and leave idle connections; conversations go on until their lease ends or they are cut."""
         self._stopping.set()
+        self.connections.close()
         if self._thread.ident is not None:
             self._thread.join(CUT_SECONDS)
 
@@ -69,7 +72,7 @@ class Lines:
         finally:
             with self._gate:
                 self._open.discard(line)
-            line.close()
+            line.let_go()
 
     def cut(self, reason: str) -> None:
         """Break every running conversation. One that had not begun is settled here, as not sent: its thread may hang in
@@ -176,9 +179,10 @@ class Workers:
             store.wait_for_work(seen, wait)
 
     def _watch(self) -> None:
-        """Keep as many threads more as conversations are slow."""
+        """Keep as many threads more as conversations are slow, and no idle connection longer than it may be."""
         if self.stopping.wait(SLOW_SECONDS / 2):
             return
+        self.lines.connections.sweep()
         self.relief = [thread for thread in self.relief if thread.is_alive()]
         for number in range(len(self.relief), min(self.lines.slow(), MOST_RELIEF)):
             more = threading.Thread(target=self._relieve, args=(number,), name=f"work-more-{number}", daemon=True)
@@ -235,7 +239,7 @@ def _delivered(
 ) -> tuple[Claim | None, float]:
     """Hold one conversation and settle it; what was taken in the same transaction, and when that was asked for."""
     with lines.opened(claim, began) as line:
-        receipt = _attempt(hub, claim, line)
+        receipt = _attempt(hub, claim, line, lines.connections)
         if receipt is None:
             return None, began
         began = ticks()
@@ -256,7 +260,7 @@ def _settled(hub: Hub, claim: Claim, outcome: Outcome, more: Callable[[], bool])
     return hub.store.finish(claim, outcome), None
 
 
-def _attempt(hub: Hub, claim: Claim, line: Line) -> Receipt | None:
+def _attempt(hub: Hub, claim: Claim, line: Line, connections: Connections) -> Receipt | None:
     """One sending; a defect of ours holds the delivery for a person instead of stopping its lane for good.
 
     What only cannot be read now leaves later. None when the right to send ended before anything left: somebody else has
@@ -271,7 +275,7 @@ def _attempt(hub: Hub, claim: Claim, line: Line) -> Receipt | None:
         return _untried(claim, defect)
     try:
         with line.talking():
-            return transports.send(claim, payload, hub.settings, line)
+            return transports.send(claim, payload, hub.settings, line, connections)
     except LeaseLost as lost:
         log.warning("%s", lost.diagnostics)
         not_sent(hub, claim, lost.diagnostics)

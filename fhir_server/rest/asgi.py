@@ -13,15 +13,14 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
-from urllib.parse import parse_qsl
 
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM, Caller
 from fhir_server.errors import Fault, Malformed, PasserelleError, TooLarge, Unsupported
 from fhir_server.rest import edge, routes
 from fhir_server.rest.hands import Hands
-from fhir_server.rest.http import Request, Response, error_response
-from fhir_server.rest.room import SMALL, Room, weight
+from fhir_server.rest.http import Request, Response, error_response, pairs
+from fhir_server.rest.room import SMALL, Arriving, Inflow, Room, weight
 from fhir_server.store.soon import NotSoon
 
 log = logging.getLogger("passerelle.rest")
@@ -59,7 +58,7 @@ class Mounts:
         self._hub, self._mounts, self._who, self._operators = hub, mounts, who, operators
         self._at_hand = at_hand
         self.names = tuple(mounts)
-        self.hands, self.room = Hands(THREADS), Room()
+        self.hands, self.inflow, self.room = Hands(THREADS), Inflow(), Room()
 
     def handles(self, path: str) -> bool:
         """Whether a path belongs to a mount."""
@@ -74,38 +73,38 @@ class Mounts:
         pages = () if mount in self._operators else edge.cors(hub.settings, headers)
         response = edge.preflight(hub.settings, method, headers, ", ".join(METHODS)) if pages else None
         if response is None:
+            arriving = self.inflow.open()
             try:
-                response = await self._answer(hub, mount, "/" + rest, scope, headers, receive)
+                response = await self._answer(hub, mount, "/" + rest, scope, headers, receive, arriving)
             except PasserelleError as error:
                 response = error_response(None, error, path=rest)
+            finally:
+                arriving.close()
             if response.status == 408:
                 response = response.with_headers(("connection", "close"))
             response = response.with_headers(*pages, ("x-request-id", request_id))
         await self._send(send, response, bodiless=method == "HEAD")
 
     async def _answer(
-        self, hub: Hub, mount: str, path: str, scope: Scope, headers: Mapping[str, str], receive: Receive
+        self,
+        hub: Hub,
+        mount: str,
+        path: str,
+        scope: Scope,
+        headers: Mapping[str, str],
+        receive: Receive,
+        arriving: Arriving,
     ) -> Response:
         if scope["method"] not in METHODS:
             text = f"{scope['method'][:20]} is not offered here; offered: {', '.join(METHODS)}"
             raise Unsupported(text, http=405)
         bodiless = "content-length" not in headers and "transfer-encoding" not in headers
-        body = b"" if bodiless else await _body(headers, receive, hub.settings.max_body_mib * MIB)
+        body = b"" if bodiless else await _body(headers, receive, hub.settings.max_body_mib * MIB, arriving)
         request = _request(hub, mount, path, scope, headers)
         peer = scope["client"][0] if scope.get("client") else ""
         wanted = routes.by_key(request) if mount == "fhir" and bodiless and self._at_hand(headers) else None
-        if wanted is not None:
-            try:
-                caller = self._who(mount, request, peer)
-                stored = await hub.store.soon(caller, *wanted)
-                response = routes.answer(routes.knowing(hub, stored), replace(request, caller=caller))
-                if len(response.body) <= _PACKED_HERE:
-                    return edge.packed(headers, response)
-                return await self.hands.run(lambda: edge.packed(headers, response))
-            except NotSoon:
-                pass
-            except PasserelleError as error:
-                return routes.failed(request, error)
+        if wanted is not None and (response := await self._at_once(hub, mount, request, peer, wanted)):
+            return response
         handler = self._mounts[mount]
         if len(body) < SMALL and "content-encoding" not in headers:
             return await self.hands.run(
@@ -113,7 +112,24 @@ class Mounts:
             )
         admitted = await self.hands.run(lambda: _admitted(hub, request, body, lambda: self._who(mount, request, peer)))
         body = b""  # what follows may wait, and holds the unpacked one
+        arriving.close()  # the room counts it from here on
         return admitted if isinstance(admitted, Response) else await self._weighed(hub, handler, *admitted)
+
+    async def _at_once(
+        self, hub: Hub, mount: str, request: Request, peer: str, wanted: tuple[str, str, int]
+    ) -> Response | None:
+        """The answer to a read by key, on the event loop; None when it takes a thread after all."""
+        try:
+            caller = self._who(mount, request, peer)
+            stored = await hub.store.soon(caller, *wanted)
+            response = routes.answer(routes.knowing(hub, stored), replace(request, caller=caller))
+            if len(response.body) <= _PACKED_HERE:
+                return edge.packed(request.headers, response)
+            return await self.hands.run(lambda: edge.packed(request.headers, response))
+        except NotSoon:
+            return None
+        except PasserelleError as error:
+            return routes.failed(request, error)
 
     async def _weighed(self, hub: Hub, handler: Handler, request: Request, heavy: int) -> Response:
         """The answer to a request known to be allowed, once there is room for its body."""
@@ -166,8 +182,7 @@ def _request(hub: Hub, mount: str, path: str, scope: Scope, headers: Mapping[str
     query: tuple[tuple[str, str], ...] = ()
     if scope["query_string"]:
         try:
-            text = scope["query_string"].decode("latin-1")
-            query = tuple(parse_qsl(text, keep_blank_values=True, max_num_fields=2000))
+            query = tuple(pairs(scope["query_string"].decode("utf-8")))
         except ValueError as error:
             raise Malformed(f"the address cannot be read: {error}") from error
     return Request(scope["method"], path, query, headers, b"", SYSTEM, base, {})
@@ -205,8 +220,9 @@ def _answered(hub: Hub, handler: Handler, request: Request) -> Response:
     return edge.packed(request.headers, response)
 
 
-async def _body(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
-    """The body, at most `limit` bytes (the rest is thrown away unread) and no slower than BODY_RATE."""
+async def _body(headers: Mapping[str, str], receive: Receive, limit: int, arriving: Arriving) -> bytes:
+    """The body, at most `limit` bytes (the rest is thrown away unread), no slower than BODY_RATE and, with all others,
+    no more than `arriving` takes."""
     told = headers.get("content-length", "")
     size = int(told) if told.isascii() and told.isdigit() and len(told) < 18 else 0
     parts: list[bytes] = []
@@ -219,6 +235,7 @@ async def _body(headers: Mapping[str, str], receive: Receive, limit: int) -> byt
                 if message["type"] == "http.disconnect":
                     raise Malformed("the client hung up before its body was whole")
                 part = message.get("body", b"")
+                arriving.add(len(part))
                 parts.append(part)
                 read += len(part)
                 size = max(size, read)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from fhir_server.changes import Applied, Change, Hub, apply
 from fhir_server.context import Caller
@@ -27,6 +27,7 @@ from fhir_server.rest.http import (
     instant_text,
     json_response,
     outcome,
+    pairs,
     resource_body,
 )
 from fhir_server.rest.resources import MIB
@@ -82,7 +83,7 @@ def _check_request(entry: Mapping[str, Any], index: int) -> None:
     resource = entry.get("resource")
     if resource is not None and not isinstance(resource, dict):
         raise Invalid("a resource is an object", expression=f"Bundle.entry[{index}].resource", http=400)
-    if told["method"] in ("POST", "PUT", "PATCH") and resource is None and "_search" not in told["url"]:
+    if told["method"] != "DELETE" and _writes(entry) and resource is None:
         raise Invalid(f"{told['method']} needs a resource", expression=f"Bundle.entry[{index}].resource", http=400)
 
 
@@ -112,8 +113,20 @@ def _transaction(hub: Hub, request: Request, entries: list[dict[str, Any]], resp
 
 
 def _writes(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry is no read: a POST of a search or of an operation is one ($validate is all there is)."""
     told = entry["request"]
-    return told["method"] in ("DELETE", "PUT", "PATCH") or (told["method"] == "POST" and "_search" not in told["url"])
+    asking = told["method"] == "POST" and (_last(told["url"]) == "_search" or _operation(told))
+    return told["method"] not in ("GET", "HEAD") and not asking
+
+
+def _operation(told: Mapping[str, Any]) -> bool:
+    """Whether a request sends its resource to an operation; a search by form has all it asks in its url."""
+    return told["method"] == "POST" and _last(told["url"]).startswith("$")
+
+
+def _last(url: str) -> str:
+    """The last part of the path."""
+    return url.partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
 class _Within:
@@ -225,17 +238,21 @@ def _inner(hub: Hub, request: Request, entry: Mapping[str, Any], handle: Handler
     """The answer to an entry that reads."""
     told = entry["request"]
     path, _, text = _without_base(hub, request, told["url"]).partition("?")
-    headers = {"accept": FHIR_JSON, "content-type": FORM}
+    resource = entry.get("resource")
+    body = json_text.write(resource).encode() if resource is not None and _operation(told) else b""
+    headers = {"accept": FHIR_JSON, "content-type": FHIR_JSON if body else FORM}
     if request.headers.get("prefer"):
         headers["prefer"] = request.headers["prefer"]
     if told.get("ifNoneMatch"):
         headers["if-none-match"] = str(told["ifNoneMatch"])
     if told.get("ifModifiedSince") and (span := date_range(str(told["ifModifiedSince"])[:64], "UTC")):
         headers["if-modified-since"] = http_date(span[0])
-    pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=2000)
-    asked = tuple(pair for pair in pairs if pair[0] not in ("_format", "_pretty"))
+    try:
+        asked = tuple(pair for pair in pairs(text) if pair[0] not in ("_format", "_pretty"))
+    except ValueError as error:
+        raise Malformed(f"the url cannot be read: {error}") from error
     path = "/" + unquote(path.strip("/"))
-    response = handle(hub, Request(told["method"], path, asked, headers, b"", request.caller, request.base, {}))
+    response = handle(hub, Request(told["method"], path, asked, headers, body, request.caller, request.base, {}))
     status = f"{response.status}"
     found = dict(response.headers)
     told_back: dict[str, Any] = {"status": status}

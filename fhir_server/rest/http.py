@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from fhir_server.context import Caller, instant
 from fhir_server.errors import Issue, Malformed, PasserelleError, Unsupported
@@ -26,6 +26,7 @@ _XML = ("application/fhir+xml", "application/xml", "text/xml", "xml", "applicati
 _VERSIONS = ("4.0", "4.0.1")
 _CHARSETS = ("utf-8", "utf8", "us-ascii")
 _MOST_RANGES = 50
+_MOST_PAIRS = 2_000
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _LONGEST_TEXT = 4_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -67,6 +68,16 @@ class Response:
     def with_headers(self, *more: tuple[str, str]) -> Response:
         """The same answer with further headers."""
         return replace(self, headers=self.headers + more)
+
+
+def pairs(text: str) -> list[tuple[str, str]]:
+    """The parameters of an address or a form. Raises ValueError for too many, and for escapes that are no UTF-8: read
+    as something else they would find nothing, and say nothing."""
+    try:
+        return parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_PAIRS, errors="strict")
+    except UnicodeDecodeError as error:
+        told = quote(error.object[error.start : error.start + 1])
+        raise ValueError(f"{told} begins no character of UTF-8; percent-encode it in UTF-8") from error
 
 
 def json_response(request: Request | None, status: int, text: str, *headers: tuple[str, str]) -> Response:

@@ -3,7 +3,8 @@
 202 with a status address; there 202 while it runs, then the manifest of what came out, or the error. Results are
 bounded in number, bytes and time, and lie in a folder that all processes share, so that any of them answers for what
 another worked out: what a crash or a bound took is said, not guessed at
-(docs/adr/0049-asynchronous-answers-lie-in-a-folder.md).
+(docs/adr/0049-asynchronous-answers-lie-in-a-folder.md). Large requests that wait here have a room of their own in each
+process: those that are answered at once never wait for them.
 
 Source: https://hl7.org/fhir/R4/async.html
 """
@@ -18,6 +19,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,15 @@ from weakref import WeakKeyDictionary
 from fhir_server.changes import Hub
 from fhir_server.context import Caller, instant
 from fhir_server.errors import NotFound, Throttled
+from fhir_server.rest import room
 from fhir_server.rest.http import Request, Response
 from fhir_server.store.engine import Store
 from profiles import json_text
 
 log = logging.getLogger("passerelle.rest")
 MOST_JOBS, MOST_BYTES, KEPT_SECONDS, THREADS = 50, 256 * 1024 * 1024, 3600.0, 2
+# What the requests that wait or are worked on may weigh together; one that is heavier comes alone.
+MOST_WEIGHT = room.MOST // 2
 # Who works on a request shows so that often that it lives; after so long a silence it is taken for dead.
 BEAT_SECONDS, SILENT_SECONDS = 5.0, 60.0
 INTERACTIONS = frozenset(
@@ -132,52 +137,85 @@ class _Kept:
 
 
 @dataclass(slots=True)
+class _Job:
+    """A request in memory: what works it out, what it weighs, and whether that has begun."""
+
+    work: Callable[[], Response]
+    weight: int
+    begun: bool = False
+
+
+@dataclass(slots=True)
 class _Jobs:
     """What this process works on, for one store."""
 
     kept: _Kept
     lock: threading.Lock = field(default_factory=threading.Lock)
-    mine: dict[str, Callable[[], Response]] = field(default_factory=dict)
+    mine: dict[str, _Job] = field(default_factory=dict)
     waiting: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     threads: int = 0
     beating: bool = False
 
-    def add(self, key: str, asked: dict[str, Any], work: Callable[[], Response]) -> None:
+    def add(self, key: str, asked: dict[str, Any], job: _Job) -> None:
+        """Raises Throttled when too many are kept, or too large ones are in memory."""
         with self.lock:
+            held = sum(one.weight for one in self.mine.values())
+            if job.weight and held and held + job.weight > MOST_WEIGHT:
+                text = "too many large asynchronous requests wait already; repeat it later, or delete one that waits"
+                raise Throttled(text)
             self.kept.begin(key, asked)
-            self.mine[key] = work
             if self.threads < THREADS:
+                threading.Thread(target=self._serve, name=f"later-{self.threads + 1}", daemon=True).start()
                 self.threads += 1
-                threading.Thread(target=self._serve, name=f"later-{self.threads}", daemon=True).start()
             if not self.beating:
-                self.beating = True
                 threading.Thread(target=self._beat, name="later-beat", daemon=True).start()
+                self.beating = True
+            self.mine[key] = job
         self.waiting.put(key)
 
     def _serve(self) -> None:
         while True:
             key = self.waiting.get()
-            work = self.mine[key]
             try:
-                if self.kept.lives(key):
-                    self.kept.end(key, work())
-            except OSError:
+                self._answered(key)
+            except Exception:
                 log.exception("the answer to an asynchronous request cannot be kept")
-                self.kept.drop(key)
+                with suppress(OSError):
+                    self.kept.drop(key)
             finally:
                 with self.lock:
-                    del self.mine[key]
+                    self.mine.pop(key, None)
+
+    def _answered(self, key: str) -> None:
+        """Apart from the loop above, which must not hold a request while it waits for the next one."""
+        with self.lock:
+            job = self.mine.get(key)
+            if job is None or not self.kept.lives(key):
+                return
+            job.begun = True
+        self.kept.end(key, job.work())
+
+    def give_up(self, key: str) -> None:
+        """Drop what is kept of it. What has not begun leaves the memory at once, the rest when it has ended."""
+        self.kept.drop(key)
+        with self.lock:
+            self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        if key in self.mine and not self.mine[key].begun:
+            del self.mine[key]
 
     def _beat(self) -> None:
-        """A sign of life for each, as long as there is any."""
+        """A sign of life for each, as long as there is any; what another process gave up is given up."""
         while True:
             time.sleep(BEAT_SECONDS)
             with self.lock:
                 if not self.mine:
                     self.beating = False
                     return
-                for key in self.mine:
-                    self.kept.lives(key)
+                for key in list(self.mine):
+                    if not self.kept.lives(key):
+                        self._forget(key)
 
     def get(self, key: str, caller: Caller) -> dict[str, Any]:
         asked = self.kept.asked(key)
@@ -207,7 +245,7 @@ def wanted(request: Request, interaction: str) -> bool:
 def start(hub: Hub, request: Request, answer: Work) -> Response:
     """202 with the status address; `answer` is called in a thread with the request as one to be answered at once.
 
-    Raises Throttled when too many are kept.
+    Raises Throttled when too many are kept, or too large ones wait.
     """
     kept = ", ".join(f"{name}={value}" if value else name for name, value in request.prefers().items())
     prefer = ", ".join(part for part in kept.split(", ") if part != "respond-async")
@@ -215,8 +253,9 @@ def start(hub: Hub, request: Request, answer: Work) -> Response:
     key = secrets.token_hex(16)
     asked = request.base + (request.path if request.path != "/" else "")
     told = {"owner": _owner(request.caller), "asked": asked, "began": instant(hub.clock())}
-    _jobs(hub).add(key, told, lambda: answer(now))
-    return Response(202, (("content-location", f"{request.base}/{PREFIX}/{key}"), ("retry-after", "1")))
+    _jobs(hub).add(key, told, _Job(lambda: answer(now), room.weight(request.body)))
+    address = ("content-location", f"{request.base}/{PREFIX}/{key}")
+    return Response(202, (address, ("retry-after", "1")))
 
 
 def status(hub: Hub, request: Request) -> Response:
@@ -252,5 +291,5 @@ def cancel(hub: Hub, request: Request) -> Response:
     """DELETE of the status address: what has not begun is not begun, a result is dropped."""
     key = request.path_args["job"]
     _jobs(hub).get(key, request.caller)
-    _jobs(hub).kept.drop(key)
+    _jobs(hub).give_up(key)
     return Response(202)

@@ -1,4 +1,8 @@
-"""How much may be worked on at the same time: large bodies share a room, and wait outside when it is full.
+"""How much may be in memory at the same time: bodies on their way in, and large ones in work.
+
+Bodies that are being read off the network, or wait for a thread, may have so many bytes in all; a part of that is kept
+for small ones, also beside one that is larger than all that, and what does not fit is told to come again at once. Large
+ones then share a room, and wait outside when it is full; what is answered later has a room of its own (`later`).
 
 What is read from a body takes a multiple of its size in memory, so several at once could fill it. A body weighs what it
 measures, or what its values will take where they are small and many. Those that wait do so on the event loop, in the
@@ -10,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from fhir_server.errors import Throttled
+from fhir_server.errors import Throttled, Unavailable
 
 MIB = 1024 * 1024
 # Below this nothing is weighed: as many as there are threads are a trifle.
@@ -21,8 +25,60 @@ LEAST = MOST // 8
 PATIENCE = 30.0
 # Those that wait hold their bodies: so much of them, and no more.
 WAITING = 4 * MOST
+# All that is read at the same time, and how much of it larger ones leave free: small bodies find place beside them.
+ARRIVING = 4 * MOST
+KEPT_FREE = MOST
 # Real resources have 27 bytes of JSON to a value, and 26 of XML to a tag.
 _VALUE = 24
+
+
+class Inflow:
+    """The bodies on their way in, for one event loop: how many bytes of them are in memory."""
+
+    def __init__(self, most: int = ARRIVING, kept_free: int = KEPT_FREE) -> None:
+        self._most, self._kept_free = most, kept_free
+        self._held = self._small = 0
+
+    def open(self) -> Arriving:
+        """The place of one body, empty at first. It is given back by `close`."""
+        return Arriving(self)
+
+    def _grown(self, before: int, more: int) -> None:
+        # Without this one: small bodies, and the others.
+        small = self._small - (before if before <= SMALL else 0)
+        large = self._held - before - small
+        size = before + more
+        if size <= SMALL:
+            fits = small + size <= self._kept_free or small + large + size <= self._most
+        else:  # one alone may grow as large as a body may be, and the small ones still pass by
+            alone = not large and small <= self._kept_free
+            fits = alone or small + large + size <= self._most - self._kept_free
+        if not fits:
+            raise Unavailable("too many requests are being read; repeat it later, or send less in one request")
+        self._held += more
+        self._small = small + size if size <= SMALL else small
+
+    def _gone(self, size: int) -> None:
+        self._held -= size
+        if size <= SMALL:
+            self._small -= size
+
+
+class Arriving:
+    """What of one body came so far."""
+
+    def __init__(self, inflow: Inflow) -> None:
+        self._inflow, self._size = inflow, 0
+
+    def add(self, more: int) -> None:
+        """Count further bytes. Raises Unavailable when all bodies together are too large; close it then."""
+        self._inflow._grown(self._size, more)
+        self._size += more
+
+    def close(self) -> None:
+        """Give its place back, once."""
+        self._inflow._gone(self._size)
+        self._size = 0
 
 
 class Room:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote
 
 from fhir_server.changes import Hub
 from fhir_server.context import instant
 from fhir_server.errors import Malformed, Unsupported
 from fhir_server.rest import binary, pages
-from fhir_server.rest.http import Request, Response, check_accept, entries, json_response
+from fhir_server.rest.http import Request, Response, check_accept, check_charset, entries, json_response, pairs
 from fhir_server.rest.pages import PAGE
 from fhir_server.rest.resources import known_id, known_type
 from fhir_server.search import query
+from fhir_server.search.plan import elsewhere
+from fhir_server.search.references import own_bases
+from fhir_server.security.scopes import demand
 from fhir_server.store.resources import Stored
 from profiles import json_text
 
@@ -50,7 +53,10 @@ def _answer(hub: Hub, request: Request, kind: str, path: str, within: tuple[str,
     lenient = request.prefers().get("handling") == "lenient"
     asked = [(name, value) for name, value in request.query if name != PAGE]
     zone = hub.sites.default.time_zone
-    plan = query.parse(kind, asked, lenient=lenient, zone=zone, base=request.base, compartment=within)
+    bases = own_bases(hub.settings, request.base)
+    plan = query.parse(kind, asked, lenient=lenient, zone=zone, bases=bases, compartment=within)
+    if elsewhere(plan):
+        demand(request.caller, "", "s")
     used = plan.self_link
     after = pages.position(hub, path, used, request.arg(PAGE) or "")
     counted = request.arg("_summary") == "count"
@@ -91,13 +97,14 @@ def _match(hub: Hub, request: Request, stored: Stored, mode: str) -> tuple[str, 
 def with_form(request: Request) -> Request:
     """A POST search as the GET it stands for: the form's parameters join those of the address.
 
-    Raises Unsupported (415) for another media type, Malformed for a form that cannot be read.
+    Raises Unsupported (415) for another media type or charset, Malformed for a form that cannot be read.
     """
     kind = request.headers.get("content-type", FORM).split(";")[0].strip().lower()
     if kind != FORM:
         raise Unsupported(f"a POST search sends {FORM}, not {kind[:100]}", http=415)
+    check_charset(request)
     try:
-        pairs = parse_qsl(request.body.decode("utf-8"), keep_blank_values=True, max_num_fields=1000)
+        told = pairs(request.body.decode("utf-8"))
     except ValueError as error:
         raise Malformed(f"the search form cannot be read: {error}") from error
-    return dataclasses.replace(request, query=(*request.query, *pairs), body=b"")
+    return dataclasses.replace(request, query=(*request.query, *told), body=b"")

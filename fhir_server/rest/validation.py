@@ -141,7 +141,10 @@ def _asked(hub: Hub, request: Request, kind: str) -> _Asked:
         raise Invalid(text, expression="Parameters.parameter", http=400, code="value")
     profile = told.get("profile", _BASE + kind)
     if not isinstance(profile, str) or profile.removesuffix(_VERSION) != _BASE + kind:
-        text = f"only {_BASE + kind} can be asked for yet, not {str(profile)[:200]}; leave `profile` out"
+        text = (
+            f"the profile {str(profile)[:200]} is not known here: {_BASE + kind} is the only one that can be asked for "
+            "yet; leave `profile` out"
+        )
         raise Unsupported(text, expression="Parameters.parameter", http=422)
     return _Asked(mode, told.get("resource"))
 

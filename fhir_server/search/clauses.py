@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from fhir_server import errors
 from fhir_server.errors import Issue
 from fhir_server.search import composites, fulltext, index, literals
 from fhir_server.search.index import Parameter
 from fhir_server.search.literals import Reading, Unreadable
-from fhir_server.search.plan import Clause, Value
+from fhir_server.search.plan import Clause, ParamType, Value
 
 MAX_VALUES = 1_000
 MAX_DEPTH = 20
@@ -112,11 +113,23 @@ def plain(asked: Asked, parameter: Parameter, modifier: str, text: str) -> Claus
             raise _no_target(parameter, kind)
         modifier = ""
     read = _reader(parameter, modifier)
-    values = literals.values(text, read, name, asked.reading, MAX_VALUES)
+    values = _values(asked, parameter.type, text, read, name)
     if parameter.type == "reference" and not modifier:
         values = _pointed(parameter, kind, values, name)
     pid = parameter.of_type if modifier == "of-type" else parameter.pid
     return Clause(parameter.code, parameter.type, pid, values, "" if modifier == "of-type" else modifier)
+
+
+def _values(asked: Asked, kind: ParamType, text: str, read: literals.Reader, name: str) -> tuple[Value, ...]:
+    """The alternatives; a reference to this server by its URL also as it is written.
+
+    A canonical stays a URL for good, and a reference that was stored before its base became this server's has it still.
+    """
+    values = literals.values(text, read, name, asked.reading, MAX_VALUES)
+    if kind != "reference" or ":" not in text:
+        return values
+    as_written = literals.values(text, read, name, asked.reading.as_written(), MAX_VALUES)
+    return tuple(dict.fromkeys((*values, *as_written)))
 
 
 def _composite(asked: Asked, parameter: Parameter, modifier: str, text: str) -> Clause:
@@ -129,7 +142,7 @@ def _composite(asked: Asked, parameter: Parameter, modifier: str, text: str) -> 
 
     found: list[Value] = []
     for context in shape.contexts:
-        found += literals.values(text, _pair_reader(shape, context.base), parameter.code, asked.reading, MAX_VALUES)
+        found += _values(asked, shape.type, text, _pair_reader(shape, context.base), parameter.code)
     return Clause(parameter.code, shape.type, parameter.pid, tuple(found))
 
 
@@ -293,8 +306,8 @@ def _joined(left: Clause, right: Clause) -> Clause | None:
         if joined is None:
             return None
         inner.append(joined)
-    same = {"pid": 0, "pids": (), "chain": (), "chain_types": ()}
-    if dataclasses.replace(left, **same) != dataclasses.replace(right, **same):  # type: ignore[arg-type]
+    same: dict[str, Any] = {"pid": 0, "pids": (), "chain": (), "chain_types": ()}
+    if dataclasses.replace(left, **same) != dataclasses.replace(right, **same):
         return None
     pids = tuple(dict.fromkeys((*(left.pids or (left.pid,)), *(right.pids or (right.pid,)))))
     kinds = tuple(dict.fromkeys((*left.chain_types, *right.chain_types)))

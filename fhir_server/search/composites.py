@@ -130,7 +130,7 @@ def _side(context: paths.Route, text: str, component: definitions.Component, res
     found = [option.type for way in ways for option in way.options]
     kinds = (said, *(kind for kind in ("token", "reference") if kind != said))
     able = [kind for kind in kinds if any(_searchable(kind, fhir) for fhir in found)]
-    return Side(able[0] if able else "special", tuple(ways))  # type: ignore[arg-type]
+    return Side(able[0] if able else "special", tuple(ways))  # type: ignore[arg-type]  # a type of the standard
 
 
 def _searchable(kind: str, fhir: str) -> bool:

@@ -115,7 +115,7 @@ def _parameter(definition: definitions.SearchParameter, resource_type: str) -> P
     return Parameter(
         pid=0 if definition.code in COLUMNS else hash63(identity),
         code=definition.code,
-        type=definition.type,  # type: ignore[arg-type]
+        type=definition.type,  # type: ignore[arg-type]  # one of the standard's nine
         targets=_targets(definition, resource_type) if definition.type == "reference" else (),
         url=definition.url,
         expression=definition.expression,

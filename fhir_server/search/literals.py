@@ -6,7 +6,7 @@ Sources: https://hl7.org/fhir/R4/search.html#escaping (`\,` `\|` `\$` `\\`), #pr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -37,11 +37,15 @@ _KILOMETRES = {"": 1.0, "km": 1.0, "m": 0.001, "[mi_i]": 1.609344, "[mi_us]": 1.
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How values are read: `zone` of dates without an offset, `base` URL of this server ('' unknown), the present."""
+    """How values are read: `zone` of dates without an offset, `bases` the URLs that mean this server, the present."""
 
     zone: str
-    base: str = ""
+    bases: Sequence[str] = ()
     now: datetime | None = None
+
+    def as_written(self) -> Reading:
+        """The same where no URL means this server: each stays what it is."""
+        return replace(self, bases=())
 
 
 class Unreadable(ValueError):
@@ -170,16 +174,15 @@ def quantity(text: str, reading: Reading) -> Value:
 
 
 def reference(text: str, reading: Reading) -> Value:
-    """`id`, `Type/id` or an absolute URL; a version is dropped, this server's own base too."""
+    """`id`, `Type/id` or an absolute URL; a version is dropped, this server's own bases too."""
     spelled = plain(text)
     if not spelled:
         raise Unreadable("a reference is id, Type/id or a URL")
-    if reading.base and spelled.startswith(reading.base.rstrip("/") + "/"):
-        spelled = spelled[len(reading.base.rstrip("/")) + 1 :]
     found = split_reference(spelled)
     if found is not None:
         base, kind, key = found
-        return Value(text=bounded(f"{base}/{kind}/{key}")) if base else Value(type=kind, id=key)
+        foreign = base and base not in reading.bases
+        return Value(text=bounded(f"{base}/{kind}/{key}")) if foreign else Value(type=kind, id=key)
     if re.fullmatch(r"[A-Za-z0-9\-.]{1,64}", spelled):
         return Value(id=spelled)
     if "/" in spelled and ":" not in spelled.partition("/")[0]:

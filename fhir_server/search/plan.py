@@ -121,3 +121,13 @@ class Plan:
     self_link: tuple[tuple[str, str], ...] = field(default=())
     contained: Literal["", "true", "both"] = ""
     container: bool = True
+
+
+def elsewhere(plan: Plan) -> bool:
+    """Whether a search looks at resources of other types than those asked for, or answers with them: by chains, `_has`,
+    `_list`, a chained order, includes, or what holds a contained resource."""
+    return bool(plan.includes or plan.contained) or any(key.chain for key in plan.sort) or _leads(plan.clauses)
+
+
+def _leads(clauses: tuple[Clause, ...]) -> bool:
+    return any(one.chain or one.reverse or _leads(one.parts) for one in clauses)

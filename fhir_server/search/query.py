@@ -48,14 +48,14 @@ def parse(
     *,
     lenient: bool = False,
     zone: str = "Europe/Paris",
-    base: str = "",
+    bases: Sequence[str] = (),
     now: datetime | None = None,
     compartment: tuple[str, str] | None = None,
 ) -> Plan:
     """The plan of decoded query parameters on one type ('' searches all types, narrowed by `_type`).
 
     `lenient` (Prefer: handling=lenient) leaves out what is unknown or cannot be read; `self_link` of the plan holds
-    what was used. `zone` is the IANA zone of dates without one, `base` the URL of this server, `now` the instant that
+    what was used. `zone` is the IANA zone of dates without one, `bases` the URLs of this server, `now` the instant that
     `ap` measures dates from. `compartment` (`("Patient", "1")`) keeps what belongs to it. Raises errors.Invalid (400)
     for unknown parameters, modifiers and values, one issue each; Unsupported (400) for what R4 has and this server has
     not; TooLarge (`too-costly`) beyond 200 parameters, 1,000 values, 20 references in a row or 60 in all.
@@ -65,7 +65,7 @@ def parse(
     if resource_type and not literals.is_resource_type(resource_type):
         raise refused(f"{resource_type!r} is no resource type of FHIR R4.")
     types = _types(resource_type, pairs, lenient)
-    plan, used = _drafted(Asked(types, Reading(zone, base, now)), pairs, lenient)
+    plan, used = _drafted(Asked(types, Reading(zone, bases, now)), pairs, lenient)
     if compartment is not None:
         types, within = compartments.within(*compartment, types)
         plan.clauses[:0] = within
@@ -78,9 +78,9 @@ def parse(
         sort=tuple(plan.sort),
         includes=tuple(dict.fromkeys(plan.includes)),
         count=plan.count,
-        total=plan.total,  # type: ignore[arg-type]
+        total=plan.total,  # type: ignore[arg-type]  # checked when it was read
         self_link=used,
-        contained=plan.contained,  # type: ignore[arg-type]
+        contained=plan.contained,  # type: ignore[arg-type]  # checked when it was read
         container=plan.container,
     )
 

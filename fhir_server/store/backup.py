@@ -215,8 +215,7 @@ def restore(
             note = (
                 f"restored from the backup of {header.made_at}: see what was sent since, then resume" if pause else ""
             )
-            form = copies.Form(blobs.form, blobs.keys.newest)
-            copies.load(url, source / DATABASE, header.schema, header.tables, note=note, form=form, tell=tell)
+            copies.load(url, source / DATABASE, header.schema, header.tables, note=note, form=blobs.form, tell=tell)
         except BaseException:
             blobs.clear()
             raise

@@ -10,6 +10,7 @@ Sources: https://docs.aws.amazon.com/AmazonS3/latest/API/Welcome.html, https://d
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -26,13 +27,16 @@ from obstore.store import S3Store
 
 from fhir_server import errors
 from fhir_server.config import Settings
-from fhir_server.store.blob_place import Copy, copy_of
+from fhir_server.store.blob_place import Copy, Sound, copy_of
 
 FRESH_SECONDS = 600.0
 GET = 8 << 20
 _PART, _AT_ONCE = 8 << 20, 4
 _REMEMBERED = 10_000
 _OWNER = "installation"
+_NO_BUCKET = "<Code>NoSuchBucket</Code>"
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+_STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]{0,40})")
 
 
 def connect(settings: Settings) -> Bucket:
@@ -103,11 +107,11 @@ class Bucket:
             for _, group in groupby(copies, key=lambda copy: copy.sha256):
                 yield list(group)
 
-    def renew(self, sha256: str, ending: str) -> bool:
+    def renew(self, sha256: str, ending: str, sound: Sound) -> bool:
         if time.monotonic() - self.lately.get((sha256, ending), -FRESH_SECONDS) < FRESH_SECONDS:
             return True
         oldest = time.time() - FRESH_SECONDS
-        return any(copy.ending == ending and copy.put_at > oldest for copy in self.copies(sha256))
+        return any(copy.ending == ending and copy.put_at > oldest and sound(copy) for copy in self.copies(sha256))
 
     def write(self, sha256: str, ending: str, pieces: Iterable[bytes]) -> None:
         self._upload(sha256, ending, iter(pieces))
@@ -147,12 +151,24 @@ class Bucket:
     def _asking(self, sha256: str = "") -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError as fault:
-            what = f"The content {sha256} is" if sha256 else "The bucket, or what was asked, is"
-            raise (errors.NotFound if sha256 else errors.Unavailable)(f"{what} not in {self.told}.") from fault
         except (BaseError, OSError) as fault:
-            said = (str(fault).strip().splitlines() or [type(fault).__name__])[0][:300]
-            raise errors.Unavailable(f"The store of content {self.told} cannot do this now ({said}).") from fault
+            said = str(fault)
+            if sha256 and isinstance(fault, FileNotFoundError) and _NO_BUCKET not in said:
+                raise errors.NotFound(f"The content {sha256} is not in {self.told}.") from fault
+            raise errors.Unavailable(self._why(fault, said)) from fault
+
+    def _why(self, fault: Exception, said: str) -> str:
+        status, code = _STATUS.search(said), _CODE.search(said)
+        first = (said.strip().splitlines() or [type(fault).__name__])[0]
+        reason = ", ".join(one[1].strip() for one in (status, code) if one) or first.rpartition(" - ")[2][:300]
+        if _NO_BUCKET in said:
+            return f"There is no bucket of {self.told}: create it, or correct blob_url."
+        if status and status[1].startswith(("401", "403")):
+            rights = "see blob_access_key and blob_secret_key, and what they permit"
+            return f"The store of content {self.told} refuses this server ({reason}): {rights}."
+        if isinstance(fault, OSError) and not status:
+            return f"What goes to {self.told} cannot be read on this machine ({reason})."
+        return f"The store of content {self.told} cannot do this now ({reason})."
 
 
 def _seen(page: Iterable[Any]) -> Iterator[Copy]:

@@ -1,7 +1,8 @@
 """Content as files of a local folder: whole or absent, on the disk before it has its name.
 
 `root`/ab/cd/abcd...: two levels of folders named by the hash's first bytes; content that is encrypted has an ending
-(see `blobs`). A file's status-change time (ctime) says when it was last put, also when it was there before.
+(see `blobs`), and a number before it when its name was taken by what another key of the same id sealed. A file's
+status-change time (ctime) says when it was last put, also when it was there before.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from itertools import groupby
 from pathlib import Path
 
 from fhir_server import errors
-from fhir_server.store.blob_place import Copy, copy_of
+from fhir_server.store.blob_place import Copy, Sound, copy_of
+from fhir_server.store.blob_seal import NAMED
 
 PIECE = 1 << 20
 LOCK = "blobs.lock"
@@ -25,7 +27,7 @@ LOCK = "blobs.lock"
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """`root`, with `new` in it for what is being written. Every file has one fixed name, so each form has one copy."""
+    """`root`, with `new` in it for what is being written. What is put again keeps its copy."""
 
     root: Path
 
@@ -62,10 +64,12 @@ class Folder:
                 for _, copies in groupby(found, key=lambda copy: copy.sha256):
                     yield list(copies)
 
-    def renew(self, sha256: str, ending: str) -> bool:
-        path = self.path(sha256, ending)
-        if not path.exists():
+    def renew(self, sha256: str, ending: str, sound: Sound) -> bool:
+        there = (copy for copy in self.copies(sha256) if copy.ending == ending and sound(copy))
+        copy = next(there, None)
+        if copy is None:
             return False
+        path = Path(copy.place)
         with self._locked(fcntl.LOCK_SH):
             try:
                 os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
@@ -101,6 +105,8 @@ class Folder:
             _sync_folder(final.parent.parent)
             _sync_folder(self.root)
         arriving.chmod(0o440)
+        if ending and _of_other_keys(arriving, final):
+            final = final.with_name(arriving.name + ending)
         arriving.rename(final)
         _sync_folder(final.parent)
 
@@ -135,6 +141,16 @@ class Folder:
             yield
         finally:
             os.close(handle)
+
+
+def _of_other_keys(arriving: Path, there: Path) -> bool:
+    """Whether what is there may open with another key than what arrives; what cannot be read opens with none."""
+    try:
+        with arriving.open("rb") as new, there.open("rb") as old:
+            named = old.read(NAMED)
+            return len(named) == NAMED and named != new.read(NAMED)
+    except OSError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,16 +1,19 @@
 """What a place for content offers, and how the copies in it are named.
 
 A copy's name is the sha256 of the content, and an ending: nothing when it is as it is, `.KEY.gcm1` when it is encrypted
-with that key. A bucket puts a number drawn for this copy in between.
+with that key. A bucket puts a number drawn for this copy in between; a folder does where another key of the same id has
+the name already.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from fhir_server.store.blob_seal import FORM, plain_size
 
 _NAME = re.compile(r"([0-9a-f]{64})(?:[./][0-9a-f]{16})?(\.([a-z0-9][a-z0-9-]{0,31})\.gcm1)?\Z")
 
@@ -27,6 +30,37 @@ class Copy:
     size: int
     put_at: float
     place: str
+
+    @property
+    def content(self) -> int:
+        """Bytes of the content."""
+        return plain_size(self.size) if self.key else self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How content is stored, as the record tells it: `plain`, or `gcm-chunks-1` with the key of that id."""
+
+    name: str = "plain"
+    key_id: str = ""
+
+
+def form_of(key: str) -> Form:
+    """The form of what is encrypted with a key, '' = not at all."""
+    return Form(FORM, key) if key else Form()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Content that lies in its place before a transaction tells of it; `size` in bytes."""
+
+    sha256: str
+    size: int
+    form: Form
+
+
+Sound = Callable[[Copy], bool]
+"""Whether a copy can be read."""
 
 
 def ending_of(key: str) -> str:
@@ -60,8 +94,8 @@ class Place(Protocol):
         """All copies there are, content by content."""
         ...
 
-    def renew(self, sha256: str, ending: str) -> bool:
-        """Whether a copy with that ending is there and counts as put now, or lately."""
+    def renew(self, sha256: str, ending: str, sound: Sound) -> bool:
+        """Whether a sound copy with that ending is there and counts as put now, or lately."""
         ...
 
     def write(self, sha256: str, ending: str, pieces: Iterable[bytes]) -> None:

@@ -1,12 +1,14 @@
 """Content encrypted at rest, in the form `gcm-chunks-1`: chunks that can be read, and are authenticated, one by one.
 
-    header    "gcm-chunks-1" and four zero bytes; the key's id, 32 bytes, zero-padded; salt, 32; nonce prefix, 7
+    header    "gcm-chunks-1"; fingerprint of the key, 4; the key's id, 32 bytes, zero-padded; salt, 32; nonce prefix, 7
     chunk i   65,536 bytes of the content (the last one fewer, at least one chunk), encrypted, and a tag of 16
 
 Each blob has its own key, HKDF-SHA256 of the named key and the salt, so no two blobs ever share a nonce. The nonce of a
 chunk is the prefix, its number (4 bytes) and 1 for the last chunk, else 0; the associated data is the header, the
 sha256 of the content, and again number and last-chunk flag. So a chunk that was altered, moved, left out, or taken from
-another blob is refused.
+another blob is refused. The fingerprint (HKDF of the key, never zero) tells content that another key of the same id was
+used for from content that was altered, and finds that key under another id; it is zero in what was written before there
+was one.
 
 Sources: https://www.rfc-editor.org/rfc/rfc5869, https://csrc.nist.gov/pubs/sp/800/38/d/final,
 https://eprint.iacr.org/2015/189 (STREAM)
@@ -20,6 +22,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -30,9 +33,12 @@ from fhir_server import errors
 
 FORM = "gcm-chunks-1"
 CHUNK, TAG = 65_536, 16
-_MAGIC = FORM.encode().ljust(16, b"\0")
-_KEY_ID, _SALT, _PREFIX = 32, 32, 7
-HEADER = len(_MAGIC) + _KEY_ID + _SALT + _PREFIX
+_MAGIC = FORM.encode()
+_PRINT, _KEY_ID, _SALT, _PREFIX = 4, 32, 32, 7
+HEADER = len(_MAGIC) + _PRINT + _KEY_ID + _SALT + _PREFIX
+_UNKNOWN = bytes(_PRINT)
+NAMED = len(_MAGIC) + _PRINT + _KEY_ID
+"""So many first bytes are the same in all that one key sealed."""
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}\Z")
 
 
@@ -41,7 +47,7 @@ class Damaged(errors.Fault):
 
 
 class MissingKey(errors.Unavailable):
-    """Stored content is encrypted with a key that is not there. Put the key back."""
+    """Stored content is encrypted with a key that is not there, or not under its id. Put the key back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +106,17 @@ def _sealer(header: bytes, sha256: str, key: bytes) -> _Sealer:
     return _Sealer(header, sha256, AESGCM(own))
 
 
+@lru_cache(maxsize=64)
+def _fingerprint(key: bytes) -> bytes:
+    told = HKDF(algorithm=SHA256(), length=_PRINT, salt=None, info=b"passerelle fingerprint").derive(key)
+    return told if told != _UNKNOWN else bytes([0, 0, 0, 1])
+
+
 def seal(pieces: Iterable[bytes], sha256: str, keys: Keys) -> Iterator[bytes]:
     """The stored bytes of content whose sha256 is known, made with the newest key."""
-    named = keys.newest.encode().ljust(_KEY_ID, b"\0")
-    header = _MAGIC + named + secrets.token_bytes(_SALT + _PREFIX)
-    sealer = _sealer(header, sha256, keys.of(keys.newest))
+    key, named = keys.of(keys.newest), keys.newest.encode().ljust(_KEY_ID, b"\0")
+    header = _MAGIC + _fingerprint(key) + named + secrets.token_bytes(_SALT + _PREFIX)
+    sealer = _sealer(header, sha256, key)
     yield header
     number, waiting = 0, b""
     for chunk in cut(pieces, CHUNK):
@@ -174,7 +186,22 @@ def unseal(raw: Raw, stored: int, sha256: str, keys: Keys, start: int, length: i
 def _opened(header: bytes, sha256: str, keys: Keys) -> _Sealer:
     if len(header) != HEADER or not header.startswith(_MAGIC):
         raise Damaged(f"The content {sha256} was altered: it has no header of {FORM}.")
-    named = header[len(_MAGIC) : len(_MAGIC) + _KEY_ID].rstrip(b"\0").decode("ascii", "replace")
+    known, rest = header[len(_MAGIC) : len(_MAGIC) + _PRINT], header[len(_MAGIC) + _PRINT :]
+    named = rest[:_KEY_ID].rstrip(b"\0").decode("ascii", "replace")
     if not ID.match(named):
         raise Damaged(f"The content {sha256} was altered: its key's id is none.")
-    return _sealer(header, sha256, keys.of(named))
+    return _sealer(header, sha256, _key(known, named, sha256, keys))
+
+
+def _key(fingerprint: bytes, named: str, sha256: str, keys: Keys) -> bytes:
+    """The key of that id; where that is another one by now, the key with the fingerprint, under whichever id."""
+    key = keys.of(named)
+    if fingerprint == _UNKNOWN:
+        return key
+    for one in (key, *keys.known.values()):
+        if _fingerprint(one) == fingerprint:
+            return one
+    raise MissingKey(
+        f"The content {sha256} is encrypted with another key than the one blob_keys has under the id {named}: put "
+        "that key back under this id, and give the newer one an id of its own."
+    )

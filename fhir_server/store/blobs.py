@@ -23,8 +23,8 @@ from pathlib import Path
 from fhir_server import errors
 from fhir_server.config import Settings
 from fhir_server.store.blob_folder import Folder
-from fhir_server.store.blob_place import Copy, Place, ending_of
-from fhir_server.store.blob_seal import FORM, Keys, plain_size, read_keys, seal, unseal
+from fhir_server.store.blob_place import Copy, Form, Kept, Place, ending_of, form_of
+from fhir_server.store.blob_seal import Damaged, Keys, MissingKey, read_keys, seal, unseal
 
 CHUNK = 1 << 20
 _SHA = re.compile(r"[0-9a-f]{64}\Z")
@@ -55,9 +55,18 @@ class Blobs:
         return self.place or Folder(self.root)
 
     @property
-    def form(self) -> str:
-        """In which form content is written now: `plain` or `gcm-chunks-1`, with the key `keys.newest`."""
-        return FORM if self.keys.newest else "plain"
+    def form(self) -> Form:
+        """In which form content is written now."""
+        return form_of(self.keys.newest)
+
+    def keep(self, data: bytes) -> Kept:
+        """`put`, for a transaction that tells of the content afterwards."""
+        return Kept(self.put(data), len(data), self.form)
+
+    def kept(self, sha256: str) -> Kept:
+        """What lies there. Raises NotFound, MissingKey."""
+        copy = self._found(sha256)[0]
+        return Kept(sha256, copy.content, form_of(copy.key))
 
     def claim(self, owner: str) -> str:
         """Whose content lies here, which is `owner`'s from now on where it was nobody's."""
@@ -76,7 +85,7 @@ class Blobs:
         """Stores the bytes and returns their sha256; on return they are safe."""
         sha256, ending = hashlib.sha256(data).hexdigest(), ending_of(self.keys.newest)
         try:
-            if not self.at.renew(sha256, ending):
+            if not self.at.renew(sha256, ending, partial(self._sound, size=len(data))):
                 self.at.write(sha256, ending, self._written([data], sha256))
         except OSError as fault:
             raise errors.Unavailable(f"The blob folder cannot be written ({fault.strerror}).") from fault
@@ -86,8 +95,8 @@ class Blobs:
         """Takes over a file of the same file system; `sha256` saves reading it when the writer hashed it already."""
         with path.open("rb") as file:
             name = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
-        ending = ending_of(self.keys.newest)
-        if self.at.renew(name, ending):
+        ending, size = ending_of(self.keys.newest), path.stat().st_size
+        if self.at.renew(name, ending, partial(self._sound, size=size)):
             path.unlink()
         elif ending:
             self.at.write(name, ending, self._written(_pieces(path), name))
@@ -123,11 +132,13 @@ class Blobs:
             yield found
 
     def tidy(self, before: float) -> int:
-        """Removes copies put before a time (seconds since 1970 UTC) of what has a newer copy this process can read."""
+        """Removes copies put before a time (seconds since 1970 UTC) of what has a newer copy that opens here, and is as
+        long. What another key of an id of ours sealed stays: whoever has that key may not have ours."""
         count = 0
         for copies in self.at.walk():
-            *older, newest = sorted(copies, key=lambda copy: copy.put_at)
-            if older and self._readable(newest):
+            *others, newest = sorted(copies, key=lambda copy: copy.put_at)
+            older = [copy for copy in others if copy.put_at < before and not self._foreign(copy)]
+            if older and all(self._sound(newest, copy.content) for copy in older):
                 count += sum(self.at.remove(copy, before) for copy in older)
         return count
 
@@ -140,8 +151,7 @@ class Blobs:
 
     def size(self, sha256: str) -> int:
         """Bytes of the content. Raises `Unavailable` when it is encrypted with a key that is not there."""
-        copy = self._found(sha256)
-        return plain_size(copy.size) if copy.key else copy.size
+        return self._found(sha256)[0].content
 
     def read(self, sha256: str, *, max_bytes: int | None = None) -> bytes:
         """The whole blob; with `max_bytes`, `TooLarge` instead of filling the memory."""
@@ -155,16 +165,48 @@ class Blobs:
 
     def chunks(self, sha256: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """The content in pieces of some MiB at most; of encrypted content only what is needed is read and verified."""
-        wanted = _EVER if length is None else length
-        try:
-            pieces = self._read(self._found(sha256), start, wanted)
-            first = next(pieces, b"")
-        except errors.NotFound:  # a clean-up removed this copy because there is a newer one
-            pieces = self._read(self._found(sha256), start, wanted)
-            first = next(pieces, b"")
+        first, pieces = self._opened(sha256, start, _EVER if length is None else length)
         if first:
             yield first
         yield from pieces
+
+    def _opened(self, sha256: str, start: int, length: int) -> tuple[bytes, Iterator[bytes]]:
+        """The first piece and those that follow, of the newest copy that this process's keys open."""
+        fault: errors.PasserelleError | None = None
+        for _ in range(2):  # a clean-up may remove each copy that was listed, because there is a newer one
+            try:
+                for copy in self._found(sha256):
+                    pieces = self._read(copy, start, length)
+                    try:
+                        return next(pieces, b""), pieces
+                    except MissingKey as other:
+                        fault = fault or other
+            except errors.NotFound as gone:
+                fault = fault or gone
+        assert fault is not None
+        raise fault
+
+    def _sound(self, copy: Copy, size: int) -> bool:
+        """Whether content of that size can be read from a copy. Of encrypted content the last chunk is opened, which
+        proves the key and the length."""
+        if copy.content != size:
+            return False
+        try:
+            return len(b"".join(self._read(copy, max(size - 1, 0), 1))) == min(size, 1)
+        except (errors.NotFound, Damaged, MissingKey, OSError):
+            return False  # OSError: another user's file, or a bad sector
+
+    def _foreign(self, copy: Copy) -> bool:
+        """Whether a key that we do not have sealed a copy, though we have one of that id."""
+        if copy.key not in self.keys.known:
+            return False
+        try:
+            b"".join(self._read(copy, 0, 0))  # opens the header
+        except MissingKey:
+            return True
+        except (errors.NotFound, Damaged, OSError):
+            pass
+        return False
 
     def _read(self, copy: Copy, start: int, length: int) -> Iterator[bytes]:
         if not copy.key:
@@ -175,7 +217,7 @@ class Blobs:
     @contextmanager
     def file(self, sha256: str) -> Iterator[Path]:
         """The content as a file to be read, as long as the context lasts: the stored one, or a copy made for it."""
-        copy = self._found(sha256)
+        copy = self._found(sha256)[0]
         if self.place is None and not copy.key:
             yield Path(copy.place)
             return
@@ -185,17 +227,15 @@ class Blobs:
             made.flush()
             yield Path(made.name)
 
-    def _found(self, sha256: str) -> Copy:
-        """The copy to read: the newest one whose key is there."""
-        copies = sorted(self._copies(sha256), key=lambda copy: (self._readable(copy), copy.put_at))
+    def _found(self, sha256: str) -> list[Copy]:
+        """The copies whose key is there, at least one, the newest first."""
+        copies = sorted(self._copies(sha256), key=lambda copy: copy.put_at, reverse=True)
         if not copies:
             raise errors.NotFound(f"The content {sha256} is not in {self.at.told}.")
-        if copies[-1].key:
-            self.keys.of(copies[-1].key)
-        return copies[-1]
-
-    def _readable(self, copy: Copy) -> bool:
-        return not copy.key or copy.key in self.keys.known
+        readable = [copy for copy in copies if not copy.key or copy.key in self.keys.known]
+        if not readable:
+            self.keys.of(copies[0].key)
+        return readable
 
     def _copies(self, sha256: str) -> list[Copy]:
         if not _SHA.match(sha256):

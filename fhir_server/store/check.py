@@ -1,9 +1,7 @@
-"""Whether everything derived agrees with the resources: what `passerelle check` asks.
+"""Whether everything agrees with everything else: what `passerelle check` asks.
 
-Resources are walked in order of their number, some hundred at a time, each batch in a short snapshot of its own, with
-their index rows, scopes and history beside them in the same order: memory is bounded by the largest resource, writers
-are not held up, and rows that belong to no resource are met on the way. The rows a resource ought to have come from
-the caller's `extract`, the same function the writers use.
+Resources are walked in batches (see `derived`), each in a short snapshot of its own, with their history beside them in
+the same order; the other tables and the content are walked by their keys. Writers are not held up.
 """
 
 from __future__ import annotations
@@ -11,20 +9,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM
-from fhir_server.search.rows import IndexRows
+from fhir_server.store import derived
 from fhir_server.store.blob_seal import Damaged, MissingKey
+from fhir_server.store.derived import END, START, Current, Cursor, Extract
 from fhir_server.store.dialect import Row
 from fhir_server.store.engine import Store
-from fhir_server.store.resources import contained_numbers, index_values, mask_of, prefix
-from fhir_server.store.tables import CONTAINED, INDEX_TABLES, SCOPE
+from fhir_server.store.resources import prefix
+from fhir_server.store.tables import INDEX_TABLES, SCOPE
 from fhir_server.store.view import View
 from profiles import json_text
 
-Extract = Callable[[dict[str, Any]], IndexRows]
 Kind = Literal[
     "text",
     "index",
@@ -40,10 +38,7 @@ Kind = Literal[
     "identity",
     "case",
 ]
-RESOURCES, BYTES, PAGE = 200, 16 << 20, 2000
 KEPT = 200
-END = (1 << 62) - 1
-START = -END
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,137 +101,23 @@ def check(store: Store, extract: Extract, *, deep: bool = False, stop: Callable[
 
 # --- resources -------------------------------------------------------------------------------------------------------
 
-
-class Cursor:
-    """Rows in order of their first column, a resource's number, looked at one resource after the other."""
-
-    def __init__(self, rows: Iterator[Row]) -> None:
-        self._rows = rows
-        self._next = next(rows, None)
-
-    def before(self, rid: int) -> Iterator[Row]:
-        """The rows that belong to smaller numbers than the resource at hand: to none that exists."""
-        while self._next is not None and self._next[0] < rid:
-            yield self._next
-            self._next = next(self._rows, None)
-
-    def of(self, rid: int) -> Iterator[Row]:
-        while self._next is not None and self._next[0] == rid:
-            yield self._next
-            self._next = next(self._rows, None)
-
-
-@dataclass(frozen=True, slots=True)
-class Current:
-    """A row of the resource table; `told` counts the journal rows that tell of exactly this version."""
-
-    rid: int
-    type: str
-    id: str
-    version: int
-    last_updated: int
-    deleted: int
-    method: str
-    mask: int
-    text: str | None
-    told: int
-
-    @property
-    def reference(self) -> str:
-        return f"{self.type}/{self.id}"
-
-
-_TOLD = (
-    "(SELECT count(*) FROM journal j WHERE j.type = r.type AND j.at = {v}.last_updated AND j.rid = {v}.rid "
-    "AND j.version = {v}.version AND j.method = {v}.method AND j.txid = {v}.txid)"
-)
-_CURRENT = (
-    "SELECT r.rid, r.type, r.id, r.version, r.last_updated, r.deleted, r.method, r.mask, r.text, "
-    f"{_TOLD.format(v='r')} FROM resource r WHERE r.rid > ? AND r.rid <= ? ORDER BY r.rid"
-)
 _OLD = (
     "SELECT h.rid, h.version, h.last_updated, h.deleted, h.method, {text}, "
-    f"CASE WHEN r.rid IS NULL THEN 1 ELSE {_TOLD.format(v='h')} END "
+    f"CASE WHEN r.rid IS NULL THEN 1 ELSE {derived.TOLD.format(v='h')} END "
     "FROM history h LEFT JOIN resource r ON r.rid = h.rid AND r.rid >= ? AND r.rid <= ? "
     "WHERE (h.rid, h.version) > (?, ?) AND h.rid <= ? ORDER BY h.rid, h.version LIMIT ?"
 )
-
-
-def batch_end(view: View, after: int) -> int:
-    """The last number of the next batch: so many resources, or so much text; `END` for the last batch."""
-    rows = view.db.rows(
-        "SELECT rid, coalesce(length(text), 0) FROM resource WHERE rid > ? ORDER BY rid LIMIT ?", (after, RESOURCES)
-    )
-    size = 0
-    for rid, length in rows:
-        size += length
-        if size > BYTES:
-            return int(rid)
-    return int(rows[-1][0]) if len(rows) == RESOURCES else END
-
-
-def currents(view: View, after: int, last: int) -> list[Current]:
-    """The resources of a batch."""
-    return [Current(*row) for row in view.db.rows(_CURRENT, (after, last))]
-
-
-def index_cursors(view: View, after: int, last: int) -> list[Cursor]:
-    """The index rows of a batch, table by table, scopes last; not those of contained resources (see `rows_of`)."""
-    return [
-        Cursor(_by_rid(view, f"SELECT {bulk.names} FROM {bulk.table} t", after, last))
-        for bulk in (*INDEX_TABLES, SCOPE)
-    ]
-
-
-def rows_of(view: View, one: Current, cursors: Sequence[Cursor]) -> list[list[Row]]:
-    """The index rows of a resource and of what it contains, table by table, scopes last."""
-    found = [list(cursor.of(one.rid)) for cursor in cursors]
-    if found[INDEX_TABLES.index(CONTAINED)] or one.mask >> INDEX_TABLES.index(CONTAINED) & 1:
-        for bulk, rows in zip(INDEX_TABLES[:-1], found, strict=False):
-            sql = f"SELECT {bulk.names} FROM {bulk.table} WHERE rid BETWEEN ? AND ?"
-            rows.extend(view.db.rows(sql, contained_numbers(one.rid)))
-    return found
-
-
-def _by_rid(view: View, select: str, after: int, last: int) -> Iterator[Row]:
-    known = "(t.rid > 0 OR NOT EXISTS (SELECT 1 FROM contained k WHERE k.number = t.rid))"
-    sql = f"{select} WHERE t.rid > ? AND t.rid <= ? AND {known} ORDER BY t.rid LIMIT ?"
-    while True:
-        rows = view.db.rows(sql, (after, last, PAGE))
-        if len(rows) < PAGE:
-            yield from rows
-            return
-        cut = rows[-1][0]
-        if rows[0][0] == cut:  # more rows of one resource than a page
-            yield from view.db.rows(sql, (cut - 1, cut, 1 << 40))
-            after = cut
-        else:
-            yield from (row for row in rows if row[0] < cut)
-            after = cut - 1
 
 
 def _history(view: View, after: int, last: int, deep: bool) -> Iterator[Row]:
     sql = _OLD.format(text="h.text" if deep else "substr(h.text, 1, 400)")
     at = (after, END)
     while True:
-        rows = view.db.rows(sql, (at[0], last, *at, last, 100 if deep else PAGE))
+        rows = view.db.rows(sql, (at[0], last, *at, last, 100 if deep else derived.PAGE))
         yield from rows
         if not rows:
             return
         at = (rows[-1][0], rows[-1][1])
-
-
-def wanted(view: View, one: Current, extract: Extract) -> IndexRows:
-    """The index rows a resource ought to have; of a deleted one, the scopes of its last version.
-
-    Raises `errors.PasserelleError` or `ValueError` when the text cannot be read or indexed.
-    """
-    if not one.deleted:
-        return extract(json_text.parse(one.text or ""))
-    row = view.db.one(
-        "SELECT text FROM history WHERE rid = ? AND deleted = 0 ORDER BY version DESC LIMIT 1", (one.rid,)
-    )
-    return IndexRows() if row is None else IndexRows(scopes=extract(json_text.parse(row[0] or "")).scopes)
 
 
 def _resources(store: Store, extract: Extract, report: Report, deep: bool) -> Iterator[None]:
@@ -244,14 +125,14 @@ def _resources(store: Store, extract: Extract, report: Report, deep: bool) -> It
     while after < END:
         with store.read(SYSTEM) as snapshot:
             view = snapshot.view
-            last = batch_end(view, after)
-            cursors = index_cursors(view, after, last)
+            last = derived.batch_end(view, after)
+            cursors = derived.index_cursors(view, after, last)
             history = Cursor(_history(view, after, last, deep))
-            for one in currents(view, after, last):
+            for one in derived.currents(view, after, last):
                 _no_owner(cursors, history, one.rid, report)
                 _check_current(one, report)
                 _check_history(one, history.of(one.rid), report, deep)
-                _check_rows(view, one, rows_of(view, one, cursors), extract, report)
+                _check_rows(view, one, derived.rows_of(view, one, cursors), extract, report)
                 report.resources += 1
             _no_owner(cursors, history, last + 1, report)
         after = last
@@ -313,28 +194,12 @@ def _reads(text: str, deep: bool) -> bool:
 
 def _check_rows(view: View, one: Current, found: Sequence[list[Row]], extract: Extract, report: Report) -> None:
     try:
-        rows = wanted(view, one, extract)
+        rows = derived.wanted(view, one, extract)
     except (errors.PasserelleError, ValueError) as fault:
         report.add("text", one.reference, f"it cannot be read or indexed: {fault}")
         return
-    for kind, text in disagreements(one, rows, found):
+    for kind, text in derived.disagreements(one, rows, found):
         report.add(kind, one.reference, text)
-
-
-def disagreements(one: Current, rows: IndexRows, found: Sequence[list[Row]]) -> list[tuple[Kind, str]]:
-    """How the index rows, scopes and mask of a resource differ from those it ought to have."""
-    told: list[tuple[Kind, str]] = []
-    scopes = [(one.rid, *row) for row in rows.scopes]
-    for bulk, values, there in zip((*INDEX_TABLES, SCOPE), (*index_values(one.rid, rows), scopes), found, strict=True):
-        should, have = set(values), there
-        lacking, surplus = len(should - set(have)), sum(1 for row in have if row not in should)
-        twice = len(have) - len(set(have))
-        if lacking or surplus or twice:
-            kind: Kind = "scope" if bulk is SCOPE else "index"
-            told.append((kind, f"{bulk.table}: {lacking} missing, {surplus} wrong, {twice} repeated"))
-    if one.mask != mask_of(rows):
-        told.append(("mask", f"{one.mask} instead of {mask_of(rows)}"))
-    return told
 
 
 # --- the other tables ------------------------------------------------------------------------------------------------
@@ -376,7 +241,7 @@ def _tables(store: Store, report: Report, deep: bool) -> tuple[Iterator[None], .
 
 def _pages(store: Store, sql: str, first: Sequence[object], size: int = 0) -> Iterator[list[Row]]:
     """Pages of a statement `... > (?, ?) ... LIMIT ?` whose first columns are its key, each in its own snapshot."""
-    at, size = tuple(first), size or PAGE
+    at, size = tuple(first), size or derived.PAGE
     while True:
         with store.read(SYSTEM) as snapshot:
             rows = snapshot.view.db.rows(sql, (*at, size))
@@ -412,7 +277,7 @@ def _bytes(store: Store, walk: _Walk, report: Report, deep: bool) -> Iterator[No
         f"SELECT t.{walk.key}, t.{walk.subject}, t.{walk.sha256}, t.size, {inline}, {recorded} "
         f"FROM {walk.table} t WHERE t.{walk.key} > ? ORDER BY t.{walk.key} LIMIT ?"
     )
-    for rows in _pages(store, sql, (walk.first,), 100 if deep else PAGE):
+    for rows in _pages(store, sql, (walk.first,), 100 if deep else derived.PAGE):
         for _, subject, sha256, size, data, told in rows:
             setattr(report, walk.count, getattr(report, walk.count) + 1)
             if data is None and told != size:
@@ -469,7 +334,7 @@ def _keys(store: Store, report: Report) -> Iterator[None]:
 def _files(store: Store, report: Report, deep: bool) -> Iterator[None]:
     """Recorded content is in the folder, whole; files that no row records are counted."""
     sql = "SELECT sha256, size FROM blob WHERE sha256 > ? ORDER BY sha256 LIMIT ?"
-    for rows in _pages(store, sql, ("",), 100 if deep else PAGE):
+    for rows in _pages(store, sql, ("",), 100 if deep else derived.PAGE):
         for sha256, size in rows:
             report.content += 1
             if (text := _file(store, sha256, size, deep)) and _recorded(store, [sha256]):
@@ -484,8 +349,11 @@ def _files(store: Store, report: Report, deep: bool) -> Iterator[None]:
 def _file(store: Store, sha256: str, size: int, deep: bool) -> str:
     """What is wrong with a file, or ''."""
     try:
-        if store.blobs.size(sha256) != size:
-            return f"the file has {store.blobs.size(sha256)} bytes instead of {size}"
+        kept = store.blobs.kept(sha256)
+        if kept.size != size:
+            return f"the file has {kept.size} bytes instead of {size}"
+        if kept.form.key_id and not deep:
+            store.blobs.range(sha256, max(size - 1, 0), 1)  # its last chunk proves the key and the length
         if deep:
             digest = hashlib.sha256()
             for data in store.blobs.chunks(sha256):
@@ -495,6 +363,8 @@ def _file(store: Store, sha256: str, size: int, deep: bool) -> str:
         return "the file is missing"
     except (Damaged, MissingKey) as fault:
         return fault.diagnostics
+    except OSError as fault:
+        return f"the file cannot be read ({fault.strerror})"
     return ""
 
 

@@ -23,6 +23,7 @@ import psycopg
 
 from fhir_server import errors
 from fhir_server.store import postgres, schema, sqlite
+from fhir_server.store.blob_place import Form
 from fhir_server.store.dialect import Row
 from fhir_server.store.tables import METADATA
 
@@ -39,14 +40,6 @@ class Table:
 
     columns: tuple[str, ...]
     rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How the content of a database made from a copy is stored."""
-
-    form: str = "plain"
-    key_id: str = ""
 
 
 def export(url: str, folder: Path, tell: Tell) -> dict[str, Table]:
@@ -210,7 +203,7 @@ def _advance_identities(cursor: psycopg.Cursor[Row]) -> None:
 def _settle(note: str, form: Form, tables: Mapping[str, Table], run: Callable[[str, Sequence[object]], object]) -> None:
     """Pauses the lanes, and says how the content is stored now; a copy of before revision 0006 has no column for the
     key."""
-    run("UPDATE blob SET form = %s", (form.form,))
+    run("UPDATE blob SET form = %s", (form.name,))
     if "key_id" in tables["blob"].columns:
         run("UPDATE blob SET key_id = %s", (form.key_id,))
     if note:

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from fhir_server.store.tables import Bulk
 
 Row = tuple[Any, ...]
+TOO_LONG = "The database took too long for this; narrow the search, or ask for or send less at once."
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,10 @@ class Session(Protocol):
 
     def next_rid(self) -> int | None:
         """A number for a new resource; None where the database gives it with the row."""
+        ...
+
+    def linger(self) -> None:
+        """Tells the database that content is read before the next statement, which may take minutes."""
         ...
 
     def stamp(self) -> None:

@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from fhir_server.store.blobs import Blobs
 from fhir_server.store.dialect import Dialect, Row, Session
 from fhir_server.store.inbox import INLINE_BYTES, InboxState, Keys, NewMessage, Received
 from fhir_server.store.instances import Study
-from fhir_server.store.lanes import Claim, Outcome
+from fhir_server.store.lanes import Claim, NewDelivery, Outcome
 from fhir_server.store.postgres import PostgresDatabase
 from fhir_server.store.resources import Stored
 from fhir_server.store.session import Snapshot, Tx
@@ -207,6 +208,13 @@ class Store:
         self.write(caller, lambda tx: tx.reject(inbox_id, error_text, location, ack, state=state, keys=keys))
 
     # lanes
+    def keep(self, delivery: NewDelivery) -> NewDelivery:
+        """The delivery as `Tx.send` takes it: a payload over 64 KiB is in the blobs from now on. Call it before the
+        transaction: that is the slow part, and no lock is held meanwhile."""
+        if len(delivery.payload) <= INLINE_BYTES:
+            return delivery
+        return replace(delivery, payload=b"", kept=self.blobs.keep(delivery.payload))
+
     def claim(self, worker: str, lease_seconds: float, at: Moment = None) -> Claim | None:
         """Leases a lane that has something to send; None when there is none. `at`: µs or datetime."""
         moment = self._moment(at)

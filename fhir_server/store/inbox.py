@@ -15,6 +15,7 @@ from typing import Literal
 from fhir_server import errors
 from fhir_server.context import new_delivery_id
 from fhir_server.search.values import bounded
+from fhir_server.store.blob_place import Kept
 from fhir_server.store.dialect import Row, marks
 from fhir_server.store.tables import MESSAGE_KEY
 from fhir_server.store.view import Stale, View, lock, printable
@@ -126,7 +127,7 @@ def receive(view: View, message: NewMessage, sha256: str) -> Received:
         ),
     )
     if inline is None:
-        record_blob(view, sha256, len(message.raw), message.media_type)
+        record_blob(view, Kept(sha256, len(message.raw), view.blobs.form), message.media_type)
     add_keys(view, "in", new_id, message.keys)
     return Received(new_id, state, False, None, earlier)
 
@@ -248,7 +249,7 @@ def raw_of(view: View, inbox_id: str) -> bytes:
     row = view.db.one("SELECT raw, sha256 FROM inbox WHERE id = ?", (inbox_id,))
     if row is None:
         raise errors.NotFound(f"The inbox has no message {inbox_id}.")
-    return bytes(row[0]) if row[0] is not None else view.blobs.read(row[1])
+    return bytes(row[0]) if row[0] is not None else view.content(row[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,8 +350,8 @@ def counts(view: View) -> dict[tuple[str, str], int]:
     return {(row[0], row[1]): int(row[2]) for row in rows}
 
 
-def record_blob(view: View, sha256: str, size: int, media_type: str, *, kept: bool = False) -> None:
-    """Says that the blob belongs to the record: as long as a row refers to it, or for good when `kept`.
+def record_blob(view: View, content: Kept, media_type: str, *, for_good: bool = False) -> None:
+    """Says that content belongs to the record: as long as a row refers to it, or for good.
 
     The row stays locked to the end of the transaction, so that a clean-up looks at it before or after, not meanwhile.
     """
@@ -358,7 +359,15 @@ def record_blob(view: View, sha256: str, size: int, media_type: str, *, kept: bo
         "INSERT INTO blob (sha256, size, media_type, form, key_id, created_at, kept) VALUES (?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (sha256) DO UPDATE SET idle_since = 0, form = excluded.form, key_id = excluded.key_id, "
         "kept = CASE WHEN excluded.kept = 1 THEN 1 ELSE blob.kept END",
-        (sha256, size, media_type, view.blobs.form, view.blobs.keys.newest, view.now(), int(kept)),
+        (
+            content.sha256,
+            content.size,
+            media_type,
+            content.form.name,
+            content.form.key_id,
+            view.now(),
+            int(for_good),
+        ),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 from fhir_server import errors
 from fhir_server.search.values import bounded
+from fhir_server.store.blob_place import Kept
 from fhir_server.store.dialect import Row
 from fhir_server.store.inbox import add_keys, record_blob
 from fhir_server.store.view import View, lock, printable
@@ -142,7 +143,7 @@ def add(view: View, new: NewInstance) -> Arrived:
     )  # fmt: skip
     if inserted is None:
         return _again(view, new, now)
-    record_blob(view, new.blob, new.size, "application/dicom")
+    record_blob(view, Kept(new.blob, new.size, view.blobs.form), "application/dicom")
     view.db.run(
         "INSERT INTO dicom_study (study_uid, accession, patient_id, issuer, calling_ae, instances, series, dirty, "
         "dirty_at, first_at, last_at) VALUES (?, ?, ?, ?, ?, 1, 1, 1, ?, ?, ?) "
@@ -167,7 +168,7 @@ def _again(view: View, new: NewInstance, now: int) -> Arrived:
         raise errors.Fault(f"instance {new.sop_uid} vanished")
     if row[0] == new.data_sha256 and row[1] == new.study_uid:
         return "same"
-    record_blob(view, new.blob, new.size, "application/dicom")
+    record_blob(view, Kept(new.blob, new.size, view.blobs.form), "application/dicom")
     view.db.run(
         "INSERT INTO dicom_conflict (sop_uid, study_uid, blob, size, data_sha256, calling_ae, peer, received_at) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sop_uid, data_sha256) DO NOTHING",

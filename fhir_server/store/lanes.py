@@ -20,6 +20,7 @@ from typing import Literal
 from fhir_server import errors
 from fhir_server.context import new_delivery_id
 from fhir_server.store import inbox
+from fhir_server.store.blob_place import Form, Kept
 from fhir_server.store.dialect import marks
 from fhir_server.store.view import LeaseLost, View, printable
 
@@ -32,7 +33,8 @@ INLINE_BYTES = inbox.INLINE_BYTES
 
 @dataclass(frozen=True, slots=True)
 class NewDelivery:
-    """Bytes to deliver. `id` (20 characters) is MSH-10 or Message-ID and stands in the payload already.
+    """Bytes to deliver. `id` (20 characters) is MSH-10 or Message-ID and stands in the payload already. `kept` is
+    where a payload over 64 KiB lies instead (see `Store.keep`): its transfer is no part of a transaction.
 
     `endpoint` is an address URL or the reference of an Endpoint; `patient`, `case`, `document` are references;
     `parent` the delivery this one replays or replaces; `on_stuck` is taken when the lane is new. An `endpoint` that
@@ -53,6 +55,7 @@ class NewDelivery:
     second_leg: SecondLeg = "none"
     parent: str = ""
     on_stuck: OnStuck = "block"
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,9 @@ class Delivery:
 class Claim:
     """The right to send the head of one lane until `lease_until`. `interrupted`: an earlier attempt began and its
     end is unknown, so the partner may have the bytes already. `failures` counts attempts in a row that failed,
-    `on_silence` is the destination's policy, `inline` the bytes unless they are in the blobs, `gap` the microseconds
-    that its destination wants between two beginnings."""
+    `on_silence` is the destination's policy, `inline` the bytes unless they are in the blobs. Microseconds that its
+    destination wants: `gap` between two beginnings, `answer_within` for an answer (0: as the installation says),
+    `keep_open` for an idle connection."""
 
     lane_id: int
     lane: str
@@ -108,6 +112,8 @@ class Claim:
     inline: bytes | None
     interrupted: bool
     gap: int = 0
+    answer_within: int = 0
+    keep_open: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +156,8 @@ def send(view: View, delivery: NewDelivery) -> str:
     """Puts a delivery behind the others of its lane when the transaction ends; returns its id."""
     if delivery.id and len(delivery.id) != 20:
         raise errors.Fault("a delivery id has 20 characters (MSH-10 of HL7 v2.5)")
+    if len(delivery.payload) > INLINE_BYTES:
+        raise errors.Fault("a payload over 64 KiB is kept before the transaction: Store.keep")
     ready = delivery if delivery.id else replace(delivery, id=new_delivery_id())
     view.sends.append(ready)
     view.woken = True
@@ -169,12 +177,13 @@ def _enqueue(view: View, delivery: NewDelivery) -> None:
         if held is None:
             raise errors.NotFound(f"The outbox has no delivery {delivery.parent}.")
     lane_id, lane_seq = _next_number(view, delivery)
-    sha256 = hashlib.sha256(delivery.payload).hexdigest()
-    inline: bytes | None = delivery.payload
-    if len(delivery.payload) > INLINE_BYTES:
-        view.blobs.put(delivery.payload)
-        inbox.record_blob(view, sha256, len(delivery.payload), delivery.media_type)
-        inline = None
+    inline: bytes | None = None
+    if delivery.kept is None:
+        inline, size = delivery.payload, len(delivery.payload)
+        sha256 = hashlib.sha256(inline).hexdigest()
+    else:
+        sha256, size = delivery.kept.sha256, delivery.kept.size
+        inbox.record_blob(view, delivery.kept, delivery.media_type)
     inserted = view.db.one(
         "INSERT INTO delivery (id, lane_id, lane_seq, state, endpoint, protocol, media_type, title, payload, sha256, "
         "size, patient, case_key, document, parent, second_leg, leg_state, created_at, ins, document_version) "
@@ -189,7 +198,7 @@ def _enqueue(view: View, delivery: NewDelivery) -> None:
             delivery.title,
             inline,
             sha256,
-            len(delivery.payload),
+            size,
             delivery.patient,
             delivery.case,
             delivery.document,
@@ -274,7 +283,7 @@ def _lease(
     found = f"SELECT l.id FROM lane l WHERE {which}{view.db.dialect.skip_locked}"
     lane = view.db.one(
         f"UPDATE lane SET token = token + 1, lease_by = ?, lease_until = ? WHERE id = ({found}) "
-        "RETURNING id, name, token, failures, on_silence, gap",
+        "RETURNING id, name, token, failures, on_silence, gap, answer_within, keep_open",
         (worker, until, *params),
     )
     if lane is None:
@@ -287,10 +296,11 @@ def _lease(
     delivery = Delivery(*row[:-1])
     inline = None if row[-1] is None else bytes(row[-1])
     begun = delivery.state == "sending"
-    lane_id, name, token, failures, on_silence, gap = lane
+    lane_id, name, token, failures, on_silence, *times = lane
     return Claim(
-        int(lane_id), str(name), int(token), worker, until, int(failures), on_silence, delivery, inline, begun, int(gap)
-    )
+        int(lane_id), str(name), int(token), worker, until, int(failures), on_silence, delivery, inline, begun,
+        *map(int, times),
+    )  # fmt: skip
 
 
 def renew(view: View, held: Iterable[Claim], lease_seconds: float, now: int) -> set[int]:
@@ -412,12 +422,26 @@ def release(view: View, held: Claim) -> None:
     view.db.run("UPDATE lane SET lease_until = 0, lease_by = '' WHERE id = ? AND token = ?", (held.lane_id, held.token))
 
 
+def frozen_of(view: View, delivery_id: str) -> tuple[bytes, Kept | None]:
+    """The bytes, or where they lie, to be sent once more by a delivery that names this one as its parent."""
+    row = view.db.one(
+        "SELECT d.payload, d.sha256, d.size, b.form, b.key_id FROM delivery d LEFT JOIN blob b ON b.sha256 = d.sha256 "
+        "WHERE d.id = ?",
+        (delivery_id,),
+    )
+    if row is None or (row[0] is None and row[3] is None):
+        raise errors.NotFound(f"The outbox has no delivery {delivery_id}, or its content is not on record.")
+    if row[0] is not None:
+        return bytes(row[0]), None
+    return b"", Kept(row[1], int(row[2]), Form(row[3], row[4]))
+
+
 def payload_of(view: View, delivery_id: str) -> bytes:
     """The frozen bytes."""
     row = view.db.one("SELECT payload, sha256 FROM delivery WHERE id = ?", (delivery_id,))
     if row is None:
         raise errors.NotFound(f"The outbox has no delivery {delivery_id}.")
-    return bytes(row[0]) if row[0] is not None else view.blobs.read(row[1])
+    return bytes(row[0]) if row[0] is not None else view.content(row[1])
 
 
 def get(view: View, delivery_id: str) -> Delivery | None:

@@ -6,7 +6,7 @@ Times are microseconds UTC.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fhir_server import errors
@@ -21,8 +21,8 @@ from fhir_server.store.lanes import (
     NewDelivery,
     OnSilence,
     OnStuck,
+    frozen_of,
     get,
-    payload_of,
     send,
 )
 from fhir_server.store.view import View, printable
@@ -62,6 +62,8 @@ class Lane:
     on_silence: str
     gap: int
     pull: bool
+    answer_within: int
+    keep_open: int
     open: int
     stuck: int
     oldest: int
@@ -71,11 +73,14 @@ class Lane:
 class Policy:
     """What a destination wants; None leaves a value as it is. `on_stuck`: a held delivery blocks its lane or lets
     others pass. `on_silence`: what was sent and not answered is sent again or held, '' = as its transport does.
-    `per_second`: how many deliveries may begin in a second, 0 = no limit."""
+    `per_second`: how many deliveries may begin in a second, 0 = no limit. `answer_seconds`: how long it has to answer,
+    0 = as the installation says. `keep_open_seconds`: how long an idle connection to it is kept, 0 = one a message."""
 
     on_stuck: OnStuck | None = None
     on_silence: OnSilence | None = None
     per_second: float | None = None
+    answer_seconds: float | None = None
+    keep_open_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,7 @@ def lanes(view: View, name: str = "") -> list[Lane]:
     where, params = (" WHERE l.name = ?", (name,)) if name else ("", ())
     rows = view.db.rows(
         "SELECT l.id, l.name, l.endpoint, l.protocol, l.on_stuck, l.ready_at, l.lease_until, l.lease_by, l.paused, "
-        "l.paused_note, l.failures, l.on_silence, l.gap, l.pull, "
+        "l.paused_note, l.failures, l.on_silence, l.gap, l.pull, l.answer_within, l.keep_open, "
         f"(SELECT count(*) FROM delivery d WHERE d.lane_id = l.id AND d.{OPEN}), "
         f"(SELECT count(*) FROM delivery d WHERE d.lane_id = l.id AND d.{STUCK}), "
         f"(SELECT coalesce(min(d.created_at), 0) FROM delivery d WHERE d.lane_id = l.id AND d.{OPEN}) "
@@ -267,14 +272,16 @@ def replay(view: View, delivery_id: str) -> str:
     first = get(view, delivery_id)
     if first is None:
         raise errors.NotFound(f"The outbox has no delivery {delivery_id}.")
-    if first.state in ("queued", "sending"):
-        raise errors.RuleBroken(f"Delivery {delivery_id} is {first.state}: it leaves anyway.")
+    if first.state not in ("sent", "cancelled"):
+        leaves = "it leaves anyway" if first.state in ("queued", "sending") else "retry or release sends these bytes"
+        raise errors.RuleBroken(f"Delivery {delivery_id} is {first.state}: {leaves}.")
     keys = tuple(key for key in keys_of(view, "out", delivery_id) if key[0] != "msh-10")
+    payload, kept = frozen_of(view, delivery_id)
     again = NewDelivery(
         lane=first.lane,
         endpoint=first.endpoint,
         protocol=first.protocol,
-        payload=payload_of(view, delivery_id),
+        payload=payload,
         media_type=first.media_type,
         title=first.title,
         keys=keys,
@@ -282,6 +289,7 @@ def replay(view: View, delivery_id: str) -> str:
         case=first.case_key,
         document=first.document,
         parent=delivery_id,
+        kept=kept,
     )
     return send(view, again)
 
@@ -294,19 +302,35 @@ def replays(view: View, delivery_id: str) -> list[str]:
     return [row[0] for row in rows]
 
 
+# What a policy may ask for: the least and the most beside 0. Under a second for an answer would doubt every delivery.
+_BOUNDS: Mapping[str, tuple[float, float, str]] = {
+    "per_second": (0, 1_000, "between 0 (no limit) and 1000 deliveries a second"),
+    "answer_seconds": (1, 600, "0 (send_timeout_seconds) or 1 to 600 seconds"),
+    "keep_open_seconds": (0, 3_600, "between 0 (a connection a message) and 3600 seconds"),
+}
+
+
 def set_policy(view: View, lane: str, policy: Policy) -> None:
     """Changes what a destination wants; it holds from the next delivery on."""
-    if policy.per_second is not None and not 0 <= policy.per_second <= 1_000:
-        raise errors.Invalid("between 0 (no limit) and 1000 deliveries a second", expression="per_second")
+    for name, (least, most, words) in _BOUNDS.items():
+        value = getattr(policy, name)
+        if value is not None and value != 0 and not least <= value <= most:
+            raise errors.Invalid(words, expression=name)
     gap = None if policy.per_second is None else int(1_000_000 / policy.per_second) if policy.per_second else 0
     _set_lane(
         view,
         "UPDATE lane SET on_stuck = coalesce(?, on_stuck), on_silence = coalesce(?, on_silence), "
-        "gap = coalesce(?, gap) WHERE name = ?",
-        (policy.on_stuck, policy.on_silence, gap, lane),
+        "gap = coalesce(?, gap), answer_within = coalesce(?, answer_within), keep_open = coalesce(?, keep_open) "
+        "WHERE name = ?",
+        (policy.on_stuck, policy.on_silence, gap, _micros(policy.answer_seconds), _micros(policy.keep_open_seconds),
+         lane),
         lane,
-    )
+    )  # fmt: skip
     view.woken = True
+
+
+def _micros(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1_000_000)
 
 
 def pause(view: View, lane: str, note: str) -> None:
@@ -338,10 +362,11 @@ def rates(view: View, last: int = 2_000) -> list[Rate]:
 
 
 def waiting_legs(view: View) -> list[WaitingLeg]:
-    """The second legs nobody has settled."""
+    """The second legs nobody has settled. The state is spelled so that no planner walks the index of all that was ever
+    sent: the few that wait have an index of their own."""
     rows = view.db.rows(
-        "SELECT second_leg, count(*), min(created_at) FROM delivery WHERE leg_state = 'waiting' AND state = 'sent' "
-        "GROUP BY second_leg ORDER BY second_leg"
+        "SELECT second_leg, count(*), min(created_at) FROM delivery "
+        "WHERE leg_state = 'waiting' AND state || '' = 'sent' GROUP BY second_leg ORDER BY second_leg"
     )
     return [WaitingLeg(row[0], int(row[1]), int(row[2])) for row in rows]
 

@@ -22,7 +22,7 @@ from fhir_server.context import SYSTEM
 from fhir_server.search import custom, index
 from fhir_server.search.plan import Clause, Plan, Value
 from fhir_server.store import reindex
-from fhir_server.store.check import END, START, Extract
+from fhir_server.store.derived import END, START, Extract
 from fhir_server.store.dialect import marks
 from fhir_server.store.engine import Store
 from fhir_server.store.session import Tx

@@ -24,6 +24,7 @@ from psycopg.types.numeric import Int8Dumper
 
 from fhir_server import errors
 from fhir_server.store.dialect import (
+    TOO_LONG,
     Dialect,
     Row,
     Session,
@@ -40,10 +41,13 @@ from fhir_server.store.view import Stale
 T = TypeVar("T")
 Connection = psycopg.Connection[Row]
 TRIES = 3
+_PEER_CLOSED: int = getattr(select, "POLLRDHUP", select.POLLHUP)  # the first is Linux's
 _OPEN = psycopg.pq.TransactionStatus.INTRANS
+_NOT_NOW = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout)
 _RETRIED = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 
 
+_LINGER = "SET LOCAL idle_in_transaction_session_timeout = '10min'"
 _RID_BLOCK = 64
 _DRAW = "SELECT nextval(pg_get_serial_sequence('resource', 'rid')) FROM generate_series(1, ?)"
 # A single key is taken alone; of several the first is shared.
@@ -61,8 +65,9 @@ def _query(sql: str) -> LiteralString:
 def connect(url: str, *, statement_seconds: float = 30.0) -> Connection:
     """A connection with our settings. Raises `Unavailable` when the server does not answer."""
     limit = int(statement_seconds * 1000)
-    # A process that is frozen within a transaction holds its locks, a lane's or a turn's, until the server ends it. No
-    # transaction of ours waits for anything but the database: ten seconds are long for one that lives.
+    # A process that is frozen within a transaction holds its locks, a lane's or a turn's, until the server ends it. A
+    # transaction that writes waits for nothing but the database, and ten seconds are long for that; one that reads
+    # content meanwhile says so (`linger`).
     options = (
         f"-c statement_timeout={limit} -c lock_timeout={limit} -c idle_in_transaction_session_timeout=10000"
         " -c plan_cache_mode=force_custom_plan -c timezone=UTC -c client_min_messages=warning"
@@ -177,6 +182,10 @@ class PostgresSession:
             except IndexError:
                 self._rids.extend(int(row[0]) for row in self.rows(_DRAW, (_RID_BLOCK,)))
 
+    def linger(self) -> None:
+        if self._pipeline is not None:
+            self._answered(_LINGER, ())
+
     def stamp(self) -> None:
         """Nothing to do: the database numbers its transactions."""
 
@@ -234,6 +243,8 @@ class PostgresDatabase:
                 session = PostgresSession(lambda: (connection, pipeline), self.dialect, self._rids)
                 result = work(session)
                 session.flush()
+                if _ended(connection):
+                    raise errors.Unavailable("The database ended the transaction; nothing was written: repeat it.")
                 committing = True
                 connection.execute("COMMIT")
         except BaseException as fault:
@@ -281,10 +292,8 @@ class PostgresDatabase:
         except _RETRIED:
             raise
         except psycopg.errors.QueryCanceled as fault:
-            raise errors.Unavailable(
-                "The search took too long; narrow it, or ask for less at once.", code="timeout"
-            ) from fault
-        except psycopg.OperationalError as fault:
+            raise errors.Unavailable(TOO_LONG, code="timeout") from fault
+        except _NOT_NOW as fault:
             raise errors.Unavailable(f"The database could not do this now ({_first_line(fault)}).") from fault
         finally:
             self._give_back(connection)
@@ -342,6 +351,15 @@ def _alive(connection: Connection) -> bool:
     watch = select.poll()
     watch.register(connection.fileno(), select.POLLIN)
     return not watch.poll(0)
+
+
+def _ended(connection: Connection) -> bool:
+    """Whether the server closed a connection that is in use; answers may wait there unread."""
+    if connection.closed:
+        return True
+    watch = select.poll()
+    watch.register(connection.fileno(), _PEER_CLOSED)
+    return bool(watch.poll(0))
 
 
 def _first_line(fault: Exception) -> str:

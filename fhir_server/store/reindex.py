@@ -16,9 +16,8 @@ from functools import partial
 from fhir_server import errors
 from fhir_server.context import SYSTEM
 from fhir_server.search.rows import IndexRows
-from fhir_server.store import check as checking
-from fhir_server.store import resources
-from fhir_server.store.check import END, START, Current, Extract
+from fhir_server.store import derived, resources
+from fhir_server.store.derived import END, START, Current, Extract
 from fhir_server.store.engine import Store
 from fhir_server.store.session import Tx
 from fhir_server.store.view import View
@@ -112,21 +111,21 @@ def _compared(store: Store, extract: Extract, after: int, types: frozenset[str] 
     counts: dict[str, int] = {}
     with store.read(SYSTEM) as snapshot:
         view = snapshot.view
-        last = checking.batch_end(view, after)
-        cursors = checking.index_cursors(view, after, last)
-        batch = checking.currents(view, after, last)
+        last = derived.batch_end(view, after)
+        cursors = derived.index_cursors(view, after, last)
+        batch = derived.currents(view, after, last)
         for one in batch:
             orphans.update(row[0] for cursor in cursors for row in cursor.before(one.rid))
-            there = checking.rows_of(view, one, cursors)
+            there = derived.rows_of(view, one, cursors)
             if types is not None and one.type not in types:
                 continue
             counts[one.type] = counts.get(one.type, 0) + (not one.deleted)
             try:
-                rows = checking.wanted(view, one, extract)
+                rows = derived.wanted(view, one, extract)
             except (errors.PasserelleError, ValueError) as fault:
                 failed.append(f"{one.reference}: {fault}")
                 continue
-            if checking.disagreements(one, rows, there):
+            if derived.disagreements(one, rows, there):
                 found.append((one, rows))
         orphans.update(row[0] for cursor in cursors for row in cursor.before(last + 1))
     return _Batch(last, len(batch), found, sorted(orphans), failed, counts)

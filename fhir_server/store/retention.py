@@ -12,7 +12,7 @@ again meanwhile stays (see `blobs`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from typing import Any
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM
+from fhir_server.store.blob_place import Kept
 from fhir_server.store.dialect import Row, marks
 from fhir_server.store.engine import Store
 from fhir_server.store.installation import claim_content
@@ -214,10 +215,10 @@ def _adopt_strays(store: Store, now: int, limit: int, stop: Callable[[], bool]) 
                 known = _known(snapshot.view, part)
             unknown = [name for name in part if name not in known]
             old = [name for name in unknown if (at := store.blobs.put_at(name)) is not None and at * 1e6 < limit]
-            sizes = {name: size for name in old if (size := _size(store, name)) is not None}
-            if sizes:
-                store.write(SYSTEM, partial(_adopt, sizes=sizes, now=now))
-                count += len(sizes)
+            found = [kept for name in old if (kept := _kept(store, name)) is not None]
+            if found:
+                store.write(SYSTEM, partial(_adopt, found=found, now=now))
+                count += len(found)
     return count
 
 
@@ -227,19 +228,19 @@ def _known(view: View, names: Sequence[str]) -> set[str]:
     return {row[0] for row in view.db.rows(sql, (asked,))}
 
 
-def _size(store: Store, sha256: str) -> int | None:
+def _kept(store: Store, sha256: str) -> Kept | None:
     """None when another clean-up was here, or this process lacks the key: one that has it will look too."""
     with suppress(errors.NotFound, errors.Unavailable):
-        return store.blobs.size(sha256)
+        return store.blobs.kept(sha256)
     return None
 
 
-def _adopt(tx: Tx, sizes: Mapping[str, int], now: int) -> None:
-    for name, size in sizes.items():
+def _adopt(tx: Tx, found: Sequence[Kept], now: int) -> None:
+    for kept in found:
         tx.view.db.run(
-            "INSERT INTO blob (sha256, size, created_at, idle_since) VALUES (?, ?, ?, ?) "
+            "INSERT INTO blob (sha256, size, form, key_id, created_at, idle_since) VALUES (?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (sha256) DO NOTHING",
-            (name, size, now, now),
+            (kept.sha256, kept.size, kept.form.name, kept.form.key_id, now, now),
         )
 
 

@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 from fhir_server import errors
 
@@ -49,7 +46,7 @@ def schema_status(url: str) -> SchemaStatus:
     """Compares the database with this program; a file that is not there counts as empty."""
     path = sqlite_path(url)
     if path is not None and not path.exists():
-        return SchemaStatus("empty", "", _scripts().get_current_head() or "")
+        return SchemaStatus("empty", "", revisions()[-1])
     with _connected(url) as connection:
         return _status(connection)
 
@@ -72,9 +69,17 @@ def upgrade(url: str, *, backups: Path | None = None) -> SchemaStatus:
         return _status(connection)
 
 
+def revisions() -> list[str]:
+    """Every revision, the oldest first: that of `versions/r0006_content.py` is 0006, and each follows the one before.
+
+    Alembic would tell the same after it was loaded, which takes a tenth of a start that has nothing to upgrade.
+    """
+    return sorted(path.name[1:5] for path in (MIGRATIONS / "versions").glob("r[0-9]*_*.py"))
+
+
 def known(revision: str) -> bool:
     """Whether this program has the revision, as its own or one it can upgrade from."""
-    return revision in {one.revision for one in _scripts().walk_revisions()}
+    return revision in revisions()
 
 
 def create(url: str, revision: str, fill: Callable[[Any], None]) -> None:
@@ -108,19 +113,13 @@ def _newer(status: SchemaStatus) -> str:
     return f"The database is at {status.found}, newer than this program ({status.needed}): install the newer program."
 
 
-def _config() -> Config:
+def _alembic(connection: sa.Connection, revision: str = "head") -> None:
+    from alembic import command
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    return config
-
-
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_config())
-
-
-def _alembic(connection: sa.Connection, revision: str = "head") -> None:
-    config = _config()
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, revision)
@@ -130,17 +129,15 @@ def _alembic(connection: sa.Connection, revision: str = "head") -> None:
 
 
 def _status(connection: sa.Connection) -> SchemaStatus:
-    scripts = _scripts()
-    needed = scripts.get_current_head() or ""
-    found = ""
+    ours = revisions()
+    needed, found = ours[-1], ""
     if sa.inspect(connection).has_table("alembic_version"):
         found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() or ""
     if found == needed:
         return SchemaStatus("current", found, needed)
     if not found:
         return SchemaStatus("empty", found, needed)
-    known = {revision.revision for revision in scripts.walk_revisions()}
-    return SchemaStatus("older" if found in known else "newer", found, needed)
+    return SchemaStatus("older" if found in ours else "newer", found, needed)
 
 
 @contextmanager

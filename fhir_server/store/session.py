@@ -22,6 +22,7 @@ from fhir_server.store import (
     view,
 )
 from fhir_server.store.audit import AuditFilter, AuditRow
+from fhir_server.store.blob_place import Kept
 from fhir_server.store.history import HistoryPage
 from fhir_server.store.inbox import InboxFilter, InboxRow, InboxState, Keys
 from fhir_server.store.instances import Arrived, Conflicting, Instance, NewInstance, Study, StudyFilter
@@ -225,12 +226,9 @@ class Tx(Snapshot):
         """Holds named criteria to the end of the transaction: search again after it, before acting on the result."""
         view.lock(self.view, *criteria)
 
-    def attach(self, data: bytes, media_type: str) -> str:
-        """Keeps content with the record for good; its sha256. Put large content into `store.blobs` before the
-        transaction."""
-        sha256 = self.view.blobs.put(data)
-        inbox.record_blob(self.view, sha256, len(data), media_type, kept=True)
-        return sha256
+    def attach(self, content: Kept, media_type: str) -> None:
+        """Keeps content with the record for good. It lies in `store.blobs` before the transaction."""
+        inbox.record_blob(self.view, content, media_type, for_good=True)
 
     # inbox
     def integrate(

@@ -2,9 +2,11 @@
 
 All writes queue in order of arrival. The writer runs each work in a savepoint and commits a group at once: a
 failing work undoes only itself, and nobody hears of success before the group's COMMIT is on the disk
-(WAL, synchronous=FULL). Readers see the snapshot of their first statement and never wait for the writer.
+(WAL, synchronous=FULL). A statement that is stopped while it writes undoes the whole transaction; the group's other
+works then run again. Readers see the snapshot of their first statement and never wait for the writer.
 
-Sources: https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous
+Sources: https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous,
+https://sqlite.org/c3ref/interrupt.html
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fhir_server import errors
-from fhir_server.store.dialect import SQLITE, Dialect, Row, Session, insert_sqlite
+from fhir_server.store.dialect import SQLITE, TOO_LONG, Dialect, Row, Session, insert_sqlite
 from fhir_server.store.soon import NotSoon
 from fhir_server.store.tables import Bulk
 
@@ -48,49 +50,54 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 class SqliteSession:
-    """A `Session` over sqlite3."""
+    """A `Session` over sqlite3. Whoever ends it takes the connection's progress handler away."""
 
     dialect: Dialect = SQLITE
 
-    def __init__(self, connection: sqlite3.Connection, statement_seconds: float = 0.0) -> None:
+    def __init__(self, connection: sqlite3.Connection, statement_seconds: float) -> None:
         self._connection = connection
         self._stamped = False
         self._seconds = statement_seconds
         self._limit = 0.0
-        if statement_seconds:
-            connection.set_progress_handler(self._late, _STEPS_BETWEEN_CLOCK_LOOKS)
+        connection.set_progress_handler(self._late, _STEPS_BETWEEN_CLOCK_LOOKS)
 
     def _late(self) -> int:
         return int(time.monotonic() > self._limit)
 
-    def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+    def _execute(self, sql: str, params: Sequence[object]) -> sqlite3.Cursor:
         self._limit = time.monotonic() + self._seconds
-        return self._connection.execute(sql, params).fetchall()
+        return self._connection.execute(sql, params)
+
+    def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+        return self._execute(sql, params).fetchall()
 
     def one(self, sql: str, params: Sequence[object] = ()) -> Row | None:
-        self._limit = time.monotonic() + self._seconds
-        found: list[Row] = self._connection.execute(sql, params).fetchmany(1)
+        found: list[Row] = self._execute(sql, params).fetchmany(1)
         return found[0] if found else None
 
     def run(self, sql: str, params: Sequence[object] = ()) -> None:
-        self._connection.execute(sql, params)
+        self._execute(sql, params)
 
     def count(self, sql: str, params: Sequence[object] = ()) -> int:
-        return self._connection.execute(sql, params).rowcount
+        return self._execute(sql, params).rowcount
 
     def fill(self, bulk: Bulk, rows: Sequence[Row]) -> None:
+        self._limit = time.monotonic() + self._seconds
         self._connection.executemany(insert_sqlite(bulk), rows)
 
     def clear(self, bulks: Sequence[Bulk], rid: int) -> None:
         for bulk in bulks:
-            self._connection.execute(f"DELETE FROM {bulk.table} WHERE rid = ?", (rid,))
+            self._execute(f"DELETE FROM {bulk.table} WHERE rid = ?", (rid,))
 
     def next_rid(self) -> None:
         """The database gives it with the row."""
 
+    def linger(self) -> None:
+        """Nothing to do: a transaction may stand idle."""
+
     def stamp(self) -> None:
         if not self._stamped:
-            self._connection.execute("UPDATE counter SET value = value + 1 WHERE name = 'tx'")
+            self._execute("UPDATE counter SET value = value + 1 WHERE name = 'tx'", ())
             self._stamped = True
 
     def lock(self, keys: Sequence[int]) -> None:
@@ -103,6 +110,10 @@ class _Job:
     future: Future[Any] = field(default_factory=Future)
     value: Any = None
     fault: BaseException | None = None
+
+
+class _Undone(Exception):
+    """The transaction is gone with the last work of its group, which knows why; the others are to run again."""
 
 
 class SqliteDatabase:
@@ -209,18 +220,31 @@ class SqliteDatabase:
             job = self._jobs.get()
             if job is None:
                 return
-            group = [job]
-            try:
-                self._group(group)
-            except BaseException as fault:
-                self._abandon(group, fault)
+            again = [job]
+            while again:
+                again = self._served(again)
 
-    def _group(self, group: list[_Job]) -> None:
-        """Runs the first job and those waiting behind it, commits, answers."""
+    def _served(self, first: list[_Job]) -> list[_Job]:
+        """Runs a group that begins with these works; those of it that must run again."""
+        group: list[_Job] = []
+        try:
+            self._group(first, group)
+        except _Undone:
+            last = group.pop()
+            last.future.set_exception(last.fault)
+            return [*(_Job(one.work, one.future) for one in group), *first[len(group) + 1 :]]
+        except BaseException as fault:
+            self._abandon([*group, *first[len(group) :]], fault)
+        return []
+
+    def _group(self, first: list[_Job], group: list[_Job]) -> None:
+        """Runs the first works and those waiting behind them, commits, answers; `group` tells who was run."""
         connection = self._writer
         connection.execute("BEGIN IMMEDIATE")
         deadline = time.monotonic() + GROUP_SECONDS
-        self._one(group[0])
+        for job in first:
+            group.append(job)
+            self._one(job)
         while len(group) < GROUP_WORKS and time.monotonic() < deadline:
             try:
                 following = self._jobs.get_nowait()
@@ -242,9 +266,15 @@ class SqliteDatabase:
         connection = self._writer
         connection.execute("SAVEPOINT work")
         try:
-            job.value = job.work(SqliteSession(connection))
+            job.value = job.work(SqliteSession(connection, self._statement_seconds))
         except BaseException as fault:
             job.fault = translated(fault) if isinstance(fault, sqlite3.OperationalError) else fault
+        finally:
+            connection.set_progress_handler(None, 0)
+        if not connection.in_transaction:
+            job.fault = job.fault or errors.Unavailable("The database undid the transaction; repeat it.")
+            raise _Undone
+        if job.fault is not None:
             connection.execute("ROLLBACK TO work")
         connection.execute("RELEASE work")
 
@@ -261,5 +291,5 @@ def translated(fault: sqlite3.Error) -> errors.PasserelleError:
     """sqlite3's operational errors as ours."""
     text = str(fault)
     if text == "interrupted":
-        return errors.Unavailable("The search took too long; narrow it, or ask for less at once.", code="timeout")
+        return errors.Unavailable(TOO_LONG, code="timeout")
     return errors.Unavailable(f"The database could not do this now ({text}); nothing was written.")

@@ -280,10 +280,14 @@ lane = Table(
     txt("on_silence", ""),
     big("gap", "0"),
     flag("pull"),
+    big("answer_within", "0"),
+    big("keep_open", "0"),
     UniqueConstraint("name", name="lane_name"),
 )
 """One destination. `gap`: microseconds between the starts of two deliveries at least. `on_silence`: what to do when the
-partner may have the bytes or not, '' = as the transport does. `pull`: the partner fetches; no worker sends."""
+partner may have the bytes or not, '' = as the transport does. `pull`: the partner fetches; no worker sends.
+`answer_within`: microseconds it has to answer, 0 = as the installation says. `keep_open`: microseconds an idle
+connection to it is kept, 0 = not at all."""
 
 _OPEN = text("state IN ('queued', 'sending')")
 _STUCK = text("state IN ('held', 'error')")

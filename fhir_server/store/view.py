@@ -49,6 +49,11 @@ class View:
     sends: list[NewDelivery] = field(default_factory=list)
     woken: bool = False
 
+    def content(self, sha256: str) -> bytes:
+        """All of a content."""
+        self.db.linger()
+        return self.blobs.read(sha256)
+
     def now(self) -> int:
         """The present, in microseconds since 1970 UTC."""
         return micros(self.clock())

@@ -30,9 +30,9 @@ from fhir_server.teleexpertise.opinion import CORRECTING, WITHDRAWN
 from fhir_server.teleexpertise.readiness import named, professional, site_of
 from fhir_server.teleexpertise.succession import Held
 from mappers import french
-from mappers.cda_to_report import requester_sent, sent_report
+from mappers.cda_to_report import expert_sent, patient_sent, requester_sent, sent_report
 from mappers.fhir_to_cda import cda
-from mappers.fhir_to_identity import patient_identity
+from mappers.fhir_to_identity import identifiers, patient_identity
 from mappers.fhir_to_pdf import pdf
 from mappers.fhir_to_report import Incomplete, PatientIdentity, Professional, Report, Sources, report
 from mappers.identity import Site
@@ -44,12 +44,14 @@ LOINC = "http://loinc.org"
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """What a report adds to its transaction; `notes` tell by report who does not get it and why; `unsent` are earlier
-    deliveries that nobody received and that are given up for these."""
+    deliveries that nobody received and that are given up for these; `kept` are those a person keeps back, which must be
+    so still when this is written."""
 
     resources: tuple[Resource, ...] = ()
     deliveries: tuple[NewDelivery, ...] = ()
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unsent: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def render(opinion: Resource, request_id: str, ctx: Context) -> Rendered:
     old = tuple({**one, "status": "superseded"} for one in before.documents)
     note = _corrected(value, opinion, content.reason) if before.documents else ""
     task = told(case.request, plan, ctx, note=note)
-    return Rendered((*documents, *old, *task), deliveries, _notes(case, plan), before.unsent)
+    return Rendered((*documents, *old, *task), deliveries, _notes(case, plan), before.unsent, before.kept)
 
 
 def again(opinion: Resource, request_id: str, ctx: Context, lane: str) -> Rendered:
@@ -135,14 +137,17 @@ def _taken_back(case: _Case) -> Rendered:
 def _recalled(case: _Case, before: Held, lane: str = "") -> Rendered:
     """A delivery to everybody who holds a version, or to one of them, that takes back the very document they hold.
 
-    Nothing is asked of the resources the report was made from, but who the patient is: the rest stands in what was
-    sent."""
+    Nothing is asked of the resources the report was made from, but under which numbers the patient is known today: the
+    rest stands in what was sent."""
     ctx = case.ctx
     versions: dict[str, Content] = {}
     if not before.recorded:
         versions[before.latest] = _content_of(before.latest, case)
         before = replace(before, holders=succession.assumed(_plan(case, versions[before.latest].value), before))
-    plan = succession.recall(before, _patient(case), ctx.view, mailing=bool(ctx.settings.smtp))
+    plan = Plan((), ())
+    if before.holders:
+        patient = _patient(case, before.latest)
+        plan = succession.recall(before, patient, ctx.view, mailing=bool(ctx.settings.smtp))
     out: list[NewDelivery] = []
     for road in plan.destinations:
         if lane in ("", road.lane):
@@ -165,7 +170,7 @@ def _content_of(document_id: str, case: _Case) -> Content:
         text = f"DocumentReference/{document_id} has lost its content, and its readers cannot be told what is withdrawn"
         raise Invalid(text, expression="DiagnosticReport.status", code="not-found")
     try:
-        value = sent_report(clinical, document_id, case.request, _patient(case), case.site)
+        value = sent_report(clinical, document_id, case.request, _patient(case, document_id), case.site)
     except ValueError as problem:
         text = (
             f"the CDA of DocumentReference/{document_id} cannot be read, and nobody told what is withdrawn: {problem}"
@@ -185,9 +190,18 @@ def _stored(document_id: str, case: _Case) -> Mapping[str, bytes]:
     return found
 
 
-def _patient(case: _Case) -> PatientIdentity:
-    with _complete():
+def _patient(case: _Case, document_id: str) -> PatientIdentity:
+    """Who the patient is today; where a trait is missing now, as that version told, under the numbers of today."""
+    try:
         return patient_identity(case.patient, case.site, [])
+    except Incomplete as missing:
+        clinical = _stored(document_id, case).get("text/xml", b"")
+        try:
+            then = patient_sent(clinical, f"Patient/{case.patient.get('id', '')}", case.site)
+        except ValueError:
+            raise Invalid(missing.text, expression=missing.expression, code="required") from missing
+        ins, local_ids = identifiers(case.patient, case.site, [])
+        return replace(then, ins=ins, local_ids=local_ids)
 
 
 def _why(case: _Case) -> str:
@@ -275,6 +289,7 @@ def _sources(case: _Case, version: int, replaces: str) -> Sources:
     talk = list(ctx.view.find("Communication", f"based-on=ServiceRequest/{request['id']}"))
     studies = list(ctx.view.find("ImagingStudy", f"basedon=ServiceRequest/{request['id']}"))
     consent = (consent_sent_with(request, ctx) if replaces else None) or consent_of(request, ctx)
+    requester_before, expert_before = _people_before(replaces, case)
     return Sources(
         service_request=request,
         diagnostic_report=opinion,
@@ -297,16 +312,26 @@ def _sources(case: _Case, version: int, replaces: str) -> Sources:
         ended_at=_moment(period.get("end")) or ctx.now,
         signed_at=ctx.now,
         consent_extension=ctx.settings.extension_patient_consent,
-        requester_before=_requester_before(replaces, case),
+        requester_before=requester_before,
+        expert_before=expert_before,
+        correction=_why(case) if replaces else "",
+        attending=_attending(case),
     )
 
 
-def _requester_before(replaces: str, case: _Case) -> Professional | None:
+def _people_before(replaces: str, case: _Case) -> tuple[Professional | None, Professional | None]:
+    """Who asked and who signed, as the version before names them."""
     clinical = _stored(replaces, case).get("text/xml") if replaces else None
     try:
-        return requester_sent(clinical) if clinical else None
+        return (requester_sent(clinical), expert_sent(clinical)) if clinical else (None, None)
     except ValueError:
-        return None
+        return None, None
+
+
+def _attending(case: _Case) -> tuple[tuple[Resource, Resource, Resource], ...]:
+    """The declared médecins traitants: not one whom the patient does not want to know of it."""
+    declared = parties.doctors(case.request, case.opinion, case.patient, case.ctx.view)
+    return tuple(professional(one.person, case.ctx) for one in declared if not one.refusal)
 
 
 def set_id(installation: str, request_id: str) -> str:

@@ -1,27 +1,37 @@
 """What is looked at once more before frozen bytes leave: do they still say the truth (design, invariant 3).
 
 Bytes that name a patient who was merged away or has lost the INS in them, or a report that was replaced or withdrawn
-since, are held for a person, who releases them as they are, regenerates them (a new delivery) or cancels them.
+since, are held for a person, who releases them as they are, regenerates them (a new delivery) or cancels them. What
+another delivery stands for as a first document is never released: nobody gets two. Nor is what was withdrawn, unless
+its recall waits behind it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fhir_server.errors import RuleBroken
 from fhir_server.patients.identity import qualified_ins
+from fhir_server.search import query
 from fhir_server.store.lanes import Claim, Delivery, Outcome
-from fhir_server.store.outbox_desk import Attempt
+from fhir_server.store.outbox_desk import Attempt, OutboxFilter
+from fhir_server.store.query import MAX_COUNT
 from fhir_server.store.session import Snapshot, Tx
 from fhir_server.store.view import Stale
+from fhir_server.teleexpertise import succession
 from fhir_server.teleexpertise.case import Handed
+from fhir_server.teleexpertise.succession import Holder
 
 log = logging.getLogger("passerelle.delivery")
 Resource = dict[str, Any]
 # Statuses of DiagnosticReport, DocumentReference and Composition under which the content no longer stands.
 _WITHDRAWN = frozenset({"entered-in-error", "cancelled", "superseded"})
+# What became of a delivery and of those that repeat it: the first of these that is true of one is true of all.
+_FATES: tuple[Handed, ...] = ("gone", "waits", "kept", "ended")
 
 
 def held_back(snapshot: Snapshot, claim: Claim) -> Outcome | None:
@@ -31,7 +41,9 @@ def held_back(snapshot: Snapshot, claim: Claim) -> Outcome | None:
     except (ValueError, KeyError, TypeError, AttributeError) as defect:
         log.exception("delivery %s could not be compared with what is stored", claim.delivery.id)
         return Outcome("held", "exception", f"a defect of this server ({type(defect).__name__}); its log has more")
-    if not reason or reason == claim.delivery.cleared:
+    if reason and reason == claim.delivery.cleared:
+        reason = unreleasable(snapshot, claim.delivery)
+    if not reason:
         return None
     log.warning("delivery %s is held: %s", claim.delivery.id, reason)
     return Outcome("held", "overtaken", reason)
@@ -87,14 +99,22 @@ def _told(report: Resource) -> Resource:
 
 
 def handed(snapshot: Snapshot, delivery_id: str) -> Handed:
-    """Whether the partner may have a delivery. One the outbox no longer knows was settled and cleaned away: it may."""
+    """Whether the partner may have a delivery, or what sends its bytes once more. One the outbox no longer knows was
+    settled and cleaned away: it may."""
     delivery = snapshot.delivery(delivery_id) if delivery_id else None
-    if delivery is None or delivery.state in ("sending", "sent"):
+    if delivery is None or _left(snapshot, delivery):
         return "gone"
-    if not all(_refused(one) for one in snapshot.attempts(delivery_id)):
-        return "gone"
-    if any(handed(snapshot, again) == "gone" for again in snapshot.replays(delivery_id)):
-        return "gone"
+    fates = {handed(snapshot, again) for again in snapshot.replays(delivery_id)} | {_fate(delivery)}
+    return next(fate for fate in _FATES if fate in fates)
+
+
+def _left(snapshot: Snapshot, delivery: Delivery) -> bool:
+    """Whether the partner may have it by this very delivery."""
+    return delivery.state in ("sending", "sent") or not all(_refused(one) for one in snapshot.attempts(delivery.id))
+
+
+def _fate(delivery: Delivery) -> Handed:
+    """What becomes of a delivery that has not left."""
     if delivery.state == "cancelled":
         return "ended"
     return "kept" if delivery.state == "held" and delivery.error_class == "person" else "waits"
@@ -105,16 +125,162 @@ def _refused(attempt: Attempt) -> bool:
     return attempt.outcome.removeprefix("late: ") in ("retry", "error", "held") and attempt.error_class != "ambiguous"
 
 
-def give_up(tx: Tx, delivery_ids: Iterable[str], reason: str) -> None:
-    """Cancel deliveries nobody received, in the transaction that makes what comes instead. Raises Stale when one of
-    them has begun to leave since it was looked at."""
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A delivery of a report, the one that had its bytes first (`origin`, itself or what it repeats) and, where a
+    DocumentReference records that one, who gets which document by it (`to`; else just its lane) and whether as the
+    `first` they get."""
+
+    delivery: Delivery
+    origin: Delivery
+    to: Holder
+    first: bool
+
+
+def _follows(one: Delivery, other: Delivery) -> bool:
+    """Whether a delivery of a report was made after another one of it."""
+    if one.lane == other.lane:
+        return one.lane_seq > other.lane_seq
+    return (one.document_version, one.created_at) > (other.document_version, other.created_at)
+
+
+def _made(snapshot: Snapshot, delivery: Delivery) -> tuple[_Made, list[_Made]]:
+    """A delivery, and the others of its report, in whatever lane, that go its way or to its addressee; oldest first."""
+    found = {delivery.id: delivery}
+    lines: Mapping[str, tuple[Holder, bool]] = {}
+    if delivery.document:
+        lane = "" if delivery.case_key else delivery.lane
+        wanted = OutboxFilter(lane=lane, case_key=delivery.case_key, document=delivery.document, limit=1_000)
+        found |= {one.id: one for one in snapshot.deliveries(wanted)}
+    if len(found) > 1:
+        plan = query.parse("DocumentReference", [("related", delivery.document)])
+        documents = snapshot.search(replace(plan, count=MAX_COUNT)).matches
+        lines = succession.recorded(one.resource() for one in documents)
+    made = []
+    for one in sorted(found.values(), key=lambda one: (one.created_at, one.lane_seq)):
+        root = one.id
+        while root not in lines and root in found and found[root].parent:
+            root = found[root].parent
+        line = lines.get(root, (Holder(one.lane, "", "", ""), False))
+        made.append(_Made(one, found.get(root, one), *line))
+    (own,) = (one for one in made if one.delivery.id == delivery.id)
+    return own, [one for one in made if one is not own and (one.delivery.lane == delivery.lane or _rivals(own, one))]
+
+
+def _rivals(own: _Made, other: _Made) -> bool:
+    """Whether two deliveries bring one addressee two documents; the same one once more is no other."""
+    return own.to.document != other.to.document and succession.same(own.to, other.to)
+
+
+def hold(tx: Tx, delivery: Delivery) -> None:
+    """Hold what decides whether a delivery goes: its report, which may be withdrawn with nothing said to any lane, then
+    the lanes by which its addressee gets it, in the order of whoever writes a correction."""
+    kind, _, key = delivery.document.partition("/")
+    if key:
+        with suppress(Stale):  # held all the same, and what is asked after this sees what changed
+            tx.expect(kind, key, 0)
+    tx.lock_lanes([delivery.lane, *(one.delivery.lane for one in _made(tx, delivery)[1])])
+
+
+def later(snapshot: Snapshot, delivery: Delivery) -> list[Delivery]:
+    """What was made of the same report for the same lane or addressee after a delivery, and was not given up; oldest
+    first."""
+    others = _made(snapshot, delivery)[1]
+    return [one.delivery for one in others if _follows(one.delivery, delivery) and one.delivery.state != "cancelled"]
+
+
+def doubled(snapshot: Snapshot, delivery: Delivery) -> str:
+    """Why a delivery of a report cannot leave whoever wants it to: another one, made since this one was kept back, or
+    let go since that one was given up, hands its addressee the first document they get; '' when none does."""
+    own, others = _made(snapshot, delivery)
+    for one in others:
+        if not one.first or not _rivals(own, one):
+            continue
+        other = one.delivery
+        if _follows(one.origin, own.origin) and other.state != "cancelled":
+            return f"{other.id} was made instead and hands the report over as a first document; cancel this one"
+        if own.first and _follows(own.origin, one.origin) and (other.state == "queued" or _left(snapshot, other)):
+            return f"{other.id} hands the report over as a first document already; cancel or regenerate this one"
+    return ""
+
+
+def unreleasable(snapshot: Snapshot, delivery: Delivery) -> str:
+    """Why a delivery does not leave even when a person lets it go, or ''."""
+    return doubled(snapshot, delivery) or _unrecalled(snapshot, delivery)
+
+
+def _unrecalled(snapshot: Snapshot, delivery: Delivery) -> str:
+    """Why a report that was taken back does not leave: nothing that waits behind it takes it back, or ''."""
+    reason = _report(snapshot, delivery) if _taken_back(snapshot, delivery.document) else ""
+    if not reason:
+        return ""
+    others = (one for one in _made(snapshot, delivery)[1] if one.delivery.lane == delivery.lane)
+    if any(_follows(one.delivery, delivery) and _recalls(snapshot, one) for one in others):
+        return ""
+    return f"{reason}, and nothing that waits behind it takes it back; cancel this one"
+
+
+def _recalls(snapshot: Snapshot, made: _Made) -> bool:
+    """Whether a delivery takes a report back, and has not left: no document is recorded for it, and it tells a version
+    that was withdrawn."""
+    one = made.delivery
+    if made.to.document or one.state not in ("queued", "held", "error") or not one.document_version:
+        return False
+    kind, _, key = one.document.partition("/")
+    told = snapshot.version(kind, key, one.document_version)
+    return told is not None and not told.deleted and told.resource().get("status") in _WITHDRAWN
+
+
+def _taken_back(snapshot: Snapshot, document: str) -> bool:
+    kind, _, key = document.partition("/")
+    stored = snapshot.get(kind, key) if key else None
+    return stored is not None and (stored.deleted or stored.resource().get("status") in _WITHDRAWN)
+
+
+def unrepeatable(snapshot: Snapshot, delivery: Delivery) -> str:
+    """Why the same bytes are not sent once more, or '': nothing brings back a report that was taken back. A version
+    that was replaced may be, for a partner who lost its data and gets what replaced it after that."""
+    back = _taken_back(snapshot, delivery.document)
+    return doubled(snapshot, delivery) or (_report(snapshot, delivery) if back else "")
+
+
+def stay(tx: Tx, delivery_ids: Iterable[str]) -> None:
+    """What was decided as a person keeps deliveries back stands only while they do. Raises Stale."""
     for delivery_id in delivery_ids:
+        if handed(tx, delivery_id) != "kept":
+            raise Stale(f"delivery {delivery_id} is kept back no more")
+
+
+def give_up(tx: Tx, delivery_ids: Iterable[str], reason: str) -> None:
+    """Cancel deliveries nobody received, with what sends their bytes once more, in the transaction that makes what
+    comes instead. Raises Stale when one of them has begun to leave since it was looked at."""
+    ended: set[str] = set()
+    for delivery_id in delivery_ids:
+        if delivery_id in ended:
+            continue
         if handed(tx, delivery_id) not in ("waits", "kept"):
             raise Stale(f"delivery {delivery_id} left meanwhile")
-        try:
-            tx.cancel(delivery_id, reason)
-        except RuleBroken as moved:
-            raise Stale(f"delivery {delivery_id} left meanwhile") from moved
-        # The row is locked now: an attempt that ended between the look and the lock shows itself.
+        repeated = list(_repeated(tx, delivery_id))
+        for one in repeated:
+            _cancel(tx, one, reason)
+        # The rows are locked now: an attempt that ended between the look and the lock shows itself.
         if handed(tx, delivery_id) != "ended":
             raise Stale(f"delivery {delivery_id} was tried meanwhile")
+        ended.update(repeated)
+
+
+def _repeated(snapshot: Snapshot, delivery_id: str) -> Iterator[str]:
+    """A delivery and every later one that was made of it."""
+    yield delivery_id
+    for again in snapshot.replays(delivery_id):
+        yield from _repeated(snapshot, again)
+
+
+def _cancel(tx: Tx, delivery_id: str, reason: str) -> None:
+    found = tx.delivery(delivery_id)
+    if found is not None and found.state == "cancelled":
+        return
+    try:
+        tx.cancel(delivery_id, reason)
+    except RuleBroken as moved:
+        raise Stale(f"delivery {delivery_id} left meanwhile") from moved

@@ -11,7 +11,7 @@ https://hl7.org/fhir/R4/documentreference.html (relatesTo, superseded).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,7 +55,8 @@ class Holder:
 @dataclass(frozen=True, slots=True)
 class Held:
     """What stands before a new version: the documents that are in force, the number of the last one, who holds what,
-    every delivery so far (`past`, oldest first), and those nobody received, which are given up."""
+    every delivery so far (`past`, oldest first), those nobody received, which are given up (`unsent`), and those that a
+    person keeps back (`kept`)."""
 
     documents: tuple[Resource, ...] = ()
     version: int = 0
@@ -63,6 +64,7 @@ class Held:
     unsent: tuple[str, ...] = ()
     recorded: bool = True
     past: tuple[Holder, ...] = ()
+    kept: tuple[str, ...] = ()
 
     @property
     def latest(self) -> str:
@@ -84,15 +86,19 @@ def held(report: str, status: str, view: View, handed: Callable[[str], Handed], 
     past = tuple(told.values())
     holders: list[Holder] = []
     unsent: list[str] = []
+    kept: list[str] = []
     for one in past:
         fate = handed(one.delivery) if one.delivery else "gone"
         if fate == "waits" or (fate == "kept" and taken_back):
             unsent.append(one.delivery)
+        elif fate == "kept":
+            kept.append(one.delivery)
         elif fate == "gone":
-            holders = [had for had in holders if not _same(had, one)] + [one]
+            holders = [had for had in holders if not same(had, one)] + [one]
     number = _number(found[-1]) if found else 0
     recorded = not found or any(_record(document) for document in found)
-    return Held(tuple(found), number, tuple(holders), tuple(dict.fromkeys(unsent)), recorded, past)
+    given_up, stay = tuple(dict.fromkeys(unsent)), tuple(dict.fromkeys(kept))
+    return Held(tuple(found), number, tuple(holders), given_up, recorded, past, stay)
 
 
 def _steps(report: str, view: View) -> frozenset[str]:
@@ -185,7 +191,8 @@ def _holder(road: Destination, holders: Sequence[Holder]) -> Holder | None:
     return next((one for test in _TESTS for one in holders if test(one, road)), None)
 
 
-def _same(had: Holder, other: Holder) -> bool:
+def same(had: Holder, other: Holder) -> bool:
+    """Whether two deliveries go to one addressee, by whatever road."""
     return any(test(had, other) for test in _TESTS)
 
 
@@ -228,6 +235,16 @@ def record(version: int, plan: Plan, ids: Mapping[Destination, str], before: Hel
     return {"url": DISTRIBUTED, "extension": parts}
 
 
+def recorded(documents: Iterable[Resource]) -> Mapping[str, tuple[Holder, bool]]:
+    """By delivery of these documents: who gets which document by it, and whether as the first they get."""
+    return {
+        entry["delivery"]: (_who(entry, str(document["id"]), entry["delivery"]), not entry["held"])
+        for document in documents
+        for entry in _entries(document)
+        if entry["delivery"]
+    }
+
+
 def _record(document: Resource) -> Sequence[Resource]:
     """The parts of the record, or nothing."""
     for extension in document.get("extension", ()):
@@ -250,12 +267,15 @@ def _brought(document: Resource) -> list[Holder]:
     """Every delivery a document tells of, its own and those before it."""
     out = []
     for entry in _entries(document):
-        who = Holder(entry["lane"], entry["addressee"], entry["person"], entry["display"])
         if entry["held"]:
-            out.append(replace(who, document=entry["held"], delivery=entry["by"]))
+            out.append(_who(entry, entry["held"], entry["by"]))
         if entry["delivery"]:
-            out.append(replace(who, document=str(document["id"]), delivery=entry["delivery"]))
+            out.append(_who(entry, str(document["id"]), entry["delivery"]))
     return out
+
+
+def _who(entry: Mapping[str, str], document: str, delivery: str) -> Holder:
+    return Holder(entry["lane"], entry["addressee"], entry["person"], entry["display"], document, delivery)
 
 
 def _number(document: Resource) -> int:

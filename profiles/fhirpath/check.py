@@ -96,7 +96,7 @@ class _Checker:
     def known(self, node: Expr, focus: Known) -> Known:
         """What the expression gives on a focus."""
         if isinstance(node, Constants):
-            return _system(*(type_of(value).name for value in node.values))  # type: ignore[arg-type]
+            return _system(*(type_of(value).name for value in node.values))  # type: ignore[arg-type]  # constants have types
         if isinstance(node, External):
             return self.root if node.name == "context" else self.resource if node.name == "resource" else _ANYTHING
         if isinstance(node, Special):

@@ -103,12 +103,12 @@ class Compiled:
         `resolve` maps a reference text to a resource or None; `units` converts units (UCUM unless said otherwise);
         `variables` are `%names`; `trace` receives (name, items); `now` is the instant of now(), today() and
         timeOfDay(), the present one by default. `budget` is how many steps and elements the evaluation may take (the
-        default is spent in about a second).
+        default is spent within a second).
         """
         fast = self._runner(type_name or resource.get("resourceType", ""))
         if fast is not None:
             try:
-                return fast(resource)  # type: ignore[arg-type]
+                return fast(resource)  # type: ignore[arg-type]  # or it raises
             except (AttributeError, TypeError):
                 pass  # the JSON has not the shape of the model: the typed evaluation copes
         items = self.nodes(
@@ -204,7 +204,8 @@ class _Compiler:
         self.as_filters = as_filters
 
     def closure(self, node: Expr) -> Closure:
-        return getattr(self, "_" + type(node).__name__.lower())(node)  # type: ignore[no-any-return]
+        compiled: Closure = getattr(self, "_" + type(node).__name__.lower())(node)
+        return compiled
 
     def located(self, at: int, run: Closure) -> Closure:
         """`run` with the place of the node added to what goes wrong inside."""

@@ -64,7 +64,7 @@ def tokens(source: str) -> list[Token]:
             raise syntax_error(source, at, _complaint(source, at))
         kind = match.lastgroup
         if kind != "space":
-            found.append(Token(kind, _content(source, at, str(kind), match.group()), at))  # type: ignore[arg-type]
+            found.append(Token(kind, _content(source, at, str(kind), match.group()), at))  # type: ignore[arg-type]  # a group of _TOKEN
         at = match.end()
     found.append(Token("end", "", len(source)))
     return found

@@ -95,7 +95,8 @@ def exact(text: str) -> Decimal:
 
 def sane(number: Decimal) -> bool:
     """Whether `number` may be written out in full: finite, and no exponent that would fill the memory with zeros."""
-    return number.is_finite() and abs(number.adjusted()) <= LARGEST_EXPONENT and number.as_tuple().exponent >= -400  # type: ignore[operator]
+    exponent = number.as_tuple().exponent  # no number when it is not finite
+    return isinstance(exponent, int) and abs(number.adjusted()) <= LARGEST_EXPONENT and exponent >= -400
 
 
 def decimal_text(number: Decimal) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from html.entities import name2codepoint
+from typing import Any
 
 _XHTML = "{http://www.w3.org/1999/xhtml}"
 _ENTITY = re.compile(r"&([A-Za-z][A-Za-z0-9]{1,12});")
@@ -51,11 +52,11 @@ def _character(match: re.Match[str]) -> str:
     return chr(name2codepoint[name])
 
 
-def _allowed(element: object) -> bool:
-    tag: str = element.tag  # type: ignore[attr-defined]
+def _allowed(element: Any) -> bool:
+    tag: str = element.tag
     if not tag.startswith(_XHTML) or tag.removeprefix(_XHTML) not in ELEMENTS:
         return False
-    for name, value in element.attrib.items():  # type: ignore[attr-defined]
+    for name, value in element.attrib.items():
         if name not in ATTRIBUTES:
             return False
         if name in ("href", "src") and value.strip().lower().startswith(("javascript:", "vbscript:")):

@@ -144,7 +144,7 @@ def _simple(code: str, at: int) -> tuple[Number | Symbol, int]:
         return Number(int(run)), end
     digits = run[len(name) :]
     if not digits:
-        digits = _EXPONENT.match(code, end).group()  # type: ignore[union-attr]
+        digits = _EXPONENT.match(code, end).group()  # type: ignore[union-attr]  # it may match nothing, never fail
         if digits in ("+", "-"):
             raise UcumError("an exponent needs digits after its sign", code, end + 1)
         end += len(digits)

@@ -5,7 +5,8 @@ This program makes one of each line of JSON on its standard input, by forking wh
 
 LANES is JSON, name -> endpoint: a document message (MDM) with MSH-6 `name` is integrated and queued to that lane in one
 transaction; every other message goes the product's own way in. A step stops this process (SIGSTOP) when it gets there
-for the first time: about to send, its lease running; or within the transaction that takes a lane.
+for the first time: about to send, its lease running; behind its last look at the lease; or within the transaction that
+takes a lane.
 """
 
 from __future__ import annotations
@@ -57,20 +58,23 @@ def relay(hub: Hub, lanes: Mapping[str, str], raw: bytes, peer: str) -> bytes:
     return answer
 
 
-FREEZES: Mapping[str, tuple[Any, str]] = {
-    "sending": (Line, "may_send"),
-    "taking": (workers, "before_sending"),
+FREEZES: Mapping[str, tuple[Any, str, bool]] = {
+    "sending": (Line, "may_send", False),
+    "sent": (Line, "may_send", True),
+    "taking": (workers, "before_sending", False),
 }
+"""A step -> the function, and whether it stops behind it."""
 
 
 def freeze_once(step: str) -> None:
-    place, name = FREEZES[step]
+    place, name, behind = FREEZES[step]
     real, frozen = getattr(place, name), threading.Lock()
 
     def reached(*args: Any) -> Any:
+        told = real(*args) if behind else None
         if frozen.acquire(blocking=False):
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # here, not a few steps further on
-        return real(*args)
+        return told if behind else real(*args)
 
     setattr(place, name, reached)
 
@@ -81,7 +85,7 @@ def worker(url: str, folder: str, port: int, lanes: str, how: str) -> None:
         freeze_once(how)
     sys.setswitchinterval(0.0005)
     store = open_store(url, Path(folder), migrate=False)
-    settings = {"lease_seconds": LEASE, "retry_first_seconds": 0.02, "retry_cap_seconds": 0.1}
+    settings: dict[str, Any] = {"lease_seconds": LEASE, "retry_first_seconds": 0.02, "retry_cap_seconds": 0.1}
     hub = hub_of(store, **settings)
     listener = Listener(("127.0.0.1", port), lambda raw, peer: relay(hub, json.loads(lanes), raw, peer))
     listener.start()

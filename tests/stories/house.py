@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mail_servers import DOMAIN as REAL
 from mail_servers import PASSWORD, mail_servers
@@ -113,8 +113,8 @@ class House:
     def peer(self, name: str, **script: Any) -> Peer:
         """Start one of the hospital's peers (`dpi` or `pfi`) on its port."""
         zam_to = ("127.0.0.1", self.ports["mllp"]) if name == "pfi" else None
-        role = "pfi" if name == "pfi" else "dpi"
-        self.peers[name] = Peer(port=self.ports[name], role=role, zam_to=zam_to, **script)  # type: ignore[arg-type]
+        role: Literal["pfi", "dpi"] = "pfi" if name == "pfi" else "dpi"
+        self.peers[name] = Peer(port=self.ports[name], role=role, zam_to=zam_to, **script)
         return self.peers[name].start()
 
     def world(self, **more: Any) -> World:

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -319,7 +320,7 @@ def test_a_worker_frozen_beyond_its_lease_sends_nothing_when_it_wakes(
         for number in range(processes - 1):
             house.start(number, "sending")
             queued(store, f"lane-{number}", peers)
-            until(lambda number=number: house.stopped(number), told=lambda: waiting(store))  # type: ignore[misc]
+            until(partial(house.stopped, number), told=lambda: waiting(store))
             queued(store, f"lane-{number}", peers)
         house.start(processes - 1)
         until(lambda: not waiting(store), 30, lambda: waiting(store))
@@ -330,6 +331,37 @@ def test_a_worker_frozen_beyond_its_lease_sends_nothing_when_it_wakes(
         assert {name: [frame.control_id for frame in peer.received] for name, peer in peers.items()} == before
         assert all(len(ids) == len(set(ids)) for ids in before.values()), "each was sent once, by its second holder"
         assert sum(map(len, before.values())) == 2 * (processes - 1)
+
+
+@pytest.mark.needs("postgresql")
+@pytest.mark.timeout(180)
+def test_a_worker_frozen_behind_its_last_look_repeats_the_same_bytes_and_changes_nothing_else(
+    empty_postgres: str, tmp_path: Path
+) -> None:
+    """No look at a clock closes the step from it to the system call: these bytes come a second time, behind later ones,
+    as the documentation says. What the second holder settled stays, and the lane goes on."""
+    store = open_store(empty_postgres, tmp_path, migrate=True)
+    with ExitStack() as closing:
+        closing.callback(store.close)
+        peer = closing.enter_context(Peer())
+        house = Engine(empty_postgres, tmp_path, free_ports(2), {"lane-0": peer})
+        closing.callback(house.close)
+        house.start(0, "sent")
+        queued(store, "lane-0", house.peers)
+        until(lambda: house.stopped(0), told=lambda: waiting(store))
+        queued(store, "lane-0", house.peers)
+        house.start(1)
+        until(lambda: not waiting(store), 30, lambda: waiting(store))
+        first, second = (frame.raw for frame in peer.received)
+        house.signal(0, signal.SIGCONT)
+        until(lambda: late(store) == ["late: sent"], told=lambda: late(store))
+        assert [frame.raw for frame in peer.received] == [first, second, first]
+        queued(store, "lane-0", house.peers)
+        until(lambda: not waiting(store), 30, lambda: waiting(store))
+        with store.read(SYSTEM) as snapshot:
+            told = {one.id: (one.state, one.attempts) for one in snapshot.deliveries()}
+        assert sorted(told.values()) == [("sent", 1), ("sent", 1), ("sent", 2)]
+        assert told[peer.received[0].control_id] == ("sent", 2)
 
 
 @pytest.mark.needs("postgresql")

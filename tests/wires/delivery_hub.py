@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from operator import methodcaller
 from typing import Any
 
 from fhir_server.changes import Hub
@@ -89,7 +90,7 @@ def queue(hub: Hub, endpoint: str, *keys: str, lane: str = "dpi", protocol: str 
         payload = more.get("payload") or (message(key) if protocol == "hl7" else mail(key))
         kept = {name: value for name, value in more.items() if name != "payload"}
         one = NewDelivery(lane, endpoint, protocol, payload, id=key, **kept)
-        hub.store.write(SYSTEM, lambda tx, one=one: tx.send(one))  # type: ignore[misc]
+        hub.store.write(SYSTEM, methodcaller("send", one))
 
 
 def deliver(hub: Hub) -> bool:

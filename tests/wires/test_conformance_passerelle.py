@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_our_deliveries_pass_every_check_of_senders(tmp_path: Path, free_port: C
             key = f"KIT{number:017d}".replace("0", "A").replace("1", "B").replace("8", "C").replace("9", "D")
             payload = raw.replace(b"NB2HI4DTHIXS653XO4XA", key.encode())
             delivery = NewDelivery("dpi", address, "hl7", payload, id=key, on_stuck="skip")
-            sender.hub.store.write(SYSTEM, lambda tx, delivery=delivery: tx.send(delivery))  # type: ignore[misc]
+            sender.hub.store.write(SYSTEM, methodcaller("send", delivery))
         patience = ["send_wait=20", "resend_wait=5", "quiet=0.5"]
         run = runner.run(target([f"hl7v2-sender={address}"], patience), only=["hl7v2-sender.*"])
     finally:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from delivery_hub import (
@@ -41,6 +41,8 @@ from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter
 from fhir_server.store.outbox_desk import Policy
 
+Silence = Literal["resend", "hold"]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -49,7 +51,7 @@ class Case:
     partner is well again, `end` the state then."""
 
     fault: str
-    policy: str
+    policy: Silence
     state: str
     kind: str
     frames: int
@@ -132,7 +134,7 @@ def faulty_turn(hub: Hub, case: Case, clock: Shifted) -> None:
         assert deliver(hub) is True
         return
     with pytest.raises(Died):
-        deliver(dataclasses.replace(hub, store=Dying(hub.store, case.fault)))  # type: ignore[arg-type]
+        deliver(dataclasses.replace(hub, store=Dying(hub.store, case.fault)))  # type: ignore[arg-type]  # a stand-in
     if case.fault in ("before take", "after finish"):
         return
     assert deliver(hub) is False, "the dead one's lease keeps the lane"
@@ -140,12 +142,18 @@ def faulty_turn(hub: Hub, case: Case, clock: Shifted) -> None:
     deliver(hub)
 
 
-def well_again(hub: Hub) -> None:
+def well_again(hub: Hub, lines: workers.Lines | None = None) -> None:
     """Everything that may still leave leaves; nobody is in a hurry any more."""
-    calm = dataclasses.replace(hub.settings, send_timeout_seconds=10.0, mail_answer_seconds=10.0)
-    hub = dataclasses.replace(hub, settings=calm)
-    while deliver(hub):
+    hub = calm(hub)
+    lines = lines or workers.Lines(hub)
+    while workers.deliver_one(hub, lines):
         pass
+
+
+def calm(hub: Hub) -> Hub:
+    """A hub that has time."""
+    settings = dataclasses.replace(hub.settings, send_timeout_seconds=10.0, mail_answer_seconds=10.0)
+    return dataclasses.replace(hub, settings=settings)
 
 
 @pytest.mark.parametrize("case", MLLP, ids=named)
@@ -155,7 +163,7 @@ def test_a_fault_on_the_way_to_an_mllp_partner(
     port, dies = free_port(), case.fault.startswith(("before ", "after "))
     script = () if dies or case.fault == "nobody" else (case.fault,)
     queue(hub, f"mllp://127.0.0.1:{port}", FIRST, SECOND, on_stuck="skip")
-    hub.store.write(SYSTEM, lambda tx: tx.set_policy("dpi", Policy(on_silence=case.policy)))  # type: ignore[arg-type]
+    hub.store.write(SYSTEM, lambda tx: tx.set_policy("dpi", Policy(on_silence=case.policy)))
     if case.fault == "nobody":
         faulty_turn(hub, case, clock)
         assert (row(hub).state, row(hub).error_class) == (case.state, case.kind)
@@ -171,6 +179,32 @@ def test_a_fault_on_the_way_to_an_mllp_partner(
     assert case.end != "sent" or FIRST not in seen[seen.index(SECOND) :], "the first never follows the second"
 
 
+# On a connection that was kept, every fault of a conversation means what it means on a new one.
+TALKING = [case for case in MLLP if not case.fault.startswith(("before ", "after ", "nobody"))]
+WARM = "AAAAAAAAAAAAAAAAAAA0"
+
+
+@pytest.mark.parametrize("case", TALKING, ids=named)
+def test_a_fault_on_a_connection_that_was_kept(hub: Hub, case: Case) -> None:
+    lines = workers.Lines(hub)
+    with Peer(script=("AA", case.fault)) as peer:
+        queue(hub, f"mllp://127.0.0.1:{peer.port}", WARM, FIRST, SECOND, on_stuck="skip")
+        policy = Policy(on_silence=case.policy, keep_open_seconds=600)
+        hub.store.write(SYSTEM, lambda tx: tx.set_policy("dpi", policy))
+        assert workers.deliver_one(calm(hub), lines)
+        assert workers.deliver_one(hub if case.fault.startswith(("silence", "late")) else calm(hub), lines)
+        assert (row(hub).state, row(hub).error_class) == (case.state, case.kind)
+        assert [(frame.control_id, frame.connection) for frame in peer.received] == [(WARM, 1), (FIRST, 1)]
+        well_again(hub, lines)
+        seen = [frame.control_id for frame in peer.received]
+        answered = case.kind in ("transient", "permanent")
+        assert {frame.connection for frame in peer.received[2:]} == ({1} if answered else {2})
+        lines.connections.close()
+    assert (row(hub).state, seen.count(FIRST)) == (case.end, case.frames)
+    assert (row(hub, SECOND).state, seen.count(SECOND), seen.count(WARM)) == ("sent", 1, 1)
+    assert case.end != "sent" or FIRST not in seen[seen.index(SECOND) :], "the first never follows the second"
+
+
 # A busy worker writes an outcome and takes the next delivery in one transaction: where it dies, what the next start
 # finds of both, and how often each was seen in the end.
 BETWEEN = {
@@ -182,12 +216,12 @@ BETWEEN = {
 
 
 @pytest.mark.parametrize(("step", "policy"), BETWEEN)
-def test_a_process_dies_between_two_deliveries(hub: Hub, clock: Shifted, step: str, policy: str) -> None:
+def test_a_process_dies_between_two_deliveries(hub: Hub, clock: Shifted, step: str, policy: Silence) -> None:
     left, frames, end = BETWEEN[step, policy]
     with Peer() as peer:
         queue(hub, f"mllp://127.0.0.1:{peer.port}", FIRST, SECOND, on_stuck="skip")
-        hub.store.write(SYSTEM, lambda tx: tx.set_policy("dpi", Policy(on_silence=policy)))  # type: ignore[arg-type]
-        dying = dataclasses.replace(hub, store=Dying(hub.store, step))  # type: ignore[arg-type]
+        hub.store.write(SYSTEM, lambda tx: tx.set_policy("dpi", Policy(on_silence=policy)))
+        dying = dataclasses.replace(hub, store=Dying(hub.store, step))  # type: ignore[arg-type]  # a stand-in
         with pytest.raises(Died):
             workers.deliver(dying, workers.Lines(dying), lambda: True)
         assert (row(hub).state, row(hub, SECOND).state) == left
@@ -214,7 +248,7 @@ def test_an_outcome_is_kept_when_the_next_delivery_cannot_be_taken(hub: Hub) -> 
 
     with Peer() as peer:
         queue(hub, f"mllp://127.0.0.1:{peer.port}", FIRST, SECOND)
-        refusing = dataclasses.replace(hub, store=Refusing(hub.store, ""))  # type: ignore[arg-type]
+        refusing = dataclasses.replace(hub, store=Refusing(hub.store, ""))  # type: ignore[arg-type]  # a stand-in
         assert workers.deliver(refusing, workers.Lines(refusing), lambda: True)
         assert (row(hub).state, row(hub, SECOND).state) == ("sent", "queued")
         assert len(peer.received) == 1
@@ -235,7 +269,7 @@ def test_a_fault_on_the_way_to_a_mail_operator(
         return dataclasses.replace(hub, settings=dataclasses.replace(hub.settings, smtp=f"127.0.0.1:{port}"))
 
     queue(hub, f"mssante:{RECIPIENT}?from={SENDER}", FIRST, protocol="mail", lane="mail")
-    hub.store.write(SYSTEM, lambda tx: tx.set_policy("mail", Policy(on_silence=case.policy)))  # type: ignore[arg-type]
+    hub.store.write(SYSTEM, lambda tx: tx.set_policy("mail", Policy(on_silence=case.policy)))
     step, _, what = case.fault.partition(" ")
     if step in ("connect", "mail", "rcpt", "data", "stored"):
         operator.set_faults(post.settings.data, [{"at": step, "do": what, "times": 1}])
@@ -245,6 +279,16 @@ def test_a_fault_on_the_way_to_a_mail_operator(
     kept = [one.path.read_bytes() for one in Box(post.settings.data, RECIPIENT).messages()]
     assert (row(hub).state, len(kept)) == (case.end, case.frames)
     assert all(mail(FIRST) in raw for raw in kept)
+
+
+def test_a_mail_destination_has_its_own_time_to_answer(hub: Hub, post: operator.Running) -> None:
+    at = {"smtp": f"127.0.0.1:{post.smtp_port}", "send_timeout_seconds": 10.0, "mail_answer_seconds": 600.0}
+    hub = dataclasses.replace(hub, settings=dataclasses.replace(hub.settings, **at))  # type: ignore[arg-type]
+    queue(hub, f"mssante:{RECIPIENT}?from={SENDER}", FIRST, protocol="mail", lane="mail")
+    hub.store.write(SYSTEM, lambda tx: tx.set_policy("mail", Policy(on_silence="hold", answer_seconds=1)))
+    operator.set_faults(post.settings.data, [{"at": "stored", "do": "hang", "times": 1}])
+    assert deliver(hub)
+    assert (row(hub).state, row(hub).error_class) == ("held", "ambiguous")
 
 
 INBOUND = ("before receive", "after receive", "before write", "after write", "before reject", "after reject")
@@ -257,7 +301,7 @@ def test_a_message_is_integrated_once_wherever_the_process_dies(hub: Hub, step: 
     from fhir_server.demo import story
 
     raw = story.admission() if good else story.admission().replace(b"PID|", b"PIX|")
-    dying = dataclasses.replace(hub, store=Dying(hub.store, step))  # type: ignore[arg-type]
+    dying = dataclasses.replace(hub, store=Dying(hub.store, step))  # type: ignore[arg-type]  # a stand-in
     try:
         heard = intake.on_message(dying, raw, "192.0.2.1:1")
     except Died:

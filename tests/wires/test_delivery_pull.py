@@ -7,17 +7,15 @@ import hashlib
 import http.client
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from delivery_hub import FIRST, SECOND, queue, row, until
+from servers import quiet
 
 from fhir_server.app import Server
-from fhir_server.config import Settings
 from fhir_server.context import SYSTEM
-from fhir_server.demo.run import DEFAULTS
 
 Answer = tuple[int, dict[str, str], bytes]
 Call = Callable[..., Answer]
@@ -25,8 +23,7 @@ Call = Callable[..., Answer]
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    quiet = {"http_port": 0, "mllp_port": 0, "dicom_port": 0, "smtp": "", "imap": ""}
-    made = Server(replace(Settings(**DEFAULTS), data_dir=str(tmp_path / "data"), **quiet))
+    made = Server(quiet(tmp_path / "data"))
     made.start()
     yield made
     made.close()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mail_servers import DOMAIN, PASSWORD, REFUSED, MailServers, mail_servers
@@ -24,6 +25,7 @@ from conformance.peers import mail as sandbox
 from mssante import envelope, imap, smtp
 from mssante.channel import Credentials, tls_context
 from mssante.letter import Address, Letter
+from mssante.received import Received
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data" / "mssante"
@@ -69,21 +71,21 @@ def operator(tmp_path: Path) -> Iterator[sandbox.Running]:
     running.stop()
 
 
-def send(operator: sandbox.Running, *recipients: str, **changed: object) -> smtp.Accepted:
-    asked: dict[str, object] = {"envelope_id": DELIVERY, "security": "none", "timeout": 5.0, "answer_timeout": 5.0}
+def send(operator: sandbox.Running, *recipients: str, **changed: Any) -> smtp.Accepted:
+    asked: dict[str, Any] = {"envelope_id": DELIVERY, "security": "none", "timeout": 5.0, "answer_timeout": 5.0}
     raw = changed.pop("message", message())
     return smtp.send(
         (HOST, operator.smtp_port),
         SENDER,
         recipients or (REQUESTER,),
         raw,
-        **{**asked, **changed},  # type: ignore[arg-type]
+        **{**asked, **changed},
     )
 
 
-def opened(operator: sandbox.Running, user: str, **changed: object) -> imap.Mailbox:
-    asked: dict[str, object] = {"security": "none", "timeout": 5.0}
-    return imap.Mailbox((HOST, operator.imap_port), user, "secret", **{**asked, **changed})  # type: ignore[arg-type]
+def opened(operator: sandbox.Running, user: str, **changed: Any) -> imap.Mailbox:
+    asked: dict[str, Any] = {"security": "none", "timeout": 5.0}
+    return imap.Mailbox((HOST, operator.imap_port), user, "secret", **{**asked, **changed})
 
 
 def test_our_mail_arrives_intact_and_its_delivery_is_confirmed(operator: sandbox.Running) -> None:
@@ -195,8 +197,8 @@ def test_a_server_without_dsn_gets_no_dsn_parameter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mechanism", ["plain", "xoauth2"])
-def test_a_password_and_a_long_token_open_the_session(operator: sandbox.Running, mechanism: str) -> None:
-    credentials = Credentials(SENDER, "t" * 900 if mechanism == "xoauth2" else "pässword", mechanism)  # type: ignore[arg-type]
+def test_a_password_and_a_long_token_open_the_session(operator: sandbox.Running, mechanism: Any) -> None:
+    credentials = Credentials(SENDER, "t" * 900 if mechanism == "xoauth2" else "pässword", mechanism)
     assert "t" * 20 not in repr(credentials)
     assert send(operator, credentials=credentials).code == 250
     with opened(operator, REQUESTER, mechanism=mechanism) as box:
@@ -443,6 +445,11 @@ def test_an_ordinary_client_can_talk_to_the_sandbox(operator: sandbox.Running) -
     assert os.listdir(operator.settings.data / "boxes") == [REQUESTER]
 
 
+def fetched(client: imaplib.IMAP4, numbers: str, what: str) -> Any:
+    """The first item of the answer to FETCH."""
+    return client.fetch(numbers, what)[1][0]
+
+
 def test_a_curious_client_can_read_in_every_way(operator: sandbox.Running) -> None:
     send(operator, notify=["NEVER"], message=b"Subject: x\r\n\r\nbody\r\n")
     client = imaplib.IMAP4(HOST, operator.imap_port)
@@ -460,13 +467,13 @@ def test_a_curious_client_can_read_in_every_way(operator: sandbox.Running) -> No
     assert client.search(None, "UNSEEN")[1] == [b"1"]
     assert client.search(None, "SEEN")[1] == [b""]
     assert client.uid("SEARCH", "UID", "5:*", "UNDELETED")[1] == [b"1"]
-    assert client.fetch("1", "(BODY.PEEK[TEXT] FLAGS)")[1][0][1] == b"body\r\n"  # type: ignore[index]
-    assert client.fetch("1:*", "BODY.PEEK[]<0.12>")[1][0][1] == b"Return-Path:"  # type: ignore[index]
-    assert b"INTERNALDATE" in client.fetch("1", "(INTERNALDATE)")[1][0]  # type: ignore[operator]
+    assert fetched(client, "1", "(BODY.PEEK[TEXT] FLAGS)")[1] == b"body\r\n"
+    assert fetched(client, "1:*", "BODY.PEEK[]<0.12>")[1] == b"Return-Path:"
+    assert b"INTERNALDATE" in fetched(client, "1", "(INTERNALDATE)")
     assert client.uid("STORE", "1", "+FLAGS", "(\\Seen)")[0] == "NO"
     assert client.close()[0] == "OK"
     client.select()
-    assert client.fetch("1", "(RFC822.HEADER)")[1][0][1].endswith(b"Subject: x\r\n\r\n")  # type: ignore[union-attr,index]
+    assert fetched(client, "1", "(RFC822.HEADER)")[1].endswith(b"Subject: x\r\n\r\n")
     assert client.store("1", "FLAGS", "(\\Answered \\Unknown)")[1] == [b"1 (FLAGS (\\Answered))"]
     assert client.store("1", "-FLAGS", "(\\Answered)")[1] == [b"1 (FLAGS ())"]
     with pytest.raises(imaplib.IMAP4.error, match="BAD"):
@@ -504,24 +511,24 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailServers]:
     running.stop()
 
 
-def handed(servers: MailServers, recipient: str, **changed: object) -> smtp.Accepted:
-    asked: dict[str, object] = {"envelope_id": DELIVERY, "security": "none"}
+def handed(servers: MailServers, recipient: str, **changed: Any) -> smtp.Accepted:
+    asked: dict[str, Any] = {"envelope_id": DELIVERY, "security": "none"}
     return smtp.send(
         ("localhost", servers.smtp_port),
         OURS,
         [recipient],
         message(recipient),
-        **{**asked, **changed},  # type: ignore[arg-type]
+        **{**asked, **changed},
     )
 
 
-def next_mail(servers: MailServers, user: str, **changed: object) -> envelope.Received:
+def next_mail(servers: MailServers, user: str, **changed: Any) -> Received:
     """The next unseen mail of a mailbox of Dovecot, marked as seen."""
-    found: list[envelope.Received] = []
+    found: list[Received] = []
 
     def look() -> bool:
-        asked: dict[str, object] = {"security": "none", **changed}
-        with imap.Mailbox(("localhost", servers.imap_port), user, PASSWORD, **asked) as box:  # type: ignore[arg-type]
+        asked: dict[str, Any] = {"security": "none", **changed}
+        with imap.Mailbox(("localhost", servers.imap_port), user, PASSWORD, **asked) as box:
             for fetched in box.unseen_messages():
                 assert fetched.raw is not None
                 found.append(envelope.read(fetched.raw))

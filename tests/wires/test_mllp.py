@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from conformance.peers.mllp import Peer, Zam
 from hl7v2 import ack
 from hl7v2.frames import END, FS, VT, wrap
 from hl7v2.mllp import Listener, MllpFault, Policy, Sender, send
+from hl7v2.secured import refused_unread
 
 NOW = datetime(2026, 3, 2, 8, 30, tzinfo=UTC)
 Serve = Callable[..., Listener]
@@ -43,13 +45,23 @@ def accept(raw: bytes, peer: str) -> bytes:
     return ack.build(raw, "AA", now=NOW, control_id="ACK")
 
 
+def keeping(received: list[bytes]) -> Callable[[bytes, str], bytes]:
+    """What accepts a message and remembers it."""
+
+    def keep(raw: bytes, peer: str) -> bytes:
+        received.append(raw)
+        return accept(raw, peer)
+
+    return keep
+
+
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     listeners: list[Listener] = []
 
-    def start(on_message: Callable[[bytes, str], bytes] = accept, **limits: object) -> Listener:
+    def start(on_message: Callable[[bytes, str], bytes] = accept, **limits: Any) -> Listener:
         limits.setdefault("farewell_seconds", 1.0)
-        listener = Listener(("127.0.0.1", 0), on_message, policy=Policy(clock=lambda: NOW, **limits))  # type: ignore[arg-type]
+        listener = Listener(("127.0.0.1", 0), on_message, policy=Policy(clock=lambda: NOW, **limits))
         listener.start()
         listeners.append(listener)
         return listener
@@ -103,12 +115,7 @@ def test_pipelined_messages_are_answered_each_and_in_order(serve: Serve) -> None
 
 def test_a_message_that_comes_byte_by_byte_is_one_message(serve: Serve) -> None:
     received: list[bytes] = []
-
-    def keep(raw: bytes, peer: str) -> bytes:
-        received.append(raw)
-        return accept(raw, peer)
-
-    listener = serve(keep)
+    listener = serve(keeping(received))
     with connect(listener) as sock:
         for byte in wrap(message("SLOW")):
             sock.sendall(bytes([byte]))
@@ -143,12 +150,7 @@ def test_a_frame_that_is_only_closed_by_the_end_of_the_stream_is_answered(serve:
 
 def test_a_file_separator_inside_the_text_does_not_cut_the_message(serve: Serve) -> None:
     received: list[bytes] = []
-
-    def keep(raw: bytes, peer: str) -> bytes:
-        received.append(raw)
-        return accept(raw, peer)
-
-    listener = serve(keep)
+    listener = serve(keeping(received))
     with connect(listener) as sock:
         sock.sendall(VT + message("FS", b"before" + FS + b"after") + END)
         assert read_frames(sock, 1)[0].control_id == "FS"
@@ -281,7 +283,7 @@ def test_an_idle_connection_is_closed_after_its_time(serve: Serve) -> None:
 
 def test_a_connection_that_ends_inside_a_frame_is_told_to_resend(serve: Serve) -> None:
     received: list[bytes] = []
-    listener = serve(lambda raw, peer: received.append(raw) or accept(raw, peer))  # type: ignore[func-returns-value]
+    listener = serve(keeping(received))
     with connect(listener) as sock:
         sock.sendall(VT + message("CUT"))
         sock.shutdown(socket.SHUT_WR)
@@ -315,6 +317,60 @@ def test_connections_beyond_the_limit_are_told_to_come_back(serve: Serve) -> Non
             assert three.recv(1) == b""
         one.sendall(wrap(message("STILL")))
         assert read_frames(one, 1)[0].code == "AA"
+
+
+def test_one_partner_leaves_room_for_the_others(serve: Serve) -> None:
+    listener = serve(max_connections=10, max_per_peer=1)
+    with connect(listener) as one, connect(listener) as two:
+        one.sendall(wrap(message("ONE")))
+        assert read_frames(one, 1)[0].code == "AA"
+        two.sendall(wrap(message("TWO")))
+        assert read_frames(two, 1)[0].code == "AR"
+        elsewhere = socket.create_connection(("127.0.0.1", listener.port), 10, source_address=("127.0.0.2", 0))
+        with elsewhere as other:
+            other.sendall(wrap(message("OTHER")))
+            assert read_frames(other, 1)[0] == ack.Ack("AA", "OTHER", own_id="ACK")
+
+
+def test_many_connections_speak_at_once_and_each_gets_its_own_answers(serve: Serve) -> None:
+    seen: dict[str, list[str]] = {}
+
+    def keep(raw: bytes, peer: str) -> bytes:
+        seen.setdefault(peer, []).append(ack.control_id_of(raw))
+        return accept(raw, peer)
+
+    listener = serve(keep, max_per_peer=48)
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(connect(listener)) for _ in range(48)]
+        for turn in range(5):
+            for number, sock in enumerate(socks):
+                sock.sendall(wrap(message(f"C{number}-{turn}")))
+        for number, sock in enumerate(socks):
+            assert [one.control_id for one in read_frames(sock, 5)] == [f"C{number}-{turn}" for turn in range(5)]
+        assert listener.connections == 48
+    assert sorted(map(tuple, seen.values())) == sorted(tuple(f"C{n}-{turn}" for turn in range(5)) for n in range(48))
+
+
+def test_both_ends_of_a_connection_notice_a_partner_that_vanished(serve: Serve) -> None:
+    """By keep-alive, within minutes instead of never."""
+    listener = serve(keep_alive_seconds=77)
+    asked: list[tuple[int, int]] = []
+
+    def look(sock: socket.socket) -> None:
+        asked.append(keep_alive(sock))
+
+    sender = Sender(("127.0.0.1", listener.port), timeout=5, before_send=look)
+    sender.send(message("A"))
+    with listener._lock:
+        (link,) = listener._links
+    assert keep_alive(link.sock) == (1, 77)
+    assert asked == [(1, 180)]
+    sender.close()
+
+
+def keep_alive(sock: socket.socket) -> tuple[int, int]:
+    on = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    return on, sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
 
 
 def test_a_slow_handler_stops_reading_instead_of_filling_the_memory(serve: Serve) -> None:
@@ -540,17 +596,107 @@ def test_mutual_tls_names_the_partner_and_keeps_the_connection(serve: Serve, cer
     assert peers[0].endswith(" CN=client")
 
 
-def test_a_partner_without_certificate_or_without_tls_is_turned_away(serve: Serve, certificates: Path) -> None:
-    listener = serve(tls=server_context(certificates, mutual=True), silence_seconds=0.5)
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_partner_without_certificate_or_without_tls_is_turned_away(
+    serve: Serve, certificates: Path, caplog: pytest.LogCaptureFixture, version: ssl.TLSVersion
+) -> None:
+    seen: list[bytes] = []
+
+    def keep(raw: bytes, peer: str) -> bytes:
+        seen.append(raw)
+        return accept(raw, peer)
+
+    listener = serve(keep, tls=server_context(certificates, mutual=True), silence_seconds=0.5)
     client = ssl.create_default_context(cafile=str(certificates / "server.pem"))
-    with pytest.raises(MllpFault):
-        send(("127.0.0.1", listener.port), message(), tls=client, timeout=3)
-    with pytest.raises(MllpFault):
-        send(("127.0.0.1", listener.port), message(), timeout=3)
-    with pytest.raises(MllpFault) as caught:
-        send(("127.0.0.1", listener.port), message(), tls=ssl.create_default_context(), timeout=3)
-    assert (caught.value.stage, caught.value.code) == ("connect", "tls")
+    client.minimum_version = client.maximum_version = version
+    faults = []
+    for tls in (client, None, ssl.create_default_context()):
+        with caplog.at_level(logging.WARNING), pytest.raises(MllpFault) as caught:
+            send(("127.0.0.1", listener.port), message(), tls=tls, timeout=3)
+        faults.append(caught.value)
     wait_until(lambda: listener.connections == 0)
+    assert [(fault.stage, fault.code) for fault in faults if fault is not faults[1]] == [("connect", "tls")] * 2
+    assert "demands a certificate and got none" in faults[0].text
+    assert "certificate verify failed" in faults[2].text.lower() or "admitted" in faults[2].text
+    told = [record.getMessage() for record in caplog.records if record.name == "hl7v2.mllp"]
+    assert [text.partition("refused: ")[2].partition(" (")[0] for text in told] == [
+        "this port demands a certificate and got none",
+        "it does not speak TLS, which is demanded here",
+        "it does not know who issued the certificate",
+    ]
+    assert not seen
+
+
+def test_a_certificate_of_somebody_unknown_is_told_to_both_sides(
+    serve: Serve, certificates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = serve(tls=server_context(certificates, mutual=True))
+    client = ssl.create_default_context(cafile=str(certificates / "server.pem"))
+    client.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    with caplog.at_level(logging.WARNING), pytest.raises(MllpFault) as caught:
+        send(("127.0.0.1", listener.port), message("X", b"x" * 3_000_000), tls=client, timeout=3)
+    assert (caught.value.stage, caught.value.code) == ("connect", "tls")
+    assert "does not know who issued the certificate" in caught.value.text
+    wait_until(lambda: listener.connections == 0)
+    assert "its certificate is not one that is admitted here" in caplog.text
+
+
+def test_a_connection_that_ends_within_the_handshake_is_no_news(
+    serve: Serve, certificates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a load balancer does every few seconds to see whether the port is open."""
+    listener = serve(tls=server_context(certificates, mutual=True))
+    with caplog.at_level(logging.WARNING):
+        with connect(listener):
+            wait_until(lambda: listener.connections == 1)
+        wait_until(lambda: listener.connections == 0)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("version", "unread"), [("TLSv1.2", False), ("TLSv1.3", True), ("", False)])
+def test_a_late_alert_about_our_certificate_means_unread_by_tls_1_3_alone(version: str, unread: bool) -> None:
+    alert = ssl.SSLError(1, "tlsv1 alert unknown ca")
+    alert.reason = "TLSV1_ALERT_UNKNOWN_CA"
+    assert bool(refused_unread(version, alert)) == unread
+    assert not refused_unread(version, ConnectionResetError())
+
+
+def test_closing_does_not_wait_for_a_handshake_that_hangs(serve: Serve, certificates: Path) -> None:
+    listener = serve(tls=server_context(certificates, mutual=False))
+    outgoing = ssl.MemoryBIO()
+    half = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    with connect(listener) as sock:
+        with pytest.raises(ssl.SSLWantReadError):
+            half.do_handshake()
+        sock.sendall(outgoing.read())
+        assert sock.recv(1), "the listener waits for the second half now"
+        began = time.monotonic()
+        assert listener.close()
+        assert time.monotonic() - began < 1
+
+
+def test_closing_does_not_wait_for_a_refused_partner_that_goes_on_sending(serve: Serve, certificates: Path) -> None:
+    listener = serve(tls=server_context(certificates, mutual=True), farewell_seconds=30.0)
+    client = ssl.create_default_context(cafile=str(certificates / "server.pem"))
+    done = threading.Event()
+
+    def babble(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while not done.wait(0.02):
+                socket.socket.send(sock, b"x")
+
+    with connect(listener) as plain, client.wrap_socket(plain, server_hostname="localhost") as sock:
+        with pytest.raises(ssl.SSLError, match=r"(?i)certificate"):
+            sock.recv(1)
+        babbling = threading.Thread(target=babble, args=(sock,))
+        babbling.start()
+        try:
+            began = time.monotonic()
+            assert listener.close()
+            assert time.monotonic() - began < 1
+        finally:
+            done.set()
+            babbling.join()
 
 
 # --- the scripted partner ----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ Serve = Callable[..., Listener]
 def serve() -> Iterator[Serve]:
     listeners: list[Listener] = []
 
-    def start(store: Store, **policy: bool) -> Listener:
+    def start(store: Store, **policy: Any) -> Listener:
         policy.setdefault("enhanced", True)
         made = Policy(clock=lambda: NOW, farewell_seconds=1.0, **policy)
         listener = Listener(("127.0.0.1", 0), store.on_message, policy=made, on_store=store.on_store)
@@ -156,7 +157,8 @@ def exchange(step: str, raw: bytes, timeout: float = 5.0) -> tuple[str, str]:
             got = sender.exchange(raw)
         finally:
             sender.close()
-    return tuple(ack.read(part).code if part else "" for part in (got.accept, got.application))  # type: ignore[return-value]
+    accepted, integrated = (ack.read(part).code if part else "" for part in (got.accept, got.application))
+    return accepted, integrated
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,18 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from databases import empty_postgres, postgres_url  # noqa: F401 - fixtures
+from servers import quiet
 
 from conformance.peers.mllp import Peer
 from dicom_node import scu
 from fhir_server import cli, upkeep
 from fhir_server.app import STALE, Server
-from fhir_server.config import Settings
 from fhir_server.context import SYSTEM
-from fhir_server.demo.run import DEFAULTS
 from fhir_server.health import Health
 from fhir_server.search import index
 from fhir_server.store import reindex
@@ -33,8 +31,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     made: list[Server] = []
 
     def start(**more: Any) -> Server:
-        quiet = {"http_port": 0, "mllp_port": 0, "dicom_port": 0, "smtp": "", "imap": ""}
-        server = Server(replace(Settings(**DEFAULTS), data_dir=str(tmp_path / "data"), **(quiet | more)))
+        server = Server(quiet(tmp_path / "data", **more))
         made.append(server)
         server.start()
         return server

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -100,8 +102,15 @@ def test_references_by_any_of_our_names_are_our_own(client: httpx.Client, host: 
             "/", json={"resourceType": "Bundle", "type": "transaction", "entry": entries}, headers=headers
         )
         assert answer.json()["entry"][1]["resource"]["subject"]["reference"] == "Patient/one"
-        found = client.get(f"/Basic?subject={HOSTS[host]}/Patient/one", headers=told).json()
-        assert found["entry"], "and they are found by the address the client was told"
+    counts = set()
+    for name in ("", f"{PUBLIC}/", f"{ALIAS}/", f"{OTHER}/"):
+        query = f"/Basic?subject={name}Patient/one&_summary=count"
+        counts.add(client.get(query, headers=told).json()["total"])
+        form = {"subject": f"{name}Patient/one/_history/1", "_summary": "count"}
+        counts.add(client.post("/Basic/_search", data=form, headers={"host": host}).json()["total"])
+    assert len(counts) == 1 and counts != {0}, "and they are found by any of them, as by the relative one"
+    elsewhere = "/Basic?subject=http://localhost:1/r4/Patient/one&_summary=count"
+    assert client.get(elsewhere, headers=told).json()["total"] == 0
     foreign = {
         "resourceType": "Basic",
         "code": {"text": "x"},
@@ -164,3 +173,16 @@ def test_a_transaction_of_10_000_entries_is_taken_and_one_more_is_not(client: ht
     assert len(client.post("/", json=bundle, headers=JSON, timeout=500).json()["entry"]) == 10_000
     assert client.post("/", json=bundle | {"entry": [entry] * 10_001}, headers=JSON).status_code == 413
     assert client.get("/Basic?code:text=many&_summary=count").json()["total"] == 10_000
+
+
+@pytest.mark.parametrize("query", ["name=%E9", "name=a%ff", "%e9=x", "name=L\xe9a"])
+def test_an_address_that_is_no_utf_8_is_refused_and_not_read_as_something_else(
+    client: httpx.Client, query: str
+) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=20) as wire:
+        wire.sendall(f"GET /fhir/Patient?{query} HTTP/1.1\r\nhost: x\r\n\r\n".encode("latin-1"))
+        answer = http.client.HTTPResponse(wire)
+        answer.begin()
+        told = answer.read().decode()
+    assert answer.status == 400, told
+    assert "%" not in query or "percent-encode it in UTF-8" in json.loads(told)["issue"][0]["diagnostics"]

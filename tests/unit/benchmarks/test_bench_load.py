@@ -62,7 +62,7 @@ class _Fhir(BaseHTTPRequestHandler):
         else:
             self._answer(204 if self.command == "DELETE" else 200, b"" if self.command == "DELETE" else b"{}")
 
-    do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
+    do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815 - the names the server looks for
 
 
 @pytest.fixture

@@ -33,9 +33,10 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wholes(*paths: Path) -> list[web.Whole]:
-    return [
-        web.Whole(archive.file_meta(path).transfer_syntax_uid, lambda p=path: iter([p.read_bytes()])) for path in paths
-    ]  # type: ignore[misc]
+    def whole(path: Path) -> web.Whole:
+        return web.Whole(archive.file_meta(path).transfer_syntax_uid, lambda: iter([path.read_bytes()]))
+
+    return [whole(path) for path in paths]
 
 
 def parts(answer: tuple[str, Iterable[bytes]]) -> tuple[str, list[tuple[str, bytes]]]:

@@ -24,7 +24,7 @@ from fhir_server.store.engine import Store
 from fhir_server.store.lanes import Delivery, NewDelivery
 from fhir_server.store.resources import Stored
 
-__all__ = ["IndexRows", "Settings"]  # for the tests, which build strange rows and settings with them
+__all__ = ["SYSTEM", "IndexRows", "NewDelivery", "Settings", "people", "seed"]  # for the tests, which write with them
 
 Resource = dict[str, Any]
 T = TypeVar("T")
@@ -110,7 +110,7 @@ def deliveries(hub: Hub) -> list[Delivery]:
 
 
 def delivered(
-    hub: Hub, protocol: str = "mail", second_leg: str = "dsn", key: str = "", endpoint: str = "mllp://127.0.0.1:9"
+    hub: Hub, protocol: str = "mail", second_leg: Any = "dsn", key: str = "", endpoint: str = "mllp://127.0.0.1:9"
 ) -> str:
     """A delivery of the case `ServiceRequest/r` whose second leg is awaited; its id. Nothing was rendered for it."""
     delivery = NewDelivery(
@@ -121,7 +121,7 @@ def delivered(
         id=key,
         patient="Patient/patient-01",
         case="ServiceRequest/r",
-        second_leg=second_leg,  # type: ignore[arg-type]
+        second_leg=second_leg,
     )
     return hub.store.write(SYSTEM, lambda tx: tx.send(delivery))
 
@@ -189,7 +189,7 @@ class Meddled:
 
 def meddled(hub: Hub, meddle: Callable[[Store], object]) -> Hub:
     """The hub on a `Meddled` store."""
-    return dataclasses.replace(hub, store=Meddled(hub.store, meddle))  # type: ignore[arg-type]
+    return dataclasses.replace(hub, store=Meddled(hub.store, meddle))  # type: ignore[arg-type]  # a stand-in
 
 
 def at_once(*works: Callable[[], T]) -> list[T | Exception]:

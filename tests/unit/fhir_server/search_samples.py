@@ -8,12 +8,20 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from search_oracle import UCUM, Key
+from oracle_values import UCUM, Key
 from test_rest_examples import package
 
+from fhir_server.search.rows import IndexRows
+from fhir_server.store.session import Tx
 from profiles import build
 
 OWN = Path(__file__).resolve().parents[2] / "data" / "search" / "resources.json"
+
+
+def create(part: list[tuple[dict[str, Any], IndexRows]], tx: Tx) -> None:
+    """Some resources with their rows."""
+    for one, found in part:
+        tx.create(one, found)
 
 
 def synthea(folder: Path, patients: int, others: int) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 from fhir_server.context import SYSTEM
@@ -63,12 +65,15 @@ def update(tx: Tx, resource: dict[str, Any]) -> None:
     tx.update(resource, extract(resource))
 
 
+def _create_both(one: dict[str, Any], other: dict[str, Any], tx: Tx) -> None:
+    create(tx, one)
+    create(tx, other)
+
+
 def fill(store: Store, patients: int = 6) -> None:
     """Resources updated, deleted and revived; messages, deliveries, images, content, audit rows."""
     for number in range(patients):
-        store.write(
-            SYSTEM, lambda tx, n=number: [create(tx, patient(f"p{n}")), create(tx, observation(f"o{n}", f"p{n}"))]
-        )  # type: ignore[misc]
+        store.write(SYSTEM, partial(_create_both, patient(f"p{number}"), observation(f"o{number}", f"p{number}")))
     store.write(SYSTEM, lambda tx: update(tx, patient("p0", "Martin")))
     store.write(SYSTEM, lambda tx: update(tx, patient("p0", "Lefèvre")))
     store.write(SYSTEM, lambda tx: [tx.delete("Patient", "p1"), tx.delete("Observation", "o1")])
@@ -77,17 +82,18 @@ def fill(store: Store, patients: int = 6) -> None:
     store.write(SYSTEM, lambda tx: create(tx, json_text.parse(PLACE)))
     for control_id, raw in (("M1", b"MSH|1"), ("M2", LARGE)):
         got = store.receive(NewMessage("mllp", raw, sender="A", control_id=control_id, keys=[("IPP", control_id)]))
-        store.write(SYSTEM, lambda tx, got=got: tx.integrate(got.id, b"AA"))  # type: ignore[misc]
+        store.write(SYSTEM, methodcaller("integrate", got.id, b"AA"))
     for payload in (b"1", LARGE + b"!"):
-        new = NewDelivery("lane", "mllp://x", "mllp", payload, keys=[("INS", "1")])
-        store.write(SYSTEM, lambda tx, new=new: tx.send(new))  # type: ignore[misc]
+        new = store.keep(NewDelivery("lane", "mllp://x", "mllp", payload, keys=[("INS", "1")]))
+        store.write(SYSTEM, methodcaller("send", new))
     claim = store.claim("w", 30)
     assert claim is not None
     store.start_attempt(claim)
     store.finish(claim, Outcome("sent"))
     for number in range(3):
         image(store, number)
-    store.write(SYSTEM, lambda tx: tx.attach(b"%PDF", "application/pdf"))
+    kept = store.blobs.keep(b"%PDF")
+    store.write(SYSTEM, lambda tx: tx.attach(kept, "application/pdf"))
     store.seal()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 from fhir_server.context import SYSTEM
@@ -29,7 +30,7 @@ def group(tx: Tx, number: int) -> None:
 def work(store: Store, numbers: itertools.count[int]) -> None:
     while True:
         number = next(numbers)
-        store.write(SYSTEM, lambda tx, number=number: group(tx, number))  # type: ignore[misc]
+        store.write(SYSTEM, partial(group, number=number))
         sys.stdout.write(f"{number}\n")
         sys.stdout.flush()
 

@@ -22,9 +22,9 @@ from fhir_server.teleexpertise.accession import accessions
 
 Resource = dict[str, Any]
 ACSN = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": "ACSN"}]}
-PLAIN = {"system": people.ACCESSION_SYSTEM}
+PLAIN: dict[str, Any] = {"system": people.ACCESSION_SYSTEM}
 TYPED = PLAIN | {"type": ACSN}
-BARE = {"type": ACSN}
+BARE: dict[str, Any] = {"type": ACSN}
 FOREIGN = {"type": ACSN, "system": "urn:oid:1.2.3.4"}
 
 

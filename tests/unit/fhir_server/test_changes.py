@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from functools import partial
 from typing import Any
 
 import hubs
@@ -57,10 +58,10 @@ def counted(hub: Hub) -> tuple[int, int, int]:
         return versions, len(snapshot.audit_rows(AuditFilter(limit=1000))), len(snapshot.deliveries())
 
 
-def entry(verb: str, resource: Resource, place: int = 0, **more: Any) -> Change:
+def entry(verb: Any, resource: Resource, place: int = 0, **more: Any) -> Change:
     where = f"Bundle.entry[{place}].resource"
     key = resource.get("id", "") if verb != "create" else ""
-    return Change(verb, resource["resourceType"], key, resource, expression=where, **more)  # type: ignore[arg-type]
+    return Change(verb, resource["resourceType"], key, resource, expression=where, **more)
 
 
 # --- all or nothing --------------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def test_who_never_gets_through_is_told_to_repeat(hub: Hub) -> None:
             put(hub, PARTNER, GROUP)
             return self._store.write(caller, work)
 
-    late = dataclasses.replace(hub, store=Busy(hub.store, lambda store: None))  # type: ignore[arg-type]
+    late = dataclasses.replace(hub, store=Busy(hub.store, lambda store: None))  # type: ignore[arg-type]  # a stand-in
     with pytest.raises(Conflict, match="kept changing"):
         put(late, PARTNER, GROUP)
 
@@ -228,7 +229,7 @@ def test_who_never_gets_through_is_told_to_repeat(hub: Hub) -> None:
 def test_if_none_exist_never_makes_two_however_many_ask_at_once(hub: Hub) -> None:
     group = GROUP | {"identifier": [{"system": "urn:x", "value": "1"}]}
     spellings = ("identifier=urn:x|1", "?identifier=urn:x|1", "identifier=urn%3Ax%7C1")
-    asks = [lambda text=text: post(hub, PARTNER, group, if_none_exist=text) for text in spellings * 2]
+    asks = [partial(post, hub, PARTNER, group, if_none_exist=text) for text in spellings * 2]
     done = hubs.results(at_once(*asks))
     assert sorted(one.status for one in done) == [200] * 5 + [201]
     assert len({one.id for one in done}) == 1
@@ -429,7 +430,7 @@ def test_scope_rows_say_the_case_the_patient_and_the_organisation(house: Hub) ->
 
 
 def test_a_patient_or_a_request_that_arrives_wakes_the_studies_that_wait_for_it(house: Hub) -> None:
-    def study(uid: str, **more: str) -> NewInstance:
+    def study(uid: str, **more: Any) -> NewInstance:
         return NewInstance(f"{uid}.1", uid, f"{uid}.0", "1.2", "1.2", "0" * 64, 1, "0" * 64, "{}", **more)
 
     def dirty(uid: str) -> bool:

@@ -8,7 +8,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,15 @@ import hubs
 import pytest
 from aiosmtpd.controller import Controller
 from hubs import put
+from servers import quiet
 
 from dicom_node import sample
 from dicom_node.header import Identifier
 from fhir_server import cli
 from fhir_server.app import Ports, Server
-from fhir_server.config import Settings
 from fhir_server.context import SYSTEM
 from fhir_server.delivery import intake
 from fhir_server.demo import story
-from fhir_server.demo.run import DEFAULTS
 from fhir_server.store.engine import open_store
 from hl7v2.message import parse
 
@@ -78,9 +76,7 @@ def data(filled: Path, tmp_path: Path) -> str:
 
 @contextlib.contextmanager
 def serving(data: str) -> Iterator[Ports]:
-    quiet = {"http_port": 0, "mllp_port": 0, "dicom_port": 0, "smtp": "", "imap": "", "retry_first_seconds": 600.0}
-    settings = replace(Settings(**DEFAULTS), data_dir=data, **quiet)
-    server = Server(settings)
+    server = Server(quiet(data, retry_first_seconds=600.0))
     try:
         yield server.start()
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,8 +105,8 @@ def test_values_that_make_no_sense_together_are_refused(flags: dict[str, object]
         load(flags, {})
 
 
-SMART = {"auth_issuer": "https://a.example", "auth_audience": "x", "auth_jwks": "keys.json"}
-OUT = SMART | {"bind": "0.0.0.0", "public_url": "https://fhir.example.org/fhir"}
+SMART: dict[str, Any] = {"auth_issuer": "https://a.example", "auth_audience": "x", "auth_jwks": "keys.json"}
+OUT: dict[str, Any] = SMART | {"bind": "0.0.0.0", "public_url": "https://fhir.example.org/fhir"}
 
 
 @pytest.mark.parametrize(
@@ -122,10 +123,10 @@ OUT = SMART | {"bind": "0.0.0.0", "public_url": "https://fhir.example.org/fhir"}
         (SMART | {"mllp_security": "tls", "server_certificate": "/nowhere.pem"}, "does not exist"),
     ],
 )
-def test_a_server_does_not_start_unsafe_or_incomplete(values: dict[str, str], word: str) -> None:
+def test_a_server_does_not_start_unsafe_or_incomplete(values: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
-        startable(Settings(**values))  # type: ignore[arg-type]
-    startable(Settings(**(OUT | {"mllp_networks": "10.0.0.0/8", "dicom_networks": "10.0.0.0/8"})))  # type: ignore[arg-type]
+        startable(Settings(**values))
+    startable(Settings(**(OUT | {"mllp_networks": "10.0.0.0/8", "dicom_networks": "10.0.0.0/8"})))
 
 
 def test_a_secret_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:

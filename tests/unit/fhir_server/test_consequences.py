@@ -4,6 +4,7 @@ is refused with the legal steps told."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import hubs
@@ -178,7 +179,7 @@ def test_the_patient_never_changes_and_the_requester_not_once_it_is_out(hub: Hub
     ready = asked(hub, "s")
     for current in (draft, ready):
         moved = current | {"subject": {"reference": "Patient/patient-02"}}
-        refused(RuleBroken, "ServiceRequest.subject", lambda moved=moved: put(hub, PARTNER, moved))
+        refused(RuleBroken, "ServiceRequest.subject", partial(put, hub, PARTNER, moved))
     refused(RuleBroken, "ServiceRequest.requester", lambda: put(hub, PARTNER, ready | {"requester": other}))
 
 

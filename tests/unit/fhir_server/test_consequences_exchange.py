@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def test_a_report_of_another_patient_is_refused(hub: Hub) -> None:
     asked(hub, state="in_progress")
     for subject in ({"reference": "Patient/patient-02"}, {"display": "?"}):
         wrong = opinion(hub, subject=subject)
-        words = refused(RuleBroken, "DiagnosticReport.subject", lambda wrong=wrong: put(hub, EXPERT, wrong))
+        words = refused(RuleBroken, "DiagnosticReport.subject", partial(put, hub, EXPERT, wrong))
         assert "another patient" in words
 
 
@@ -146,7 +147,7 @@ def test_a_report_that_was_sent_stays_and_does_not_leave_its_case(hub: Hub) -> N
     said = read(hub, "DiagnosticReport/r")
     other = {name: value for name, value in said.items() if name != "basedOn"}
     for change in (said | {"conclusion": "autre"}, said | {"status": "preliminary"}):
-        words = refused(RuleBroken, "DiagnosticReport", lambda change=change: put(hub, EXPERT, change))
+        words = refused(RuleBroken, "DiagnosticReport", partial(put, hub, EXPERT, change))
         assert "already sent" in words
     assert "stays there" in refused(RuleBroken, "DiagnosticReport.basedOn", lambda: put(hub, EXPERT, other))
     assert len(hubs.deliveries(hub)) == 3
@@ -197,7 +198,7 @@ def test_nothing_of_a_case_can_be_deleted(hub: Hub, kind: str) -> None:
     put(hub, EXPERT, opinion(hub))
     keys = {"Communication": "q", "Provenance": found(hub, "Provenance")[0]["id"]}
     for who in (REQUESTER, EXPERT, PARTNER, ADMIN):
-        words = refused(RuleBroken, "id", lambda who=who: delete(hub, who, f"{kind}/{keys.get(kind, 'r')}"))
+        words = refused(RuleBroken, "id", partial(delete, hub, who, f"{kind}/{keys.get(kind, 'r')}"))
         assert f"deleting a {kind}" in words
 
 

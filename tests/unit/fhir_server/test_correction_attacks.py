@@ -13,7 +13,9 @@ from hubs import ADMIN, EXPERT, PARTNER, REQUESTER, SYSTEM, asked, directory, fo
 from test_corrections import (
     DPI,
     MAIL,
+    PFI,
     because,
+    clinical,
     correct,
     letter,
     message,
@@ -29,7 +31,7 @@ from test_declared_doctor import DOCTOR, declared, refusal
 from fhir_server import outbox
 from fhir_server.changes import Hub, view_of
 from fhir_server.demo import people
-from fhir_server.errors import RuleBroken
+from fhir_server.errors import Invalid, RuleBroken
 from fhir_server.search import index
 from fhir_server.store.engine import Store
 from fhir_server.store.session import Snapshot
@@ -37,6 +39,7 @@ from fhir_server.teleexpertise import overtaken
 from fhir_server.teleexpertise.case import Context
 from fhir_server.teleexpertise.succession import DISTRIBUTED
 from hl7v2.message import parse
+from mappers.cda_to_report import expert_sent, requester_sent
 from mappers.fhir_to_report import oid_of
 
 Resource = dict[str, Any]
@@ -86,6 +89,8 @@ LOSSES: dict[str, Callable[[Hub], object]] = {
     "later refusal": lambda hub: put(hub, PARTNER, people.consent("refus", 0) | {"provision": {"type": "deny"}}),
     "requester's RPPS": lambda hub: without(hub, "Practitioner/moreau", "identifier"),
     "requester's role": lambda hub: hubs.delete(hub, SYSTEM, "PractitionerRole/moreau"),
+    "signer's RPPS": lambda hub: without(hub, "Practitioner/garnier", "identifier"),
+    "FINESS of the signer's structure": lambda hub: without(hub, "Organization/ch-demo", "identifier"),
 }
 
 
@@ -100,6 +105,45 @@ def test_what_is_lost_since_stops_neither(signed: Hub, loss: str, act: Callable[
     held = told.text("TXA-13") if act is correct else told.text("TXA-12")
     assert held == oid_of(first["id"])
     assert letter(signed).subject.startswith("[Annule et remplace] " if act is correct else "[Retrait] ")
+
+
+def test_a_correction_names_who_asked_and_signed_as_before_when_the_record_cannot(signed: Hub) -> None:
+    first = clinical(signed, record(signed))
+    without(signed, "Practitioner/garnier", "identifier")
+    hubs.delete(signed, SYSTEM, "PractitionerRole/moreau")
+    correct(signed)
+    second = clinical(signed, record(signed))
+    assert expert_sent(second) == expert_sent(first)
+    assert requester_sent(second) == requester_sent(first) and requester_sent(second).specialty.code == "G15_50"
+
+
+def test_a_first_signature_demands_what_a_correction_takes_from_it(hub: Hub) -> None:
+    asked(hub, state="in_progress")
+    without(hub, "Practitioner/garnier", "identifier")
+    hubs.refused(Invalid, "Practitioner.identifier", lambda: put(hub, EXPERT, opinion(hub)))
+
+
+@pytest.mark.parametrize("element", ["name", "birthDate", "gender", "extension"])
+def test_a_withdrawal_takes_the_traits_that_were_sent_when_the_record_lost_them(signed: Hub, element: str) -> None:
+    sent = {one.lane: parse(payload(signed, one)) for one in hubs.deliveries(signed) if one.protocol == "hl7"}
+    bare = {name: value for name, value in read(signed, "Patient/patient-01").items() if name != element}
+    hubs.write_past_the_rules(signed, bare)
+    withdraw(signed)
+    told = waiting(signed)
+    assert MAIL in told and DPI in told
+    for field in ("PID-5", "PID-7", "PID-8", "OBX-5.5"):
+        assert message(signed, DPI).text(field) == sent[DPI].text(field), field
+    assert letter(signed).subject == "[Retrait] CR de télémédecine MARTIN-TEST LUCIE 11/02/1994"
+    lost = element == "extension"  # the INS is qualified by one: without it the number is not told any more
+    assert (sent[DPI].text("PID-3") == message(signed, DPI).text("PID-3")) is not lost
+    assert (PFI in told) is not lost
+
+
+def test_a_withdrawal_without_traits_or_documents_that_tell_them_names_the_trait(signed: Hub) -> None:
+    emptied = {name: value for name, value in record(signed).items() if name != "content"}
+    signed.store.write(SYSTEM, lambda tx: tx.update(emptied, index.rows(emptied)))
+    hubs.write_past_the_rules(signed, {k: v for k, v in read(signed, "Patient/patient-01").items() if k != "name"})
+    hubs.refused(Invalid, "Patient.name.where(use='official')", lambda: withdraw(signed))
 
 
 def test_a_withdrawal_says_what_was_sent_of_those_who_wrote_and_asked(signed: Hub) -> None:

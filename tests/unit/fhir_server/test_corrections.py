@@ -29,6 +29,7 @@ from hubs import (
     read,
 )
 from lxml import etree
+from pypdf import PdfReader
 
 from fhir_server import outbox
 from fhir_server.changes import Hub, view_of
@@ -183,6 +184,15 @@ def test_the_mail_of_a_correction_says_so_to_people_and_to_software(signed: Hub)
         if one.get("associationType", "").endswith(":RPLC")
     ]
     assert [(one.get("sourceObject"), one.get("targetObject")) for one in links] == [(described, before)]
+
+
+def test_the_documents_and_the_software_are_told_why(signed: Hub) -> None:
+    correct(signed, extension=because("erreur de mesure"))
+    told = message(signed, DPI).all("OBX")[1]
+    assert told.text(3, 2).startswith("[Annule et remplace] XDM/1.0/DDM+")
+    carried = etree.fromstring(clinical(signed, record(signed))).findtext(".//{urn:hl7-org:v3}nonXMLBody/{*}text")
+    text = "".join(page.extract_text() for page in PdfReader(io.BytesIO(base64.b64decode(carried))).pages)
+    assert "Motif de la correction : erreur de mesure" in text
 
 
 def test_a_correction_is_traced_with_its_reason_and_the_case_stays_completed(signed: Hub) -> None:

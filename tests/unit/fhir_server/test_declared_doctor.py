@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
 import hubs
 import pytest
 from hubs import PARTNER, SYSTEM, asked, directory, hub_on, put, read
+from lxml import etree
 
 from fhir_server.changes import Hub
 from fhir_server.demo import people
 from fhir_server.store.engine import Store
 from fhir_server.teleexpertise import notes as case_notes
+from mappers.fhir_to_cda import CDA
 from mssante import envelope
 
 Resource = dict[str, Any]
@@ -90,6 +93,37 @@ def test_a_doctor_nobody_knows_here_is_told(hub: Hub, named: Resource, words: st
     declared(hub, named)
     assert mailed(hub) == [ASKER]
     assert len(untold(hub)) == 1 and "médecin traitant" in untold(hub)[0] and words in untold(hub)[0]
+
+
+def document(hub: Hub) -> Any:
+    """The CDA of the report."""
+    (told,) = hubs.found(hub, "DocumentReference", "related=DiagnosticReport/r")
+    url = next(one["attachment"]["url"] for one in told["content"] if one["attachment"]["contentType"] == "text/xml")
+    return etree.fromstring(base64.b64decode(read(hub, url)["data"]))
+
+
+PRIVACY = {
+    "coding": [{"system": "http://terminology.hl7.org/CodeSystem/consentscope", "code": "patient-privacy"}],
+}
+ATTENDING = "h:participant[@typeCode='INF'][h:functionCode/@code='PCP']//h:family/text()"
+
+
+def test_the_document_names_the_declared_doctor(hub: Hub) -> None:
+    declared(hub, {"reference": "Practitioner/lefevre"})
+    asked(hub, state="completed")
+    assert document(hub).xpath(ATTENDING, namespaces={"h": CDA}) == ["LEFEVRE"]
+
+
+@pytest.mark.parametrize("why", ["opposed", "no RPPS", "unknown", "none"])
+def test_the_document_names_no_doctor_who_is_not_known_or_not_wanted(hub: Hub, why: str) -> None:
+    if why == "opposed":
+        put(hub, PARTNER, refusal("Practitioner/lefevre", scope=PRIVACY))
+    if why == "no RPPS":
+        put(hub, PARTNER, {k: v for k, v in read(hub, "Practitioner/lefevre").items() if k != "identifier"})
+    named = {"display": "Jean PETIT"} if why == "unknown" else {"reference": "Practitioner/lefevre"}
+    declared(hub, *([] if why == "none" else [named]))
+    asked(hub, state="completed")
+    assert document(hub).xpath(ATTENDING, namespaces={"h": CDA}) == []
 
 
 def test_a_doctor_without_a_mailbox_is_told(hub: Hub) -> None:

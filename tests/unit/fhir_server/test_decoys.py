@@ -6,6 +6,7 @@ import base64
 import copy
 import io
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Any
 
 import hubs
@@ -145,7 +146,7 @@ def test_a_known_ins_is_found_behind_records_that_keep_it_as_old(hub: Hub) -> No
         post(hub, PARTNER, decoy)
     for number in range(MANY):  # as an earlier release would have taken them
         content = decoy | {"id": f"decoy{number}", "identifier": [ins(100 + number, NIR), mine | {"use": "old"}]}
-        hub.store.write(SYSTEM, lambda tx, content=content: tx.create(content, rows(content)))  # type: ignore[misc]
+        hub.store.write(SYSTEM, methodcaller("create", content, rows(content)))
     assert post(hub, PARTNER, person(1, identifier=[mine])).id == "p1"
 
 
@@ -163,3 +164,15 @@ def test_what_is_too_much_to_decide_on_is_refused_and_said(hub: Hub, monkeypatch
     with pytest.raises(TooLarge, match="more than 10 Consent match") as told:
         asked(hub)
     assert (told.value.status, told.value.issues[0].code) == (413, "too-costly")
+
+
+def test_too_many_who_keep_an_identifier_are_refused_with_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pending, "MOST_FOUND", 10)
+    mine = {"system": people.IPP_SYSTEM, "value": "IPP-X"}
+    plain = {name: value for name, value in people.patient(0).items() if name != "extension"}
+    crowd(hub, plain, identifier=[mine | {"use": "old"}])
+    with pytest.raises(TooLarge, match="more than 10 Patient match") as told:
+        post(hub, PARTNER, plain | {"identifier": [mine]})
+    listed = told.value.diagnostics.partition("GET Patient?")[2].partition(",")[0]
+    assert len(hubs.found(hub, "Patient", listed)) > 10, "the search named is one that can be sent"
+    assert "send this again" in told.value.diagnostics

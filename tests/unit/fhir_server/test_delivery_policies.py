@@ -71,7 +71,7 @@ def frozen(hub: Hub) -> Hub:
     """A report about a patient, frozen for a partner, and another delivery about somebody else behind it."""
     patient(hub)
     report(hub)
-    about = {"patient": "Patient/x", "document": "DiagnosticReport/x", "keys": (("ins", INS),)}
+    about: dict[str, Any] = {"patient": "Patient/x", "document": "DiagnosticReport/x", "keys": (("ins", INS),)}
     queue(hub, "mllp://127.0.0.1:9", FIRST, on_stuck="skip", **about)
     return hub
 
@@ -86,7 +86,7 @@ def sent(hub: Hub) -> list[str]:
         return [frame.control_id for frame in peer.received]
 
 
-EVENTS: tuple[tuple[str, Callable[[Hub], None], str], ...] = (
+EVENTS: tuple[tuple[str, Callable[[Hub], object], str], ...] = (
     ("nothing", lambda hub: None, ""),
     ("tagged", lambda hub: report(hub, meta={"tag": [{"code": "x"}]}), ""),
     ("renamed", lambda hub: patient(hub, name=[{"family": "Autre"}]), ""),
@@ -94,18 +94,18 @@ EVENTS: tuple[tuple[str, Callable[[Hub], None], str], ...] = (
     ("ins lost", lambda hub: patient(hub, extension=[]), "has no qualified INS any more"),
     ("ins taken", lambda hub: patient(hub, ins=""), "has no qualified INS any more"),
     ("other ins", lambda hub: patient(hub, ins="1790555180013"), "has another INS now; these bytes carry " + INS),
-    ("deleted", lambda hub: hub.store.write(SYSTEM, lambda tx: tx.delete("Patient", "x")) and None, "was deleted"),
+    ("deleted", lambda hub: hub.store.write(SYSTEM, lambda tx: tx.delete("Patient", "x")), "was deleted"),
     ("withdrawn", lambda hub: report(hub, "entered-in-error"), "DiagnosticReport/x is entered-in-error now"),
     ("amended", lambda hub: report(hub, "amended", conclusion="Autre."), "was replaced by version 2 (amended)"),
     ("rewritten", lambda hub: report(hub, conclusion="Autre."), "was replaced by version 2 (final)"),
-    ("report deleted", lambda hub: hub.store.write(SYSTEM, lambda tx: tx.delete("DiagnosticReport", "x")) and None,
+    ("report deleted", lambda hub: hub.store.write(SYSTEM, lambda tx: tx.delete("DiagnosticReport", "x")),
      "was deleted"),
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(("event", "words"), [event[1:] for event in EVENTS], ids=[event[0] for event in EVENTS])
 def test_what_was_overtaken_by_events_is_held_before_it_is_sent(
-    frozen: Hub, event: Callable[[Hub], None], words: str
+    frozen: Hub, event: Callable[[Hub], object], words: str
 ) -> None:
     event(frozen)
     assert sent(frozen) == ([] if words else [FIRST])
@@ -124,7 +124,7 @@ def test_a_held_one_is_released_by_a_person_and_held_again_for_another_reason(fr
     assert sent(frozen) == [], "trying again changes nothing"
     told = outbox.outbox_release(frozen.store, {"id": FIRST})
     assert "no qualified INS" in told["set_aside"]
-    report(frozen, "entered-in-error")
+    report(frozen, "corrected")
     patient(frozen)
     assert sent(frozen) == [], "that reason was not set aside"
     outbox.outbox_release(frozen.store, {"id": FIRST})
@@ -185,6 +185,30 @@ def test_a_conversation_longer_than_its_lease_keeps_its_lane(open_url: Callable[
     assert [one.outcome for one in attempts(hub)] == ["sent"]
 
 
+def test_a_destination_may_take_longer_than_the_installation_and_the_lease_allow(hub: Hub) -> None:
+    with Peer(script=("late:3.5",)) as peer:
+        queue(hub, f"mllp://127.0.0.1:{peer.port}", FIRST)
+        outbox.lane_policy(hub.store, {"lane": "dpi", "answer_seconds": "60"})
+        hub, workers = running(hub, lease_seconds=3.0, send_timeout_seconds=0.3)
+        until(lambda: row(hub).state == "sent", 40)
+        workers.close()
+        assert len(peer.received) == 1
+    assert [one.outcome for one in attempts(hub)] == ["sent"]
+
+
+def test_a_destination_may_have_less_time_than_the_installation_allows(hub: Hub) -> None:
+    hub = replace(hub, settings=replace(hub.settings, send_timeout_seconds=600.0))
+    with Peer(script=("silence",)) as peer:
+        queue(hub, f"mllp://127.0.0.1:{peer.port}", FIRST)
+        outbox.lane_policy(hub.store, {"lane": "dpi", "answer_seconds": "1", "on_silence": "hold"})
+        assert deliver(hub)
+    assert (row(hub).state, row(hub).error_class, row(hub).error) == (
+        "held",
+        "ambiguous",
+        "timeout no answer came within 1 s",
+    )
+
+
 def test_stopping_beside_a_silent_partner_takes_seconds_and_leaves_the_delivery_in_doubt(
     open_url: Callable[..., Store], sqlite_url: str
 ) -> None:
@@ -220,7 +244,7 @@ def test_idle_workers_wait_for_the_bell(open_url: Callable[..., Store], sqlite_u
         looked[0] += 1
         return real(*args, **kwargs)
 
-    store.take = counted  # type: ignore[method-assign]
+    store.take = counted  # type: ignore[method-assign]  # to be counted
     with Peer() as peer:
         hub, workers = running(hub_of(store))
         threading.Event().wait(1.5)
@@ -333,9 +357,18 @@ def test_a_destination_is_paused_throttled_and_explained(hub: Hub) -> None:
     )
     assert outbox.outbox_show(store, {"id": FIRST})["why"] == "it is next; its destination takes 2 a second"
     assert outbox.lane_policy(store, {"lane": "dpi", "on_silence": "default"})["on_silence"] == ""
-    for bad in ({"on_stuck": "maybe"}, {"on_silence": "x"}, {"per_second": "quick"}, {"per_second": "-1"}):
+    shown = outbox.lane_policy(store, {"lane": "dpi", "answer_seconds": "45.5", "keep_open_seconds": "0.25"})
+    assert (shown["answer_seconds"], shown["keep_open_seconds"], shown["per_second"]) == (45.5, 0.25, 2.0)
+    shown = outbox.lane_policy(store, {"lane": "dpi", "answer_seconds": "0"})
+    assert (shown["answer_seconds"], shown["keep_open_seconds"]) == (0, 0.25), "what is not named stays"
+    for bad in (
+        {"on_stuck": "maybe"}, {"on_silence": "x"}, {"per_second": "quick"}, {"per_second": "-1"},
+        {"answer_seconds": "0.5"}, {"answer_seconds": "601"}, {"answer_seconds": "nan"}, {"answer_seconds": "-1"},
+        {"keep_open_seconds": "3601"}, {"keep_open_seconds": "inf"}, {"keep_open_seconds": "-0.1"},
+    ):  # fmt: skip
         with pytest.raises(Invalid):
             outbox.lane_policy(store, {"lane": "dpi"} | bad)
+    assert outbox.lane_list(store, {"lane": "dpi"}) == [shown], "what was refused changed nothing"
     with pytest.raises(Invalid, match="name the lane"):
         outbox.lane_pause(store, {})
     json.dumps(outbox.lane_list(store, {}))

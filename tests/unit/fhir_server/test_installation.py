@@ -45,7 +45,9 @@ def test_a_mailed_archive_names_the_software_its_version_and_its_publisher(
     with hub.store.read(SYSTEM) as snapshot:
         mail = next(one for one in snapshot.deliveries() if one.protocol == "mail")
         letter = message_from_bytes(snapshot.payload(mail.id), policy=policy.default)
-    packed = next(part.get_payload(decode=True) for part in letter.walk() if part.get_filename() == "IHE_XDM.ZIP")
+    packed = next(
+        bytes(part.get_payload(decode=True)) for part in letter.walk() if part.get_filename() == "IHE_XDM.ZIP"
+    )
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         files = {name: archive.read(name).decode() for name in archive.namelist() if name.endswith((".TXT", ".XML"))}
     text = next(content for name, content in files.items() if name.endswith("README.TXT"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import hubs
@@ -17,6 +19,7 @@ from fhir_server.delivery.arrivals import MOST_NOTES
 from fhir_server.demo import people, story
 from fhir_server.errors import Unavailable
 from fhir_server.patients.identity import RECONCILE_TAG
+from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter, InboxRow
 from fhir_server.store.lanes import NewDelivery
@@ -89,7 +92,7 @@ class Failing:
 
 
 def failing(hub: Hub) -> Hub:
-    return dataclasses.replace(hub, store=Failing(hub.store))  # type: ignore[arg-type]
+    return dataclasses.replace(hub, store=Failing(hub.store))  # type: ignore[arg-type]  # a stand-in
 
 
 # --- taking in -------------------------------------------------------------------------------------------------------
@@ -132,7 +135,7 @@ def test_a_refusal_that_cannot_be_stored_forbids_no_resend(hub: Hub) -> None:
             raise Unavailable("the disk is full")
 
     broken = adt("A0001", "A01", ("VALI", "NONSENSE"))
-    told = say(dataclasses.replace(hub, store=Mute(hub.store)), broken)  # type: ignore[arg-type]
+    told = say(dataclasses.replace(hub, store=Mute(hub.store)), broken)  # type: ignore[arg-type]  # a stand-in
     assert told.code == "AR"
     assert say(hub, broken).code == "AE"
 
@@ -188,7 +191,7 @@ def test_one_message_sent_by_two_connections_at_once_gets_one_answer(hub: Hub) -
 
 def test_two_messages_of_one_new_person_at_once_make_one_patient(hub: Hub) -> None:
     messages = [adt(f"A000{n}", "A01") for n in range(4)] + [identity_only("B1", "A28"), identity_only("B2", "A31")]
-    answers = hubs.results(at_once(*[lambda raw=raw: say(hub, raw) for raw in messages]))
+    answers = hubs.results(at_once(*[partial(say, hub, raw) for raw in messages]))
     assert {answer.code for answer in answers} <= {"AA", "AR", "AE"}
     assert len(found(hub, "Patient", BY_INS)) == 1
     assert len(found(hub, "Encounter")) == 1
@@ -336,6 +339,20 @@ def test_a_person_known_by_ins_gets_the_local_identifier(hub: Hub) -> None:
     assert held[0]["meta"]["tag"] == [{"system": "urn:x", "code": "vip"}], "what the message does not speak of stays"
 
 
+@pytest.mark.parametrize("arc", ["4.010", "04.10", "4.0010", "4.10.0"])
+def test_an_ins_under_an_oid_that_is_misspelled_is_dropped_told_and_nobody_is_known_by_it(hub: Hub, arc: str) -> None:
+    """CX-5 says INS and CX-4 no national OID: the rest of the message is taken in, nobody is found by that number."""
+    oid = f"1.2.250.1.213.1.{arc}"
+    assert say(hub, adt("A0001", "A01", ("1.2.250.1.213.1.4.10", oid))).code == "AA"
+    (held,) = found(hub, "Patient", BY_IPP)
+    assert story.INS not in {one.get("value") for one in held["identifier"]}
+    (row,) = rows(hub)
+    assert row.state == "done" and "PID-3" in row.note and "none of the national ones" in row.note
+    assert found(hub, "Patient", BY_INS) == found(hub, "Patient", f"identifier=urn:oid:{oid}|{story.INS}") == []
+    assert say(hub, adt("A0002", "A01", (story.IPP, "DEMO0077"), (story.VISIT, "V0077"))).code == "AA"
+    assert len(found(hub, "Patient")) == 2, "the number of the first message tied nobody to the second"
+
+
 def doubtful(hub: Hub) -> list[Resource]:
     return found(hub, "Patient", f"_tag={RECONCILE_TAG['system']}|{RECONCILE_TAG['code']}")
 
@@ -476,6 +493,23 @@ def test_the_same_business_acknowledgement_again_gets_the_same_answer(sent: tupl
     assert intake.on_message(hub, zam("Z1", key), PEER) == answers[0]
 
 
+def test_what_a_business_acknowledgement_is_about_is_read_before_anything_is_locked(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payload = b"MSH|^~\\&|PASSERELLE|CH-DEMO|PFI|CH-DEMO|20261121||MDM^T02^MDM_T02|X|T|2.6\rNTE|1||" + b"x" * 100_000
+    delivery = hub.store.keep(NewDelivery("pfi", "mllp://h:1", "hl7", payload, second_leg="zam"))
+    key = hub.store.write(SYSTEM, lambda tx: tx.send(delivery))
+    real, readers = Blobs.read, list[str]()
+
+    def noted(blobs: Blobs, sha256: str) -> bytes:
+        readers.append(threading.current_thread().name)
+        return real(blobs, sha256)
+
+    monkeypatch.setattr(Blobs, "read", noted)
+    assert say(hub, zam("Z1", key)).code == "AA" and leg(hub, key)[0] == "confirmed"
+    assert readers == [threading.current_thread().name], "SQLite writes in a thread of its own"
+
+
 def test_an_acknowledgement_of_what_was_never_sent_is_refused_and_kept(hub: Hub) -> None:
     told = say(hub, zam("Z1", "NEVERSENTNEVERSENT22"))
     assert (told.code, codes(told)) == ("AE", [("OBX^1^4", "204")])
@@ -498,7 +532,7 @@ def test_a_broken_business_acknowledgement_is_refused_with_its_place(hub: Hub, r
     assert all(error.location for error in told.errors)
 
 
-def mdm(hub: Hub, **more: str) -> str:
+def mdm(hub: Hub, **more: Any) -> str:
     """A document that went to the platform, MSH-5 and MSH-6 told; its delivery."""
     payload = b"MSH|^~\\&|PASSERELLE|CH-DEMO|PFI|CH-DEMO|20261121||MDM^T02^MDM_T02|X|T|2.6\r"
     delivery = NewDelivery("pfi", "mllp://h:1", "hl7", payload, second_leg="zam", **more)

@@ -8,6 +8,7 @@ import pytest
 from hubs import ADMIN, PARTNER, at_once, delivered, deliveries, found, put, read, results, stored
 from sylve import INS, IPP, patient, person, sample, say, stays, sylve, tell
 
+from fhir_server import changes
 from fhir_server.changes import Hub, view_of
 from fhir_server.context import SYSTEM
 from fhir_server.delivery import arrivals
@@ -145,6 +146,20 @@ def test_what_refers_is_read_page_by_page_and_a_merge_beyond_its_bound_changes_n
     entries = read(hub, f"List/{merge.record_id('fusion', source, target)}")["entry"]
     names = [entry["item"]["reference"] for entry in entries]
     assert names[0] == source and names[1:] == sorted(names[1:]) and len(names) > 10
+
+
+def test_a_merge_that_would_write_too_many_index_rows_is_refused_with_what_to_do(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, source = two(hub)
+    monkeypatch.setattr(changes, "MOST_ROWS", 60)
+    told = say(hub, sample("adt-a40-fusion"))
+    assert (told.code, told.errors[0].code) == ("AE", "207") and read(hub, source).get("active", True)
+    assert "60 searchable values" in told.errors[0].text and "a person must first move" in told.errors[0].text
+    put(hub, PARTNER, read(hub, "Observation/o1") | {"subject": {"reference": target}})
+    monkeypatch.setattr(changes, "MOST_ROWS", 200_000)
+    tell(hub, "adt-a40-fusion")
+    assert read(hub, source)["active"] is False
 
 
 def test_a_list_of_an_earlier_version_in_any_order_still_permits_its_moves(hub: Hub) -> None:

@@ -178,7 +178,7 @@ def post(tmp_path: Path) -> Iterator[operator.Running]:
 
 def listening(hub: Hub, post: operator.Running, store: Any = None) -> Hub:
     """The hub reading the sandbox's mailbox."""
-    changed = {"imap": f"127.0.0.1:{post.imap_port}", "imap_security": "none", "mail_password": "x"}
+    changed: dict[str, Any] = {"imap": f"127.0.0.1:{post.imap_port}", "imap_security": "none", "mail_password": "x"}
     settings = dataclasses.replace(hub.settings, **changed)
     return dataclasses.replace(hub, settings=settings, store=store or hub.store)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Any
 
 import hubs
@@ -27,10 +28,10 @@ def hub(open_url: Callable[..., Store], sqlite_url: str) -> Hub:
     return hub_on(open_url(sqlite_url))
 
 
-def send(hub: Hub, *keys: str, lane: str = "dpi", on_stuck: str = "block", **more: Any) -> None:
+def send(hub: Hub, *keys: str, lane: str = "dpi", on_stuck: Any = "block", **more: Any) -> None:
     for key in keys:
-        one = NewDelivery(lane, "mllp://h:1", "hl7", key.encode(), id=key, on_stuck=on_stuck, **more)  # type: ignore[arg-type]
-        hub.store.write(SYSTEM, lambda tx, one=one: tx.send(one))  # type: ignore[misc]
+        one = NewDelivery(lane, "mllp://h:1", "hl7", key.encode(), id=key, on_stuck=on_stuck, **more)
+        hub.store.write(SYSTEM, methodcaller("send", one))
 
 
 def ended(hub: Hub, outcome: Outcome) -> None:

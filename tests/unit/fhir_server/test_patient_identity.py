@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import copy
 from typing import Any
-from urllib.parse import parse_qsl
 
 import pytest
+from identities import (
+    CHANGES,
+    INS,
+    NIA,
+    NIR,
+    SITES_,
+    changed,
+    named,
+    person,
+    unqualified,
+    with_ins,
+    with_status,
+    without,
+)
+from shelves import Shelf
 
 from fhir_server.demo import people
-from fhir_server.demo.run import SITES
-from fhir_server.errors import Conflict, Invalid
 from fhir_server.patients.identity import (
     RECONCILE_TAG,
     Match,
@@ -21,43 +33,8 @@ from fhir_server.patients.identity import (
     status_of,
     to_reconcile,
 )
-from fhir_server.patients.sites import load_sites
 from fhir_server.patients.traits import agree, birth_name, differences, fold, strict_traits
-from fhir_server.patients.writing import check_asked, check_ins, check_mode, check_spelling, check_update
-from mappers.ins import key_of
-
-SITES_ = load_sites(SITES)
-INS = people.ins(people.PATIENTS[0][5])
-NIR, NIA = "urn:oid:1.2.250.1.213.1.4.8", "urn:oid:1.2.250.1.213.1.4.9"
-
-
-class Shelf:
-    """A View over a list of patients; understands the queries for who claims an identifier and for doubtful records."""
-
-    def __init__(self, *patients: dict[str, Any]) -> None:
-        self.patients = patients
-
-    def get(self, reference: str) -> dict[str, Any] | None:
-        return next((p for p in self.patients if f"Patient/{p['id']}" == reference), None)
-
-    def written(self, resource_type: str) -> list[dict[str, Any]]:
-        return []
-
-    def find(self, resource_type: str, query: str) -> list[dict[str, Any]]:
-        said = dict(parse_qsl(query))
-        if "_tag" in said:
-            return [p for p in self.patients if RECONCILE_TAG in p.get("meta", {}).get("tag", [])]
-        system, _, key = said["identifier"].partition("|")
-        wanted = (system, key)
-        return [p for p in self.patients if wanted in [(i["system"], i["value"]) for i in p.get("identifier", ())]]
-
-
-def person(index: int = 0, **changes: Any) -> dict[str, Any]:
-    return copy.deepcopy(people.patient(index)) | changes
-
-
-def without(patient: dict[str, Any], system: str) -> dict[str, Any]:
-    return patient | {"identifier": [i for i in patient["identifier"] if i["system"] != system]}
+from fhir_server.patients.writing import check_ins, check_update
 
 
 def test_the_same_qualified_ins_with_the_same_traits_is_the_same_patient() -> None:
@@ -179,10 +156,6 @@ def test_a_first_given_name_may_be_the_beginning_of_a_composed_one(one: str, oth
     assert ("given" in differences(first, second)) is not same
 
 
-def named(given: str = "LUCIE", family: str = "MARTIN-TEST", **changes: Any) -> dict[str, Any]:
-    return person(name=[{"use": "official", "family": family, "given": [given]}], **changes)
-
-
 MISSING: dict[str, dict[str, Any]] = {
     "birth name": {"name": [{"use": "official", "given": ["LUCIE"]}]},
     "given name": {"name": [{"use": "official", "family": "MARTIN-TEST"}]},
@@ -210,30 +183,6 @@ def test_a_strict_trait_that_both_sides_lack_is_no_agreement(missing: str) -> No
 
 
 # --- a known local identifier: which differences are one person ------------------------------------------------------
-
-CHANGES: dict[str, dict[str, Any]] = {
-    "family": {"family": "DURAND-TEST"},
-    "given": {"given": "ANNE"},
-    "birth_date": {"birthDate": "1994-02-12"},
-    "gender": {"gender": "male"},
-}
-
-
-def changed(*traits: str, qualified: bool = True) -> dict[str, Any]:
-    out = named(id="new", **{name: value for trait in traits for name, value in CHANGES[trait].items()})
-    return out if qualified else unqualified(out)
-
-
-def unqualified(patient: dict[str, Any]) -> dict[str, Any]:
-    """The same person in a message that says nothing of status and INS."""
-    out = without(patient, people.INS_SYSTEM)
-    return out | {"extension": [e for e in out["extension"] if "reliability" not in e["url"]]}
-
-
-def with_status(patient: dict[str, Any], code: str) -> dict[str, Any]:
-    out = copy.deepcopy(patient)
-    out["extension"][0]["extension"][0]["valueCoding"]["code"] = code
-    return out
 
 
 @pytest.mark.parametrize("trait", CHANGES)
@@ -281,12 +230,6 @@ def test_what_only_one_side_knows_is_no_difference_under_a_known_local_identifie
 
 
 # --- another INS -----------------------------------------------------------------------------------------------------
-
-
-def with_ins(value: str, system: str = people.INS_SYSTEM, **changes: Any) -> dict[str, Any]:
-    out = person(**changes)
-    out["identifier"][0] |= {"system": system, "value": value}
-    return out
 
 
 def test_a_known_local_identifier_with_another_ins_is_for_a_person() -> None:
@@ -384,216 +327,3 @@ def test_a_doubtful_record_is_found_again_unless_its_local_identifier_is_another
     assert match(Shelf(person(), homonym), stranger, SITES_) == Match(
         "reconcile", "", match(Shelf(person()), stranger, SITES_).reason
     )
-
-
-# --- what may not be written -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("status", ["PROV", "RECUP", "DOUT", ""])
-@pytest.mark.parametrize("use", ["official", "old", "usual"])
-def test_an_ins_without_a_qualified_identity_is_refused_with_the_remedy(status: str, use: str) -> None:
-    patient = with_status(person(), status) if status else person(extension=[])
-    patient["identifier"] = [patient["identifier"][1], patient["identifier"][0] | {"use": use}]
-    with pytest.raises(Invalid, match="qualified identity only: say identityStatus VALI") as refused:
-        check_ins(patient)
-    assert refused.value.status == 422
-    assert refused.value.issues[0].expression == "Patient.identifier[1]"
-
-
-def test_a_qualified_identity_has_one_ins_in_force() -> None:
-    check_ins(person())
-    check_ins(with_status(person(), "QUAL"))
-    check_ins(unqualified(person()))
-    two = person()
-    two["identifier"].append({"use": "official", "system": NIR, "value": INS})
-    with pytest.raises(Invalid, match="one INS; only a NIA") as refused:
-        check_ins(two)
-    assert refused.value.issues[0].expression == "Patient.identifier[2]"
-    for system in (NIR, NIA, people.INS_SYSTEM):
-        two["identifier"][2] |= {"use": "old", "system": system, "value": "294029912300199"}
-        with pytest.raises(Invalid, match="one INS; only a NIA"):
-            check_ins(two)
-    succeeded = with_ins(INS, NIR)
-    succeeded["identifier"].append({"use": "old", "system": NIA, "value": INS})
-    check_ins(succeeded)
-    with pytest.raises(Invalid, match="kept on a qualified identity only"):
-        check_ins(person(identifier=[{"system": NIR}]))
-
-
-CORSICA = "175032A004012"
-
-
-@pytest.mark.parametrize(("system", "use"), [(NIR, "official"), (NIA, "official"), (NIA, "old")])
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [
-        (f"{INS[:13]}{int(INS[13:]) % 97 + 1:02d}", f"{INS[13:]} was expected"),
-        (INS[:13], "13 characters and a key"),
-        (f"{INS} ", "13 characters and a key"),
-        (f"{CORSICA}00", "was expected"),
-        (f"{CORSICA.lower()}{key_of(CORSICA)}", "13 characters and a key"),
-    ],
-)
-def test_a_real_ins_has_fifteen_characters_and_the_right_key(system: str, use: str, value: str, told: str) -> None:
-    patient = with_ins(INS, NIR)
-    patient["identifier"].append({"use": use, "system": system, "value": value})
-    if use == "official":
-        del patient["identifier"][0]
-    with pytest.raises(Invalid, match=told) as refused:
-        check_ins(patient)
-    place = f"Patient.identifier[{len(patient['identifier']) - 1}].value"
-    assert (refused.value.status, refused.value.issues[0].expression) == (422, place)
-
-
-def test_a_right_key_is_taken_in_corsica_too_and_a_test_ins_may_have_a_wrong_one() -> None:
-    check_ins(with_ins(CORSICA + key_of(CORSICA), NIR))
-    check_ins(with_ins(INS[:13] + "00"))
-
-
-def test_a_fhir_update_does_not_give_a_qualified_identity_another_ins() -> None:
-    with pytest.raises(Conflict, match="has another INS; take the qualification away first") as refused:
-        check_update(person(), with_ins("294029912300199"))
-    assert (refused.value.status, refused.value.issues[0].expression) == (409, "Patient.identifier")
-
-
-@pytest.mark.parametrize("traits", [("family", "gender"), ("given", "birth_date"), ("family", "given")])
-def test_a_fhir_update_does_not_turn_a_qualified_identity_into_somebody_else(traits: tuple[str, ...]) -> None:
-    for incoming in (changed(*traits), with_status(without(changed(*traits), people.INS_SYSTEM), "PROV")):
-        with pytest.raises(Conflict, match="qualified identity and this has another"):
-            check_update(person(), incoming)
-    check_update(unqualified(person()), changed(*traits))
-
-
-def test_a_qualification_does_not_fall_by_being_left_out() -> None:
-    for silent in (unqualified(person()), without(person(), people.INS_SYSTEM)):
-        with pytest.raises(Invalid, match="send its INS and identityStatus back") as refused:
-            check_update(person(), silent)
-        assert (refused.value.status, refused.value.issues[0].expression) == (422, "Patient.extension")
-        with pytest.raises(Invalid, match="send its INS and identityStatus back"):
-            check_update(person(), silent | {"active": False})
-    check_update(person(), with_status(without(person(), people.INS_SYSTEM), "PROV"))
-    check_update(person(), changed("family"))
-
-
-# --- test identities on production sites -----------------------------------------------------------------------------
-
-
-def test_a_production_site_refuses_test_identities() -> None:
-    production = load_sites([dict(SITES[0]) | {"mode": "production"}])
-    with pytest.raises(Invalid, match="production") as refused:
-        check_mode(person(), production)
-    assert refused.value.issues[0].expression == "Patient.identifier[0]"
-    check_mode(without(person(), people.INS_SYSTEM), production)
-    check_mode(person(), SITES_)
-
-
-OTHER = dict(SITES[0]) | {
-    "key": "autre",
-    "name": "Clinique en production",
-    "mode": "production",
-    "finess_eg": "990000992",
-    "finess_ej": "990000984",
-    "namespaces": [{"name": "ipp", "kind": "PI", "hd": ["AUTRE", "990000992", "N"], "oid": "1.2.3.4.5"}],
-}
-OTHER_IPP = {"system": "urn:oid:1.2.3.4.5", "value": "7"}
-FINESS = {"system": people.FINESS, "value": "990000992"}
-
-
-@pytest.mark.parametrize("order", [(SITES[0], OTHER), (OTHER, SITES[0])], ids=["test first", "production first"])
-@pytest.mark.parametrize(
-    ("change", "taken"),
-    [
-        ({}, True),
-        ({"identifier": [person()["identifier"][0], OTHER_IPP]}, False),
-        ({"identifier": [*person()["identifier"], OTHER_IPP]}, False),
-        ({"identifier": [*person()["identifier"], OTHER_IPP | {"use": "old"}]}, True),
-        ({"identifier": person()["identifier"][:1], "managingOrganization": {}}, False),
-        (
-            {"identifier": person()["identifier"][:1], "managingOrganization": {"reference": "Organization/ch-demo"}},
-            True,
-        ),
-        (
-            {"identifier": person()["identifier"][:1], "managingOrganization": {"reference": "Organization/autre"}},
-            False,
-        ),
-        ({"identifier": person()["identifier"][:1], "managingOrganization": {"identifier": FINESS}}, False),
-        ({"identifier": person()["identifier"][:1], "managingOrganization": {"reference": "Organization/x"}}, True),
-        ({"identifier": person()["identifier"][:1], "managingOrganization": {"reference": "Organization/y"}}, False),
-        ({"managingOrganization": {"reference": "Organization/autre"}}, False),
-    ],
-)
-def test_the_site_that_owns_a_patient_decides_about_test_identities(
-    order: tuple[Any, ...], change: dict[str, Any], taken: bool
-) -> None:
-    """The namespaces of the local identifiers and the managing organization; strict when either is, or nobody knows."""
-    ours = {"id": "x", "identifier": [{"system": "urn:oid:1.2.250.1.71.4.2.2", "value": "1" + SITES[0]["finess_eg"]}]}
-
-    class Directory(Shelf):
-        def get(self, reference: str) -> dict[str, Any] | None:
-            return ours if reference == "Organization/x" else None
-
-    patient, sites = person(**change), load_sites(order)
-    if taken:
-        check_mode(patient, sites, Directory())
-        return
-    with pytest.raises(Invalid, match="Clinique en production is a production site") as refused:
-        check_mode(patient, sites, Directory())
-    assert refused.value.issues[0].expression == "Patient.identifier[0]"
-
-
-LOUD = (
-    "URN:OID:1.2.250.1.213.1.4.10",
-    " urn:oid:1.2.250.1.213.1.4.10 ",
-    "1.2.250.1.213.1.4.10",
-    "Urn:Oid:1.2.250.1.213.1.4.11",
-)
-
-
-@pytest.mark.parametrize("system", LOUD)
-def test_a_test_ins_is_one_however_its_namespace_is_spelled(system: str) -> None:
-    production = load_sites([dict(SITES[0]) | {"mode": "production"}])
-    with pytest.raises(Invalid, match="production site"):
-        check_mode(with_ins(INS, system), production)
-    with pytest.raises(Invalid, match="this namespace is written urn:oid:") as refused:
-        check_spelling(with_ins(INS, system), SITES_)
-    assert refused.value.issues[0].expression == "Patient.identifier[0].system"
-    assert len(to_reconcile(with_ins(INS, system), "")["identifier"]) == 1
-    check_spelling(person(), SITES_)
-
-
-@pytest.mark.parametrize(
-    ("performer", "refused"),
-    [
-        ({"resourceType": "HealthcareService", "providedBy": {"reference": "Organization/autre"}}, True),
-        ({"resourceType": "PractitionerRole", "organization": {"reference": "Organization/service"}}, True),
-        ({"resourceType": "Organization", "identifier": [FINESS]}, True),
-        ({"resourceType": "HealthcareService", "providedBy": {"reference": "Organization/ch-demo"}}, False),
-        ({"resourceType": "HealthcareService"}, False),
-    ],
-)
-def test_a_patient_with_a_test_ins_is_not_asked_about_at_a_production_site(
-    performer: dict[str, Any], refused: bool
-) -> None:
-    sites = load_sites((SITES[0], OTHER))
-    stored = [
-        performer | {"id": "asked"},
-        {"resourceType": "Organization", "id": "service", "partOf": {"reference": "Organization/autre"}},
-        {"resourceType": "Organization", "id": "autre"},
-        {"resourceType": "Organization", "id": "ch-demo"},
-    ]
-    view = Directory(*stored)
-    request = {"performer": [{"reference": f"{performer['resourceType']}/asked"}]}
-    check_asked(request, without(person(), people.INS_SYSTEM), sites, view)
-    if not refused:
-        check_asked(request, person(), sites, view)
-        return
-    with pytest.raises(Invalid, match="Clinique en production is a production site") as told:
-        check_asked(request, person(), sites, view)
-    assert (told.value.status, told.value.issues[0].expression) == (422, "ServiceRequest.subject")
-
-
-class Directory(Shelf):
-    """A View that finds resources of any type by their reference."""
-
-    def get(self, reference: str) -> dict[str, Any] | None:
-        return next((p for p in self.patients if f"{p['resourceType']}/{p['id']}" == reference), None)

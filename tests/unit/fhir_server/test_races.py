@@ -30,6 +30,7 @@ SOMEBODY_ELSE = {
     "birthDate": "1980-01-01",
 }
 DENIED = {"provision": {"type": "deny"}}
+LATER = "2026-11-21T10:00:00Z"
 
 
 @pytest.fixture
@@ -83,6 +84,28 @@ def take(hub: Hub, key: str) -> object:
     return put(hub, expert(key), read(hub, f"Task/{key}") | {"status": "in-progress"})
 
 
+def release(hub: Hub, key: str) -> object:
+    """A draft goes out."""
+    return put(hub, PARTNER, read(hub, f"ServiceRequest/{key}") | {"status": "active"})
+
+
+def sign(hub: Hub, key: str) -> object:
+    return put(hub, expert(key), hubs.opinion(hub, key))
+
+
+def drafted(hub: Hub, key: str) -> None:
+    """A draft, and a second agreement that it does not name."""
+    folk(hub, key)
+    prepare(hub, key)
+    put(hub, SYSTEM, consent(key, id=f"{key}-too"))
+
+
+def answered(hub: Hub, key: str) -> None:
+    """A case that waits for its report, and a second agreement that it does not name."""
+    taken(hub, key)
+    put(hub, SYSTEM, consent(key, id=f"{key}-too"))
+
+
 def question(hub: Hub, key: str) -> object:
     said = message(f"{key}-q", key) | {"payload": [{"contentAttachment": {"url": f"Binary/{key}"}}]}
     return put(hub, expert(key), said)
@@ -107,7 +130,7 @@ def becomes(reference: str, **more: Any) -> Act:
 
 
 def refuses(hub: Hub, key: str) -> object:
-    return put(hub, SYSTEM, consent(key, id=f"{key}-no", dateTime="2026-11-21T10:00:00Z", **DENIED))
+    return put(hub, SYSTEM, consent(key, id=f"{key}-no", dateTime=LATER, **DENIED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +150,22 @@ PAIRS = (
     Pair("a consent becomes a refusal", folk, ask, becomes("Consent/{key}", **DENIED)),
     Pair("a consent is deleted", folk, ask, gone("Consent/{key}")),
     Pair("a refusal is recorded", folk, ask, refuses, "step first"),
+    Pair("a consent becomes a refusal, a draft goes out", drafted, release, becomes("Consent/{key}", **DENIED)),
+    Pair(
+        "another consent becomes a refusal, a draft goes out",
+        drafted,
+        release,
+        becomes("Consent/{key}-too", dateTime=LATER, **DENIED),
+        "step first",
+    ),
+    Pair(
+        "another consent becomes a refusal, the report is signed",
+        answered,
+        sign,
+        becomes("Consent/{key}-too", dateTime=LATER, **DENIED),
+        "step first",
+    ),
+    Pair("a refusal is recorded, the report is signed", taken, sign, refuses, "step first"),
     Pair("who asks is deleted", folk, ask, gone("PractitionerRole/{key}")),
     Pair("the person who asks is deleted", folk, ask, gone("Practitioner/{key}")),
     Pair("the group that is asked is deleted", folk, ask, gone("HealthcareService/{key}")),

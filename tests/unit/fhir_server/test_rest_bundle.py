@@ -244,6 +244,15 @@ def test_an_empty_bundle_is_done(light: Hub) -> None:
         assert answer.status == 200 and answer.entries == []
 
 
+@pytest.mark.parametrize("kind", ["batch", "transaction"])
+def test_a_resource_beside_a_search_by_form_is_passed_over(light: Hub, kind: str) -> None:
+    assert ask(light, "PUT", "Patient/p", PATIENT).status == 201
+    parameters = {"resourceType": "Parameters"}
+    found = send(light, kind, entry("POST", "Patient/_search?_id=p", parameters))
+    assert statuses(found) == ["200"]
+    assert [one["resource"]["id"] for one in found.entries[0]["resource"]["entry"]] == ["p"]
+
+
 def test_more_entries_than_allowed_are_refused_before_any_is_taken(light: Hub) -> None:
     small = dataclasses.replace(light, settings=dataclasses.replace(light.settings, max_bundle_entries=2))
     answer = send(small, "batch", *[entry("POST", "Group", GROUP)] * 3)
@@ -296,3 +305,45 @@ def test_a_stored_bundle_is_a_resource_like_another(light: Hub) -> None:
     stored(light, document)
     assert ask(light, "GET", "Bundle/b").json()["entry"][0]["resource"]["id"] == "p"
     assert there(light, "Patient/p") == [False]
+
+
+@pytest.mark.parametrize("kind", ["batch", "transaction"])
+def test_an_entry_may_ask_whether_a_resource_would_be_taken(hub: Hub, kind: str) -> None:
+    stored(hub, PATIENT)
+    wrapped = {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": PATIENT}]}
+    answer = send(
+        hub,
+        kind,
+        entry("POST", "Patient/$validate", PATIENT | {"gender": "m"}),
+        entry("POST", f"{BASE}/Patient/p/$validate?mode=update", PATIENT),
+        entry("POST", "Patient/$validate", wrapped),
+        entry("GET", "Patient/p/$validate"),
+        entry("POST", "Patient/p/$validate?mode=delete"),
+    )
+    assert statuses(answer) == ["200"] * 5
+    outcomes = [one["resource"] for one in answer.entries]
+    assert [one["issue"][0]["severity"] for one in outcomes] == ["error", *["information"] * 4]
+    assert outcomes[0]["issue"][0]["expression"] == ["Patient.gender"]
+    assert ask(hub, "GET", "Patient/p").headers["etag"] == 'W/"1"'
+
+
+def test_an_entry_that_names_no_known_operation_or_profile_says_so(hub: Hub) -> None:
+    told = [
+        entry("POST", "Patient/$validate?profile=http://example.org/x", PATIENT),
+        entry("POST", "Patient/$everything", PATIENT),
+        entry("POST", "Patient/$validate"),
+    ]
+    answer = send(hub, "batch", *told)
+    assert statuses(answer) == ["422", "404", "400"]
+    texts = [one["response"]["outcome"]["issue"][0]["diagnostics"] for one in answer.entries]
+    assert "http://example.org/x is not known here" in texts[0] and "$everything" in texts[1] and "no body" in texts[2]
+    for one, status in zip(told, (422, 404, 400), strict=True):
+        refused = send(hub, "transaction", entry("PUT", "Patient/p", PATIENT), one)
+        assert (refused.status, refused.issue["expression"]) == (status, ["Bundle.entry[1].request.url"])
+    assert there(hub, "Patient/p") == [False]
+
+
+@pytest.mark.parametrize("query", ["name=%E9", "&".join(["name=x"] * 2_001)])
+def test_an_entry_whose_address_cannot_be_read_is_refused_and_no_defect(light: Hub, query: str) -> None:
+    assert statuses(send(light, "batch", entry("GET", f"Patient?{query}"))) == ["400"]
+    assert send(light, "transaction", entry("GET", f"Patient?{query}")).status == 400

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hubs import at_once, hub_on, results
+from hubs import PARTNER, at_once, hub_on, results
 from rest_calls import BASE, OBSERVATION, PATIENT, Answer, ask, stored
 
 from fhir_server.changes import Hub
+from fhir_server.pending import Pending
 from fhir_server.store.engine import Store
 from fhir_server.targets import MOST_DELETED
 
@@ -304,3 +305,51 @@ def test_absolute_references_to_this_server_become_relative(store: Store, sent: 
     )
     answer = ask(hub, "PUT", "Observation/o", OBSERVATION | {"subject": {"reference": sent}})
     assert answer.json()["subject"]["reference"] == kept
+
+
+@pytest.mark.parametrize("name", ["", f"{BASE}/", "https://hub.example.org/fhir/", "http://alias.example.org/r4/"])
+def test_a_condition_knows_each_of_our_names(store: Store, name: str) -> None:
+    hub = hub_on(store, public_url="https://hub.example.org/fhir", base_aliases="http://alias.example.org/r4")
+    stored(hub, PATIENT, OBSERVATION)
+    condition = f"subject={name}Patient/p"
+    new = {key: value for key, value in OBSERVATION.items() if key != "id"}
+    answer = ask(hub, "POST", "Observation", new, if_none_exist=condition)
+    assert (answer.status, answer.json()["id"]) == (200, "o")
+    assert ask(hub, "PUT", f"Observation?{condition}", new).status == 200
+    assert ask(hub, "DELETE", f"Observation?{condition}").status == 204
+    assert ask(hub, "GET", "Observation/o").status == 410
+
+
+def test_a_condition_finds_what_was_stored_before_its_base_was_ours(store: Store) -> None:
+    old = "https://old.example.org/fhir"
+    before = hub_on(store, public_url="https://hub.example.org/fhir")
+    stored(before, PATIENT, OBSERVATION | {"subject": {"reference": f"{old}/Patient/p"}})
+    after = hub_on(store, public_url="https://hub.example.org/fhir", base_aliases=old)
+    new = {key: value for key, value in OBSERVATION.items() if key != "id"}
+    answer = ask(after, "POST", "Observation", new, if_none_exist=f"subject={old}/Patient/p")
+    assert (answer.status, answer.json()["id"]) == (200, "o")
+
+
+def test_a_condition_has_one_lock_whichever_of_our_names_it_is_spelled_with(store: Store) -> None:
+    hub = hub_on(store, public_url="https://hub.example.org/fhir", base_aliases="http://alias.example.org/r4")
+    bases = ("https://hub.example.org/fhir", "http://alias.example.org/r4")
+
+    def locks(condition: str) -> set[str]:
+        with store.read(PARTNER) as snapshot:
+            pending = Pending(snapshot, hub.sites)
+            pending.view.bases = bases
+            pending.matching("Observation", condition)
+            return pending.locks
+
+    (plain,) = locks("status=final&subject=Patient/p,Patient/q")
+    for base in bases:
+        assert locks(f"subject={base}/Patient/p,{base}/Patient/q/_history/2&status=final") == {plain}
+    for other in ("https://other.example.org/fhir/Patient/p", "https://hub.example.org/fhirs/Patient/p", "Patient/q"):
+        assert locks(f"status=final&subject={other},Patient/q") != {plain}, other
+
+
+def test_a_condition_that_is_no_utf_8_is_refused(hub: Hub) -> None:
+    stored(hub, PATIENT)
+    new = {key: value for key, value in PATIENT.items() if key != "id"}
+    answer = ask(hub, "POST", "Patient", new, if_none_exist="given=L%E9a")
+    assert answer.status == 400 and "UTF-8" in answer.issue["diagnostics"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import stat
@@ -14,8 +15,11 @@ from hubs import ADMIN, PARTNER, hub_on
 from rest_calls import BASE, PATIENT, Answer, ask, stored
 
 from fhir_server.changes import Hub
+from fhir_server.errors import PasserelleError
 from fhir_server.rest import later
-from fhir_server.rest.http import Request, Response
+from fhir_server.rest.asgi import Mounts
+from fhir_server.rest.http import Request, Response, error_response
+from fhir_server.rest.room import LEAST, MOST, SMALL, Room
 from fhir_server.store.engine import Store
 
 BUNDLE: dict[str, Any] = {
@@ -164,3 +168,126 @@ def test_a_request_that_works_for_long_shows_that_it_lives(hub: Hub, monkeypatch
         threading.Event().wait(0.05)
     gate.set()
     assert ended(hub, address).status == 200
+
+
+async def sent(mounts: Mounts, body: bytes, **more: str) -> tuple[int, str]:
+    """Status and Content-Location (or Retry-After) of a POST to `fhir`, as the HTTP server would hand it over."""
+    told: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.encode(), value.encode()) for name, value in more.items()]
+    scope = {"type": "http", "method": "POST", "path": "/fhir", "query_string": b"", "headers": headers}
+    await mounts(scope, receive, send)
+    found = {name.decode(): value.decode() for name, value in told[0]["headers"]}
+    return int(told[0]["status"]), found.get("content-location") or found.get("retry-after", "")
+
+
+class Gated:
+    """A part of the interface that answers at once, or later when its gate opens."""
+
+    def __init__(self) -> None:
+        self.begun, self.gate = threading.Semaphore(0), threading.Event()
+
+    def __call__(self, hub: Hub, request: Request) -> Response:
+        return later.start(hub, request, self._slow) if "respond-async" in request.prefers() else Response(200)
+
+    def _slow(self, _: Request) -> Response:
+        self.begun.release()
+        assert self.gate.wait(20)
+        return Response(200, (), b"x")
+
+    def mounts(self, hub: Hub) -> Mounts:
+        mounts = Mounts(lambda: hub, {"fhir": lambda h, r: routed(self, h, r)}, lambda *_: PARTNER)
+        mounts.room = Room(patience=0.05)
+        return mounts
+
+
+def routed(handler: Gated, hub: Hub, request: Request) -> Response:
+    """What refuses becomes an answer, as the route table makes it one."""
+    try:
+        return handler(hub, request)
+    except PasserelleError as error:
+        return error_response(request, error)
+
+
+def drained(hub: Hub) -> None:
+    """Wait until nothing is in memory any more."""
+    deadline = time.monotonic() + 20
+    while later._jobs(hub).mine:
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
+def test_large_requests_that_wait_shut_out_no_large_one_that_is_answered_at_once(hub: Hub) -> None:
+    handler, large = Gated(), b" " * SMALL
+
+    async def play() -> None:
+        mounts = handler.mounts(hub)
+        taken = [await sent(mounts, large, prefer="respond-async") for _ in range(later.MOST_WEIGHT // LEAST)]
+        assert {status for status, _ in taken} == {202}
+        assert await sent(mounts, large, prefer="respond-async") == (429, "5")
+        assert (await sent(mounts, b"{}", prefer="respond-async"))[0] == 202
+        assert (await sent(mounts, b" " * MOST))[0] == 200  # all the room there is
+        handler.gate.set()
+        mounts.hands.close()
+
+    asyncio.run(play())
+    drained(hub)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "in another process"])
+def test_a_large_request_given_up_leaves_at_once_unless_it_has_begun(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    monkeypatch.setattr(later, "BEAT_SECONDS", 0.02)
+    handler, large = Gated(), b" " * SMALL
+
+    def given_up(address: str, left: int) -> None:
+        key = address.rpartition("/")[2]
+        if elsewhere:
+            later._jobs(hub).kept.drop(key)
+        else:
+            assert ask(hub, "DELETE", f"_async/{key}").status == 202
+        deadline = time.monotonic() + (20 if elsewhere else 0)
+        while len(later._jobs(hub).mine) != left:
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
+
+    async def play() -> None:
+        mounts = handler.mounts(hub)
+        taken = [(await sent(mounts, large, prefer="respond-async"))[1] for _ in range(later.MOST_WEIGHT // LEAST)]
+        for _ in range(later.THREADS):
+            assert handler.begun.acquire(timeout=20)
+        given_up(taken[0], left=len(taken))  # it has begun, and is in memory until it has ended
+        assert (await sent(mounts, large, prefer="respond-async"))[0] == 429
+        given_up(taken[-1], left=len(taken) - 1)
+        assert (await sent(mounts, large, prefer="respond-async"))[0] == 202
+        handler.gate.set()
+        drained(hub)
+        assert later._jobs(hub).kept.answer(taken[0].rpartition("/")[2]) is None
+        assert (await sent(mounts, b" " * MOST, prefer="respond-async"))[0] == 202  # alone, and larger than the room
+        mounts.hands.close()
+
+    asyncio.run(play())
+    drained(hub)
+
+
+def test_what_goes_wrong_while_an_answer_is_kept_ends_that_request_alone(
+    hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unkept(_: Request) -> Response:
+        return Response(200, (("x-broken", "\ud800"),))  # no UTF-8, so no file
+
+    request = Request("POST", "/", (), {"prefer": "respond-async"}, b" " * MOST, PARTNER, BASE, {})
+    for _ in range(later.THREADS + 1):
+        address = dict(later.start(hub, request, unkept).headers)["content-location"].removeprefix(f"{BASE}/")
+        drained(hub)
+        assert ask(hub, "GET", address).status == 404
+    assert caplog.text.count("cannot be kept") == later.THREADS + 1
+    assert ended(hub, started(hub, "GET", "Patient")).status == 200

@@ -161,3 +161,101 @@ def test_a_compartment_holds_what_belongs_to_it(hub: Hub) -> None:
     assert ids(answer) == ["o"] and link(answer, "self").startswith(f"{BASE}/Patient/p/Observation?")
     assert walked(hub, "Patient/p/Observation?_sort=_id&_count=1") == ["o", "o2"]
     assert ask(hub, "GET", "Patient/p/Nonsense").status == 404
+
+
+@pytest.mark.parametrize("name", ["", BASE, "https://hub.example.org/fhir", "http://alias.example.org/r4"])
+def test_a_reference_is_found_by_each_of_our_names(store: Store, name: str) -> None:
+    hub = hub_on(store, public_url="https://hub.example.org/fhir/", base_aliases="http://alias.example.org/r4/")
+    stored(hub, PATIENT, OBSERVATION)
+    subject = f"{name}/Patient/p".lstrip("/")
+    for query in (
+        f"subject={subject}",
+        f"subject={subject}/_history/3",
+        f"subject:Patient={subject}",
+        f"patient={subject}",
+        f"_filter=subject re {subject}",
+    ):
+        assert ids(ask(hub, "GET", f"Observation?{quote(query, safe='=')}")) == ["o"], query
+    assert ids(ask(hub, "GET", f"Patient?_has:Observation:_id:subject={subject}")) == []
+    assert ids(ask(hub, "GET", f"Observation?subject={subject}x")) == []
+
+
+def test_a_reference_stored_before_its_base_was_ours_is_found_as_it_was_written(store: Store) -> None:
+    old = "https://old.example.org/fhir"
+    related = {"code": "replaces", "target": {"reference": f"{old}/DocumentReference/d"}}
+    attached = [{"attachment": {"contentType": "text/plain"}}]
+    document = {"resourceType": "DocumentReference", "id": "n", "status": "current", "content": attached}
+    before = hub_on(store, public_url="https://hub.example.org/fhir")
+    stored(before, PATIENT, OBSERVATION | {"subject": {"reference": f"{old}/Patient/p"}})
+    stored(before, document | {"relatesTo": [related]})
+    after = hub_on(store, public_url="https://hub.example.org/fhir", base_aliases=old)
+    stored(after, OBSERVATION | {"id": "new"})
+    for query in (
+        f"subject={old}/Patient/p",
+        f"subject={old}/Patient/p/_history/3",
+        f"subject:Patient={old}/Patient/p",
+        f"_filter=subject re {old}/Patient/p",
+    ):
+        assert ids(ask(after, "GET", f"Observation?{quote(query, safe='=')}&_sort=_id")) == ["new", "o"], query
+    assert ids(ask(after, "GET", f"Observation?_filter=subject ne {old}/Patient/p")) == []
+    assert ids(ask(after, "GET", "Observation?subject=Patient/p")) == ["new"]
+    related_to = quote(f"replaces${old}/DocumentReference/d")
+    for hub in (before, after):
+        assert ids(ask(hub, "GET", f"DocumentReference?relationship={related_to}")) == ["n"]
+    stored(after, ask(after, "GET", "Observation/o").json())
+    assert ids(ask(after, "GET", "Observation?subject=Patient/p&_sort=_id")) == ["new", "o"]
+
+
+@pytest.mark.parametrize("charset", ["iso-8859-1", '"ISO-8859-1"', "utf-16", "windows-1252"])
+def test_a_form_in_another_charset_is_refused_naming_the_one_that_is_taken(hub: Hub, charset: str) -> None:
+    body = "name=Léa".encode("iso-8859-1")
+    kind = f"application/x-www-form-urlencoded; charset={charset}"
+    answer = ask(hub, "POST", "Patient/_search", body, content_type=kind)
+    assert (answer.status, answer.issue["code"]) == (415, "not-supported")
+    assert "UTF-8" in answer.issue["diagnostics"]
+
+
+def test_a_form_is_read_in_utf_8_or_not_at_all(hub: Hub) -> None:
+    stored(hub, PATIENT)
+    kind = "application/x-www-form-urlencoded; charset=UTF-8"
+    for body in ("name=Léa".encode(), b"name=L%C3%A9a"):
+        assert ids(ask(hub, "POST", "Patient/_search", body, content_type=kind)) == ["p"]
+    for body in ("name=Léa".encode("iso-8859-1"), b"name=L%E9a"):
+        answer = ask(hub, "POST", "Patient/_search", body, **FORM)
+        assert answer.status == 400 and "cannot be read" in answer.issue["diagnostics"]
+
+
+def test_a_canonical_of_this_server_is_found_as_it_was_written(hub: Hub) -> None:
+    ours, versioned = f"{BASE}/Questionnaire/q", f"{BASE}/Questionnaire/q|2"
+    answers = {"a": ours, "b": versioned, "c": "Questionnaire/q", "d": "http://example.org/Questionnaire/q"}
+    for key, url in answers.items():
+        content = {"resourceType": "QuestionnaireResponse", "id": key, "status": "completed", "questionnaire": url}
+        stored(hub, content)
+    for asked, expected in ((ours, "abc"), (versioned, "b"), (answers["d"], "d"), (f"{ours},{answers['d']}", "abcd")):
+        answer = ask(hub, "GET", f"QuestionnaireResponse?questionnaire={quote(asked)}&_sort=_id")
+        assert "".join(ids(answer)) == expected, asked
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "_profile=http://example.org/StructureDefinition/x",
+        "_tag=urn:t|a",
+        "_security=urn:s|R",
+        "_source=urn:uuid:1",
+        "_lastUpdated=gt2026-01-01&_id=mine",
+    ],
+)
+def test_what_every_resource_has_is_searched_by_in_one_type_in_all_and_by_form(hub: Hub, query: str) -> None:
+    meta = {
+        "source": "urn:uuid:1",
+        "profile": ["http://example.org/StructureDefinition/x"],
+        "security": [{"system": "urn:s", "code": "R"}],
+        "tag": [{"system": "urn:t", "code": "a"}],
+    }
+    other = {"tag": [{"system": "urn:t", "code": "b"}], "source": "urn:uuid:2"}
+    stored(hub, PATIENT | {"id": "mine", "meta": meta}, PATIENT | {"id": "other", "meta": other}, OBSERVATION)
+    assert ids(ask(hub, "GET", f"Patient?{query}")) == ["mine"]
+    assert ids(ask(hub, "GET", f"?{query}")) == ["mine"]
+    assert ids(ask(hub, "GET", f"?_type=Observation&{query}")) == []
+    assert ids(ask(hub, "POST", "_search", query.encode(), **FORM)) == ["mine"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import methodcaller
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def put(store: Store, **stored: str) -> None:
         quantity = text % UCUM if "%s" in text else text
         raw = f'{{"resourceType": "Observation", "id": "{key}", "valueQuantity": {quantity}}}'
         one: dict[str, Any] = json_text.parse(raw)
-        store.write(SYSTEM, lambda tx, one=one: tx.create(one, index.rows(one)))  # type: ignore[misc]
+        store.write(SYSTEM, methodcaller("create", one, index.rows(one)))
 
 
 @pytest.mark.parametrize(

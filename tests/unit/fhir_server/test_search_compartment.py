@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import methodcaller
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def found(store: Store, kind: str, *pairs: tuple[str, str], of: tuple[str, str] 
 
 def test_what_belongs_to_a_patient_is_found_by_type_and_all_together(store: Store) -> None:
     for one in RESOURCES:
-        store.write(SYSTEM, lambda tx, one=one: tx.create(one, index.rows(one)))  # type: ignore[misc]
+        store.write(SYSTEM, methodcaller("create", one, index.rows(one)))
     assert found(store, "Observation") == "Observation/done Observation/mine"
     assert found(store, "Observation", ("_id", "mine,focus")) == "Observation/mine"
     assert found(store, "Patient") == "Patient/p Patient/q"

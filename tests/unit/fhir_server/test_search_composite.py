@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import methodcaller
 from typing import Any
 
 import pytest
@@ -120,7 +121,7 @@ def ids(store: Store, kind: str, name: str, text: str) -> str:
 def test_both_values_are_those_of_one_element(store: Store, kind: str, name: str, text: str, expected: str) -> None:
     for one in RESOURCES:
         resource: dict[str, Any] = json_text.parse(json_text.write(one))
-        store.write(SYSTEM, lambda tx, one=resource: tx.create(one, index.rows(one)))  # type: ignore[misc]
+        store.write(SYSTEM, methodcaller("create", resource, index.rows(resource)))
     assert ids(store, kind, name, text) == expected
 
 

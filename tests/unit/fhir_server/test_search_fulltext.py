@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,11 +18,11 @@ DIV = '<div xmlns="http://www.w3.org/1999/xhtml">{}</div>'
 
 
 def put(store: Store, key: str, narrative: str = "", note: str = "") -> None:
-    one = {"resourceType": "Condition", "id": key, "subject": {"reference": "Patient/p"}}
+    one: dict[str, Any] = {"resourceType": "Condition", "id": key, "subject": {"reference": "Patient/p"}}
     if narrative:
-        one["text"] = {"status": "generated", "div": DIV.format(narrative)}  # type: ignore[assignment]
+        one["text"] = {"status": "generated", "div": DIV.format(narrative)}
     if note:
-        one["note"] = [{"text": note}]  # type: ignore[assignment]
+        one["note"] = [{"text": note}]
     store.write(SYSTEM, lambda tx: tx.create(one, index.rows(one)))
 
 
@@ -67,7 +69,11 @@ def test_words_are_found_without_case_and_accents(store: Store) -> None:
 
 def test_words_follow_an_update(store: Store) -> None:
     put(store, "a", "avant")
-    one = {"resourceType": "Condition", "id": "a", "text": {"status": "generated", "div": DIV.format("après")}}
+    one: dict[str, Any] = {
+        "resourceType": "Condition",
+        "id": "a",
+        "text": {"status": "generated", "div": DIV.format("après")},
+    }
     store.write(SYSTEM, lambda tx: tx.update(one, index.rows(one)))
     assert (ids(store, "_text", "avant"), ids(store, "_text", "apres")) == ("", "a")
 

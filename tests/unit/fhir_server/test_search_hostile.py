@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from operator import methodcaller
 
 import pytest
 from hubs import hub_on
@@ -33,7 +34,7 @@ def put(store: Store) -> None:
                 "hasMember": [{"reference": f"Observation/o{(n + 1) % 40}"}],
             },
         ):
-            store.write(SYSTEM, lambda tx, one=one: tx.create(one, index.rows(one)))  # type: ignore[misc]
+            store.write(SYSTEM, methodcaller("create", one, index.rows(one)))
 
 
 def found(store: Store, kind: str, *pairs: tuple[str, str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import methodcaller
 
 import pytest
 
@@ -34,7 +35,7 @@ def put(store: Store) -> None:
     for key, (north, east) in PLACES.items():
         position = f'{{"latitude": {north}, "longitude": {east}}}'
         one = json_text.parse(f'{{"resourceType": "Location", "id": "{key}", "position": {position}}}')
-        store.write(SYSTEM, lambda tx, one=one: tx.create(one, index.rows(one)))  # type: ignore[misc]
+        store.write(SYSTEM, methodcaller("create", one, index.rows(one)))
 
 
 def near(store: Store, text: str) -> set[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from functools import partial
+from operator import methodcaller
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,7 +28,7 @@ SORTS = (
     (Sort("name", "string", NAME, True), Sort("_id", "token", 0)),
 )
 BY_INDEX = tuple(
-    (Sort(name, kind, pid, descending),)  # type: ignore[arg-type]
+    (Sort(name, kind, pid, descending),)  # type: ignore[arg-type]  # the types of Sort
     for name, kind, pid in (("name", "string", NAME), ("day", "date", DAY), ("code", "token", CODE))
     for descending in (False, True)
 )
@@ -98,7 +99,7 @@ def walk(
             elif key in alive:
                 changed.add(key)
                 if kind == "delete":
-                    store.write(SYSTEM, lambda tx, key=key: tx.delete("Patient", key))  # type: ignore[misc]
+                    store.write(SYSTEM, methodcaller("delete", "Patient", key))
                     alive.discard(key)
                 else:
                     name = names[number] if kind == "same" else f"z{number}"

@@ -10,11 +10,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
-from search_samples import synthea
+from search_samples import create, synthea
 
 from fhir_server.context import SYSTEM
 from fhir_server.search import index, query
@@ -87,7 +88,7 @@ def _loaded(store: Store, shared: Path) -> str:
         part = [json_text.parse(json_text.write(one)) for one in resources[start : start + 200]]
         rows = [index.rows(one) for one in part]
         pairs = list(zip(part, rows, strict=True))
-        store.write(SYSTEM, lambda tx, pairs=pairs: [tx.create(one, found) for one, found in pairs])  # type: ignore[misc]
+        store.write(SYSTEM, partial(create, pairs))
     seconds = time.perf_counter() - began
     print(f"\n{len(resources)} resources in {seconds:.0f} s, {len(resources) / seconds:.0f} a second")
     return next(str(one["id"]) for one in resources if one["resourceType"] == "Patient")

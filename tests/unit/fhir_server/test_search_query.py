@@ -34,7 +34,7 @@ def refused(kind: str, *pairs: tuple[str, str]) -> list[str]:
 
 
 def utc(*parts: int) -> int:
-    return micros(datetime(*parts, tzinfo=UTC))  # type: ignore[arg-type]
+    return micros(datetime(*parts, tzinfo=UTC))  # type: ignore[arg-type,misc]  # never so many as to reach the zone
 
 
 # --- the nine types --------------------------------------------------------------------------------------------------
@@ -125,16 +125,23 @@ def test_a_quantity_has_a_number_a_system_and_a_unit() -> None:
         ("subject", "1", Value(id="1")),
         ("patient", "1", Value(type="Patient", id="1")),
         ("subject:Patient", "1", Value(type="Patient", id="1")),
-        ("subject", "https://ici.fr/fhir/Patient/1", Value(type="Patient", id="1")),
+        ("subject", "http://alias:8080/fhir/v4/Patient/1", Value(text="http://alias:8080/fhir/v4/Patient/1")),
         ("subject", "https://ailleurs.fr/fhir/Patient/1", Value(text="https://ailleurs.fr/fhir/Patient/1")),
         ("subject", "urn:uuid:1", Value(text="urn:uuid:1")),
         ("subject:identifier", "urn:oid:1.2|42", Value(system="urn:oid:1.2", code="42")),
     ],
 )
 def test_a_reference_in_each_of_its_forms(name: str, text: str, value: Value) -> None:
-    clause = one("Observation", name, text, base="https://ici.fr/fhir")
+    clause = one("Observation", name, text, bases=("https://ici.fr/fhir", "http://alias:8080/fhir"))
     assert clause.values == (value,)
     assert clause.modifier == ("identifier" if name.endswith("identifier") else "")
+
+
+@pytest.mark.parametrize("version", ["", "/_history/2"])
+@pytest.mark.parametrize("base", ["https://ici.fr/fhir", "http://alias:8080/fhir"])
+def test_a_reference_to_this_server_by_its_url_means_the_url_as_well(base: str, version: str) -> None:
+    clause = one("Observation", "subject", f"{base}/Patient/1{version}", bases=("https://ici.fr/fhir", base))
+    assert clause.values == (Value(type="Patient", id="1"), Value(text=f"{base}/Patient/1"))
 
 
 def test_a_uri_is_taken_as_it_stands() -> None:

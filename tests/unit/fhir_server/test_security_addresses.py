@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -31,8 +32,8 @@ ANYWHERE = allowed("")
 DEMO = allowed_by(Settings(auth="none"))
 
 
-def to(host: str, rules: object, *addresses: str) -> tuple[str, int]:
-    return destination(host, 2575, rules, lambda name, port: list(addresses or (name,)))  # type: ignore[arg-type]
+def to(host: str, rules: Any, *addresses: str) -> tuple[str, int]:
+    return destination(host, 2575, rules, lambda name, port: list(addresses or (name,)))
 
 
 @pytest.mark.parametrize("address", ["10.1.2.3", "192.168.1.9", "172.16.0.1", "203.0.113.5", "fd12::1", "2001:db8::1"])

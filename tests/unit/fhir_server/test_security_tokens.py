@@ -165,7 +165,7 @@ def test_a_token_checked_lately_is_known_until_it_expires(tmp_path: Path, monkey
     claims = verifier.claims(short)
     assert verifier.lately(short) == claims == verifier.claims(short)
     assert verifier.lately(short[:-1]) is None and verifier.lately(short[:-4] + "AAAA") is None
-    monkeypatch.setattr(tokens.time, "time", lambda: now + 60 + tokens.LEEWAY_SECONDS + 2)
+    monkeypatch.setattr(time, "time", lambda: now + 60 + tokens.LEEWAY_SECONDS + 2)
     assert verifier.lately(short) is None
 
 
@@ -173,7 +173,7 @@ def test_no_token_is_known_for_longer_than_some_minutes(tmp_path: Path, monkeypa
     verifier = Verifier(ISSUER, AUDIENCE, jwks(tmp_path, one=RSA))
     long, now = token(exp=time.time() + 86_400), time.time()
     verifier.claims(long)
-    monkeypatch.setattr(tokens.time, "time", lambda: now + tokens.LATELY_SECONDS + 2)
+    monkeypatch.setattr(time, "time", lambda: now + tokens.LATELY_SECONDS + 2)
     assert verifier.lately(long) is None and verifier.claims(long)["sub"] == "dpi"
 
 
@@ -301,11 +301,67 @@ def test_rights_hold_for_each_interaction(hub: Hub, rights: str, method: str, pa
 
 
 @pytest.mark.parametrize(
-    "query", [("_include", "Patient:organization"), ("_has:Task:patient:status", "ready"), ("organization.name", "x")]
+    "query",
+    [
+        ("_include", "Patient:organization"),
+        ("_has:Task:patient:status", "ready"),
+        ("organization.name", "x"),
+        ("_filter", "organization.name eq x"),
+        ("_filter", "not (organization[name eq x].address eq y)"),
+        ("_list", "x"),
+        ("_sort", "organization.name"),
+        ("_contained", "true"),
+    ],
 )
 def test_a_search_that_looks_at_other_types_needs_rights_on_all(hub: Hub, query: tuple[str, str]) -> None:
     assert ask(hub, "user/Patient.rs", "GET", "/Patient", None, (query,)) == 403
     assert ask(hub, "user/*.rs", "GET", "/Patient", None, (query,)) != 403
+
+
+def conditional(hub: Hub, rights: str, form: str, condition: str, kind: str = "") -> int:
+    """The status of one conditional interaction on Basic; in a Bundle of a kind, or by itself."""
+    method, _, way = form.partition(" ")
+    basic: dict[str, Any] = {"resourceType": "Basic", "code": {"text": "x"}}
+    told: dict[str, Any] = {"method": method, "url": "Basic" if way == "none" else f"Basic?{condition}"}
+    headers = {"content-type": "application/fhir+json"}
+    if way == "none":
+        told["ifNoneExist"] = headers["if-none-exist"] = condition
+    elif way == "reference":
+        told["url"] = "Basic"
+        basic["subject"] = {"reference": f"Patient?{condition}"}
+    caller = Caller("", "x", frozenset({"partner"}), channel="http", rights=scopes.rights(rights.split()))
+    patch = [{"op": "replace", "path": "/code/text", "value": "y"}]
+    if kind:
+        content = basic
+        if method == "PATCH":
+            data = base64.b64encode(json.dumps(patch).encode()).decode()
+            content = {"resourceType": "Binary", "contentType": "application/json-patch+json", "data": data}
+        entry = {"request": told} | ({} if method == "DELETE" else {"resource": content})
+        body = json.dumps({"resourceType": "Bundle", "type": kind, "entry": [entry]}).encode()
+        answer = routes.answer(hub, Request("POST", "/", (), headers, body, caller, "http://x/fhir", {}))
+        told_back = json.loads(answer.body)
+        return int(told_back["entry"][0]["response"]["status"][:3]) if answer.status == 200 else answer.status
+    if method == "PATCH":
+        headers["content-type"] = "application/json-patch+json"
+    query = () if way in ("none", "reference") else (tuple(condition.split("=")),)
+    body = b"" if method == "DELETE" else json.dumps(patch if method == "PATCH" else basic).encode()
+    request = Request(method, "/Basic", query, headers, body, caller, "http://x/fhir", {})  # type: ignore[arg-type]
+    return routes.answer(hub, request).status
+
+
+@pytest.mark.parametrize("kind", ["", "batch", "transaction"])
+@pytest.mark.parametrize("form", ["POST none", "POST reference", "PUT", "PATCH", "DELETE"])
+def test_a_condition_is_a_search_and_needs_the_right_to_search(hub: Hub, form: str, kind: str) -> None:
+    letter = {"POST": "c", "PUT": "u", "PATCH": "u", "DELETE": "d"}[form.partition(" ")[0]]
+    searched = "Patient" if form == "POST reference" else "Basic"
+    for condition in ("_id=patient-01", "_id=nobody"):  # the answer must not tell which of them is there
+        assert conditional(hub, f"user/Basic.{letter} user/Basic.r", form, condition, kind) == 403
+    may = f"user/Basic.{letter} user/{searched}.s"
+    assert conditional(hub, may, form, "_id=patient-01", kind) in (200, 201, 204, 404)
+    chain = "organization.name=x" if searched == "Patient" else "author:Patient.name=x"
+    assert conditional(hub, may, form, chain, kind) == 403
+    everything = f"user/Basic.{letter} user/*.s"
+    assert conditional(hub, everything, form, chain, kind) != 403
 
 
 @pytest.mark.parametrize("kind", ["transaction", "batch"])

@@ -21,6 +21,7 @@ from fhir_server.context import SYSTEM
 from fhir_server.search.rows import IndexRows
 from fhir_server.store import copies, schema
 from fhir_server.store.backup import Backup, backup, read_header, restore, verify
+from fhir_server.store.blob_place import Kept
 from fhir_server.store.check import check
 from fhir_server.store.engine import Store, open_store
 from fhir_server.store.folder import DataFolderLock
@@ -101,25 +102,27 @@ def test_a_backup_holds_what_was_committed_together(
     monkeypatch.setattr(copies, "PAGES", 4)
     done, faults, told = threading.Event(), list[BaseException](), list[str]()
 
-    def group(tx: Tx, number: int) -> None:
+    def group(tx: Tx, number: int, kept: Kept) -> None:
         for part in range(3):
             key = f"{number}-{part}"
             tx.create(
                 {"resourceType": "Basic", "id": key, "text": {"div": "x" * 3000}}, IndexRows(token=[(1, "", key, "")])
             )
-        tx.attach(f"{number}".encode() * 20_000, "text/plain")
+        tx.attach(kept, "text/plain")
 
     def write(worker: int) -> None:
         number = worker * 1_000_000
         try:
             while not done.is_set():
-                store.write(SYSTEM, lambda tx, n=number: group(tx, n))  # type: ignore[misc]
+                kept = store.blobs.keep(f"{number}".encode() * 20_000)
+                store.write(SYSTEM, lambda tx, n=number, kept=kept: group(tx, n, kept))  # type: ignore[misc]
                 number += 1
         except BaseException as fault:
             faults.append(fault)
 
     for number in range(60):
-        store.write(SYSTEM, lambda tx, n=number: group(tx, 9_000_000 + n))  # type: ignore[misc]
+        kept = store.blobs.keep(f"{9_000_000 + number}".encode() * 20_000)
+        store.write(SYSTEM, lambda tx, n=number, kept=kept: group(tx, 9_000_000 + n, kept))  # type: ignore[misc]
     writers = [threading.Thread(target=write, args=(number,)) for number in range(3)]
     for thread in writers:
         thread.start()

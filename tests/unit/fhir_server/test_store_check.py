@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,10 @@ from fhir_server import errors
 from fhir_server.context import SYSTEM
 from fhir_server.search.rows import IndexRows
 from fhir_server.store import check as checking
+from fhir_server.store import derived
 from fhir_server.store import reindex as reindexing
+from fhir_server.store.blob_seal import Keys
+from fhir_server.store.blobs import Blobs
 from fhir_server.store.check import Report, check
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import sha256_of
@@ -51,9 +57,9 @@ def test_an_empty_store_has_no_problem(store: Store) -> None:
 def test_small_batches_and_pages_see_the_same(stocked: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = check(stocked, extract)
     for resources, size, page in ((1, 10, 1), (3, 1 << 20, 2), (200, 2000, 7)):
-        monkeypatch.setattr(checking, "RESOURCES", resources)
-        monkeypatch.setattr(checking, "BYTES", size)
-        monkeypatch.setattr(checking, "PAGE", page)
+        monkeypatch.setattr(derived, "RESOURCES", resources)
+        monkeypatch.setattr(derived, "BYTES", size)
+        monkeypatch.setattr(derived, "PAGE", page)
         assert check(stocked, extract) == whole
 
 
@@ -154,6 +160,28 @@ def test_a_missing_file_and_a_stray_one_are_told_apart(stocked: Store) -> None:
     assert report.strays == 1
 
 
+@pytest.mark.parametrize(("keys", "deep"), [(Keys(), True), (Keys({"k": b"k" * 32}, "k"), False)])
+def test_content_that_cannot_be_read_is_named_and_the_check_goes_on(
+    store: Store, keys: Keys, deep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.blobs = Blobs(store.blobs.root, keys=keys)
+    fill(store)
+    (copy,) = store.blobs.at.copies(sha256_of(LARGE))
+    real = Path.open
+
+    def refuse(path: Path, mode: str = "r") -> Any:
+        if path == Path(copy.place):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, mode)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    report = check(store, extract, deep=deep)
+    assert [(one.kind, one.subject, one.text) for one in report.problems] == [
+        ("content", sha256_of(LARGE), "the file cannot be read (Input/output error)")
+    ]
+    assert report.content == 6
+
+
 def test_a_report_keeps_the_first_and_counts_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checking, "KEPT", 5)
     store.write(SYSTEM, lambda tx: [create(tx, patient(f"p{n}")) for n in range(20)])
@@ -169,8 +197,8 @@ def test_a_check_ends_when_told(stocked: Store) -> None:
 
 def test_memory_is_bounded_by_the_batch_and_not_by_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statements hand out pages: none brings more rows than a page, however many there are."""
-    monkeypatch.setattr(checking, "RESOURCES", 10)
-    monkeypatch.setattr(checking, "PAGE", 50)
+    monkeypatch.setattr(derived, "RESOURCES", 10)
+    monkeypatch.setattr(derived, "PAGE", 50)
     for start in range(0, 120, 40):
         store.write(SYSTEM, lambda tx, start=start: [create(tx, patient(f"p{start + n}")) for n in range(40)])  # type: ignore[misc]
     for _ in range(60):
@@ -193,7 +221,7 @@ def test_memory_is_bounded_by_the_batch_and_not_by_the_store(store: Store, monke
 
 
 def test_a_check_beside_writers_finds_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "RESOURCES", 5)
+    monkeypatch.setattr(derived, "RESOURCES", 5)
     fill(store, 10)
     done, faults = threading.Event(), list[BaseException]()
 
@@ -265,7 +293,7 @@ def test_a_new_store_has_the_meaning_of_its_program(store: Store) -> None:
 
 
 def test_a_reindex_that_was_cut_off_goes_on_where_it_stopped(stocked: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "RESOURCES", 3)
+    monkeypatch.setattr(derived, "RESOURCES", 3)
     answers = iter([False, False, True])
     first = reindex(stocked, other, meaning=2, stop=lambda: next(answers))
     assert first == Reindexed(6, 6, 0, (), False) and stale(stocked, 2)
@@ -303,7 +331,7 @@ def test_what_cannot_be_indexed_is_named_and_the_rest_is_done(stocked: Store) ->
 
 def test_what_is_written_during_a_reindex_keeps_its_writers_rows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison saw version 1; version 2 comes before the repair takes its lock."""
-    monkeypatch.setattr(checking, "RESOURCES", 2)
+    monkeypatch.setattr(derived, "RESOURCES", 2)
     store.write(SYSTEM, lambda tx: [create(tx, patient(f"p{n}")) for n in range(4)])
     sql(store, "DELETE FROM idx_string")
     real = reindexing._compared
@@ -320,7 +348,7 @@ def test_what_is_written_during_a_reindex_keeps_its_writers_rows(store: Store, m
 
 
 def test_a_reindex_beside_writers_ends_in_agreement(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "RESOURCES", 4)
+    monkeypatch.setattr(derived, "RESOURCES", 4)
     store.write(SYSTEM, lambda tx: [create(tx, patient(f"p{n}")) for n in range(12)])
     sql(store, "DELETE FROM idx_token")
     sql(store, "UPDATE resource SET mask = 255")

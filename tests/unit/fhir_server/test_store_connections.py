@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM
+from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
+from fhir_server.store.inbox import NewMessage
 from fhir_server.store.session import Tx
 
 ASKED = "SELECT value FROM counter WHERE name = ?"
@@ -87,6 +90,83 @@ def test_a_read_that_fails_harms_no_later_read(single: Store, before: int) -> No
         with pytest.raises(psycopg.errors.DivisionByZero):
             read("SELECT 1 / 0")
         assert [read() for _ in range(7)] == [[(1,)]] * 7
+
+
+def ended(connection: psycopg.Connection[Any]) -> None:
+    """Returns once the server has closed a connection."""
+    watch = select.poll()
+    watch.register(connection.fileno(), select.POLLRDHUP)
+    assert watch.poll(20_000)
+
+
+IMPATIENT = "SET LOCAL idle_in_transaction_session_timeout = 50"
+
+
+@pytest.mark.needs("postgresql")
+@pytest.mark.parametrize(("last", "said"), [("", "nothing was written: repeat"), (ASKED, "could not do this now")])
+def test_a_transaction_that_stood_idle_too_long_is_not_said_to_be_written_perhaps(
+    single: Store, last: str, said: str
+) -> None:
+    """Nobody asked for its commit yet."""
+
+    def frozen(tx: Tx) -> None:
+        tx.next_epoch()
+        tx.view.db.run(IMPATIENT)
+        tx.epoch()
+        ended(tx.view.db._connection)  # type: ignore[attr-defined]
+        if last:
+            tx.view.db.run(last, ("tx",))
+
+    before = single.epoch
+    with pytest.raises(errors.Unavailable, match=said):
+        single.write(SYSTEM, frozen)
+    assert single.epoch == before and single.write(SYSTEM, lambda tx: tx.next_epoch()) == before + 1
+
+
+@pytest.mark.needs("postgresql")
+def test_answers_that_wait_are_not_taken_for_the_end_of_the_connection(single: Store) -> None:
+    """Before a commit, what nobody asked the answer of yet may have come: errors among it are still told."""
+
+    def many(tx: Tx) -> None:
+        tx.next_epoch()
+        for _ in range(300):
+            tx.view.db.run("SELECT repeat('x', 1000)")
+
+    before = single.epoch
+    single.write(SYSTEM, many)
+    assert single.epoch == before + 1
+
+    def failing(tx: Tx) -> None:
+        many(tx)
+        tx.view.db.run(FAILING)
+
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        single.write(SYSTEM, failing)
+    assert single.epoch == before + 1
+
+
+@pytest.mark.needs("postgresql")
+def test_a_snapshot_lasts_while_content_is_read(
+    single: Store, migrated_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = b"x" * 100_000
+    got = single.receive(NewMessage("mllp", raw))
+    real = Blobs.read
+
+    def slow(blobs: Blobs, sha256: str) -> bytes:
+        """Stands idle for as long as it takes until the server ends another transaction that stands idle."""
+        other = psycopg.connect(migrated_postgres)
+        other.execute(IMPATIENT)
+        ended(other)
+        other.close()
+        return real(blobs, sha256)
+
+    monkeypatch.setattr(Blobs, "read", slow)
+    with single.read(SYSTEM) as snapshot:
+        assert snapshot.message(got.id) is not None
+        snapshot.view.db.run(IMPATIENT)
+        assert snapshot.message_raw(got.id) == raw
+        assert snapshot.message(got.id) is not None
 
 
 @pytest.mark.needs("postgresql")

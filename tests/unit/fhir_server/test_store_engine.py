@@ -137,11 +137,12 @@ def test_the_epoch_counts_up(store: Store) -> None:
 
 
 def test_an_attachment_is_kept_with_the_record(store: Store) -> None:
-    sha256 = store.write(SYSTEM, lambda tx: tx.attach(b"%PDF", "application/pdf"))
-    assert store.blobs.read(sha256) == b"%PDF"
+    kept = store.blobs.keep(b"%PDF")
+    store.write(SYSTEM, lambda tx: tx.attach(kept, "application/pdf"))
+    assert store.blobs.read(kept.sha256) == b"%PDF"
     with store.read(SYSTEM) as snapshot:
         assert snapshot.view.db.rows("SELECT sha256, size, media_type, form FROM blob") == [
-            (sha256, 4, "application/pdf", "plain")
+            (kept.sha256, 4, "application/pdf", "plain")
         ]
 
 
@@ -189,6 +190,73 @@ def test_a_full_disk_undoes_the_group_and_the_store_goes_on(open_url: Callable[.
     store.write(SYSTEM, lambda tx: limit(tx, 1_000_000))
     store.write(SYSTEM, lambda tx: tx.create(big, IndexRows()))
     assert made(store, "before") and made(store, "big")
+
+
+_ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT {} FROM n"
+
+
+@pytest.mark.parametrize("method", ["rows", "one", "run", "count"])
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_statement_of_a_write_that_takes_too_long_is_stopped_and_harms_no_other_write(
+    open_at: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, method: str, writing: bool
+) -> None:
+    """On SQLite a statement stopped while it writes takes the transaction of the whole group along."""
+    monkeypatch.setattr("fhir_server.store.sqlite.GROUP_SECONDS", 20.0)
+    store = open_at(connections=3, statement_seconds=0.3)
+    endless = _ENDLESS.format("count(*)")
+    if writing:
+        text = "'' || i" if store.engine == "sqlite" else "i::text"
+        endless = f"INSERT INTO counter (name, value) {_ENDLESS.format(f'{text}, 1')}"
+    entered, go_on, faults = threading.Event(), threading.Event(), list[BaseException]()
+
+    def first(tx: Tx) -> None:
+        entered.set()
+        assert go_on.wait(20)
+
+    def slow(tx: Tx) -> None:
+        tx.create(basic("slow"), IndexRows())
+        getattr(tx.view.db, method)(endless)
+        tx.view.db.rows("SELECT 1")
+
+    def write(work: Callable[[Tx], object]) -> None:
+        try:
+            store.write(SYSTEM, work)
+        except BaseException as fault:
+            faults.append(fault)
+
+    works = [first, lambda tx: tx.create(basic("a"), IndexRows()), slow, lambda tx: tx.create(basic("b"), IndexRows())]
+    threads = [threading.Thread(target=write, args=(work,)) for work in works]
+    for thread in threads[:1] if store.engine == "sqlite" else threads:
+        thread.start()
+    assert entered.wait(10)
+    for thread in threads[1:] if store.engine == "sqlite" else ():
+        before = store._database._jobs.qsize()  # type: ignore[attr-defined]
+        thread.start()
+        wait_until(lambda before=before: store._database._jobs.qsize() > before)  # type: ignore[misc, attr-defined]
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    (fault,) = faults
+    assert isinstance(fault, errors.Unavailable) and "too long" in str(fault) and fault.issues[0].code == "timeout"
+    assert made(store, "a") and made(store, "b")
+    with store.read(SYSTEM) as snapshot:
+        assert snapshot.get("Basic", "slow") is None
+        assert snapshot.view.db.rows("SELECT count(*) FROM counter WHERE name = '1'") == [(0,)]
+
+
+def test_a_statement_that_takes_its_time_between_two_others_is_no_slow_one(open_at: Callable[..., Store]) -> None:
+    """The limit is for each statement, not for the work, nor for the commit behind it."""
+    store = open_at(connections=1, statement_seconds=0.2)
+    counted = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) SELECT count(*) FROM n"
+
+    def work(tx: Tx) -> None:
+        tx.view.db.rows(counted)
+        threading.Event().wait(0.3)
+        tx.create(basic("a"), IndexRows())
+        tx.view.db.rows(counted)
+
+    store.write(SYSTEM, work)
+    assert made(store, "a")
 
 
 @pytest.mark.needs("postgresql")

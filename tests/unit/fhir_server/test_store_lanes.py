@@ -11,6 +11,8 @@ import pytest
 from fhir_server import errors
 from fhir_server.context import SYSTEM, micros, new_delivery_id, now
 from fhir_server.search.rows import IndexRows
+from fhir_server.store.blob_seal import Keys
+from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
 from fhir_server.store.lanes import Claim, Delivery, NewDelivery, Outcome
 from fhir_server.store.outbox_desk import OutboxFilter, Policy
@@ -23,7 +25,7 @@ SENT = Outcome("sent", ack=b"AA")
 
 
 def queued(store: Store, lane: str = "dpi", payload: bytes = b"MSH|", **more: object) -> str:
-    delivery = NewDelivery(lane, "mllp://dpi:2575", "mllp", payload, **more)  # type: ignore[arg-type]
+    delivery = store.keep(NewDelivery(lane, "mllp://dpi:2575", "mllp", payload, **more))  # type: ignore[arg-type]
     return store.write(SYSTEM, lambda tx: tx.send(delivery))
 
 
@@ -508,6 +510,35 @@ def test_a_replay_sends_the_same_bytes_under_a_new_id_and_is_counted(store: Stor
     with store.read(SYSTEM) as snapshot:
         assert snapshot.replays(key) == [again]
     assert all_sent(store) == [again]
+
+
+def test_large_bytes_are_put_before_the_transaction_never_in_it(store: Store) -> None:
+    delivery = NewDelivery("dpi", "mllp://dpi:2575", "mllp", b"L" * 65_537)
+    with pytest.raises(errors.Fault, match=r"before the transaction: Store\.keep"):
+        store.write(SYSTEM, lambda tx: tx.send(delivery))
+    assert list(store.blobs.names()) == []
+    kept, small = store.keep(delivery), NewDelivery("dpi", "mllp://dpi:2575", "mllp", b"S" * 65_536)
+    assert store.keep(small) is small and kept.payload == b"" and kept.kept is not None
+    key = store.write(SYSTEM, lambda tx: tx.send(kept))
+    with store.read(SYSTEM) as snapshot:
+        assert snapshot.payload(key) == delivery.payload and shown(store, key).size == 65_537
+
+
+def test_a_replay_moves_no_content_and_says_how_it_is_stored(store: Store) -> None:
+    key = queued(store, payload=b"L" * 100_000)
+    all_sent(store)
+    plain, store.blobs = store.blobs, Blobs(store.blobs.root, keys=Keys({"k": b"k" * 32}, "k"))
+    again = store.write(SYSTEM, lambda tx: tx.replay(key))
+    with store.read(SYSTEM) as snapshot:
+        assert snapshot.view.db.rows("SELECT form, key_id FROM blob") == [("plain", "")], "nothing was encrypted anew"
+        assert len(store.blobs.at.copies(shown(store, again).sha256)) == 1
+    store.blobs = plain
+    held = claimed(store)
+    assert held.delivery.id == again and store.payload(held) == b"L" * 100_000
+    store.finish(held, SENT)
+    store.write(SYSTEM, lambda tx: tx.view.db.run("DELETE FROM blob"))
+    with pytest.raises(errors.NotFound, match="not on record"):
+        store.write(SYSTEM, lambda tx: tx.replay(key))
 
 
 def test_a_pull_lane_is_left_to_its_partner(store: Store) -> None:

@@ -17,6 +17,8 @@ import pytest
 from fhir_server import errors
 from fhir_server.context import SYSTEM
 from fhir_server.store import retention
+from fhir_server.store.blob_seal import Keys
+from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import NewMessage, sha256_of
 from fhir_server.store.instances import NewInstance
@@ -63,9 +65,8 @@ def received(store: Store, control_id: str, raw: bytes = b"MSH|", state: str = "
 
 def sent(store: Store, payload: bytes = b"1", state: str = "sent", **more: Any) -> str:
     more = {"lane": "l", "keys": [("INS", "1")]} | more
-    key = store.write(
-        SYSTEM, lambda tx: tx.send(NewDelivery(endpoint="mllp://x", protocol="mllp", payload=payload, **more))
-    )
+    new = store.keep(NewDelivery(endpoint="mllp://x", protocol="mllp", payload=payload, **more))
+    key = store.write(SYSTEM, lambda tx: tx.send(new))
     if state in ("sent", "error"):
         claim = store.claim("w", 30)
         assert claim is not None and claim.delivery.id == key
@@ -368,13 +369,14 @@ def test_content_in_use_stays_whoever_uses_it(store: Store, clock: Clock) -> Non
     store.write(
         SYSTEM, lambda tx: [tx.add_instance(instance(store, image)), tx.add_instance(instance(store, other, data="e"))]
     )
-    attached = store.write(SYSTEM, lambda tx: tx.attach(content(5), "application/pdf"))
+    attached = store.blobs.keep(content(5))
+    store.write(SYSTEM, lambda tx: tx.attach(attached, "application/pdf"))
     for _ in range(3):
         clock.days(2)
         prune(store, DAY)
         assert collect(store) == Collected()
     assert rows(store, "dicom_conflict") == 1
-    for sha in (image, other, attached, sha256_of(content(1)), sha256_of(content(2))):
+    for sha in (image, other, attached.sha256, sha256_of(content(1)), sha256_of(content(2))):
         assert store.blobs.exists(sha)
 
 
@@ -389,6 +391,20 @@ def test_files_that_no_transaction_recorded_go_too(store: Store, clock: Clock) -
     clock.days(1.1)
     assert collect(store) == Collected(deleted=1, freed=len(content(1)))
     assert not store.blobs.exists(stray)
+
+
+def test_a_file_that_no_transaction_recorded_is_recorded_as_it_is_stored(store: Store, clock: Clock) -> None:
+    plain, keys = store.blobs, Keys({"k": b"k" * 32}, "k")
+    as_it_is, store.blobs = plain.put(content(1)), Blobs(plain.root, keys=keys)
+    sealed, store.blobs = store.blobs.put(content(2)), plain
+    clock.days(1.1)
+    assert collect(store) == Collected(strays=1), "without the key nobody knows how long the other is"
+    store.blobs = Blobs(plain.root, keys=keys)
+    assert collect(store) == Collected(strays=1)
+    with store.read(SYSTEM) as snapshot:
+        told = snapshot.view.db.rows("SELECT sha256, size, form, key_id FROM blob ORDER BY key_id")
+    size = len(content(1))
+    assert told == [(as_it_is, size, "plain", ""), (sealed, size, "gcm-chunks-1", "k")]
 
 
 def test_content_put_again_but_not_yet_recorded_stays(
@@ -477,8 +493,10 @@ def test_content_recorded_while_a_clean_up_looks_stays(
     clock.days(2)
     entered, go_on = threading.Event(), threading.Event()
 
+    again = store.blobs.keep(content(1))
+
     def use(tx: Tx) -> None:
-        tx.attach(content(1), "text/plain")
+        tx.attach(again, "text/plain")
         tx.get("Patient", "a")
         entered.set()
         assert go_on.wait(20)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -110,15 +112,42 @@ def test_a_chunk_of_another_copy_of_the_same_content_is_noticed() -> None:
 
 def test_content_can_not_be_said_to_be_of_another_key() -> None:
     renamed = _STORED.replace(b"k2", b"k1", 1)
-    with pytest.raises(Damaged):
-        opened(renamed, sha(_DATA))
+    with pytest.raises(MissingKey, match="another key than the one blob_keys has under the id k1"):
+        opened(renamed, sha(_DATA), Keys({"k1": KEYS.of("k1")}, "k1"))
+    for fingerprint in (bytes(4), renamed[12:16], blob_seal._fingerprint(KEYS.of("k1"))):
+        with pytest.raises(Damaged):
+            opened(renamed[:12] + fingerprint + renamed[16:], sha(_DATA))
 
 
-def test_a_wrong_key_and_a_missing_key_are_told_apart() -> None:
-    with pytest.raises(Damaged):
+def test_another_key_of_the_same_id_and_a_missing_key_are_told_apart() -> None:
+    with pytest.raises(MissingKey, match=r"another key than .* the id k2: put that key back"):
         opened(_STORED, sha(_DATA), Keys({"k2": b"x" * 32}, "k2"))
     with pytest.raises(MissingKey, match="the key k2, which blob_keys does not have"):
         opened(_STORED, sha(_DATA), Keys({"k1": b"1" * 32}, "k1"))
+
+
+_BEFORE = (
+    b"gcm-chunks-1".ljust(16, b"\0")
+    + b"k2".ljust(32, b"\0")
+    + bytes.fromhex(
+        "043d3d7e2fe3dc8e074c59e7be3658f50dfe4749f361ccd2dc78460380eab00ecb7d89a04a8e695e10c9e954e62bee4d06ec"
+        "241e2d04784950480da122f0fd56a8f1ab6d5e333d68d554e2e1034fc71a4cdf9907eaea65b244fe07"
+    )
+)
+"""What was written with the key k2 of `KEYS` when a header had zeros where the fingerprint stands now."""
+
+
+def test_content_of_before_there_were_fingerprints_is_read() -> None:
+    stored, data = _BEFORE, b"sealed before keys had a fingerprint"
+    assert stored[12:16] == bytes(4) != sealed(data)[12:16]
+    assert opened(stored, sha(data)) == data
+    with pytest.raises(Damaged):
+        opened(stored, sha(data), Keys({"k2": b"x" * 32}, "k2"))
+
+
+def test_a_fingerprint_is_never_the_zeros_that_stand_for_none_and_not_the_key_itself() -> None:
+    assert blob_seal._fingerprint(KEYS.of("k2")) == sealed(b"")[12:16] == sealed(b"other")[12:16]
+    assert blob_seal._fingerprint(KEYS.of("k1")) not in (bytes(4), sealed(b"")[12:16], KEYS.of("k1")[:4])
 
 
 def written(*lines: tuple[str, bytes]) -> str:
@@ -199,6 +228,121 @@ def test_content_put_again_in_another_form_supersedes_the_older_copy(tmp_path: P
     (left,) = store.at.copies(name)
     assert left.key == "k2" and store.read(name) == b"twice" and list(store.names()) == [[name]]
     assert store.remove(name, 1e12) and not store.exists(name)
+
+
+CHANGED = Keys({"k1": KEYS.of("k1"), "k2": b"x" * 32}, "k2")
+"""Somebody put another key under an id that is in use."""
+MENDED = Keys({**KEYS.known, "k3": b"x" * 32}, "k3")
+"""What operating.md then tells to do: the first key back under its id, the newer one under its own."""
+
+
+def test_what_either_key_of_one_id_sealed_is_read_when_each_has_an_id_of_its_own(tmp_path: Path) -> None:
+    before, meanwhile = blobs(tmp_path).put(b"before"), blobs(tmp_path, CHANGED).put(b"meanwhile")
+    after = blobs(tmp_path, MENDED)
+    assert after.read(before) == b"before" and after.read(meanwhile) == b"meanwhile"
+    assert opened(_STORED, sha(_DATA), Keys({**CHANGED.known, "k3": KEYS.of("k2")}, "k3")) == _DATA, "or exchanged"
+
+
+def test_what_another_key_of_the_same_id_sealed_is_no_copy_when_it_comes_again(tmp_path: Path) -> None:
+    name = blobs(tmp_path).put(b"twice")
+    changed = blobs(tmp_path, CHANGED)
+    with pytest.raises(MissingKey, match="the id k2"):
+        changed.read(name)
+    for _ in range(2):  # the second time it has a copy, and keeps it
+        assert changed.put(b"twice") == name and changed.read(name) == b"twice"
+    assert len(changed.at.copies(name)) == 2
+    (changed.new_folder() / "file").write_bytes(_DATA)
+    blobs(tmp_path).put(_DATA)
+    assert changed.adopt(changed.new_folder() / "file") == sha(_DATA) and changed.read(sha(_DATA)) == _DATA
+    assert list(changed.new_folder().iterdir()) == []
+
+
+def test_another_key_of_the_same_id_never_takes_away_what_the_first_one_sealed(tmp_path: Path) -> None:
+    name = blobs(tmp_path).put(b"twice")
+    changed, mended = blobs(tmp_path, CHANGED), blobs(tmp_path, MENDED)
+    changed.put(b"twice")
+    assert blobs(tmp_path).read(name) == b"twice", "`put` leaves it"
+    assert changed.tidy(1e12) == 0 and blobs(tmp_path).read(name) == b"twice", "so does the clean-up"
+    assert mended.tidy(1e12) == 1 and mended.read(name) == b"twice", "who has both keys needs one copy"
+    assert list(mended.names()) == [[name]] and mended.remove(name, 1e12) and not mended.exists(name)
+
+
+@pytest.mark.parametrize("keys", [Keys(), KEYS], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO], ids=["another user's", "a bad sector"])
+def test_a_copy_that_cannot_be_read_is_no_copy(
+    tmp_path: Path, keys: Keys, reason: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = blobs(tmp_path, keys)
+    names = [store.put(data) for data in (b"put", b"adopted", b"tidied")]
+    unreadable(monkeypatch, reason, *(Path(store.at.copies(name)[0].place) for name in names))
+    assert store.put(b"put") == names[0] and store.read(names[0]) == b"put"
+    (store.new_folder() / "file").write_bytes(b"adopted")
+    assert store.adopt(store.new_folder() / "file") == names[1] and store.read(names[1]) == b"adopted"
+    assert all(len(store.at.copies(name)) == 1 for name in names) and list(store.new_folder().iterdir()) == []
+    other = blobs(tmp_path, Keys({**KEYS.known, "k3": b"3" * 32}, "k3"))
+    assert other.put(b"tidied") == names[2] and other.tidy(1e12) == 1, "an older copy that cannot be read goes"
+
+
+@pytest.mark.parametrize("keys", [Keys(), KEYS], ids=["plain", "encrypted"])
+def test_the_older_copy_stays_when_the_newer_cannot_be_read(
+    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = blobs(tmp_path, Keys({"k1": KEYS.of("k1")}, "k1")).put(b"twice")
+    store = blobs(tmp_path, keys)
+    store.put(b"twice")
+    unreadable(monkeypatch, errno.EIO, *(Path(one.place) for one in store.at.copies(name) if one.key != "k1"))
+    assert blobs(tmp_path).tidy(1e12) == 0 and len(store.at.copies(name)) == 2
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, reason: int, *paths: Path) -> None:
+    """The system refuses to open these files, whoever asks; what takes their place opens."""
+    inodes, real = {path.stat().st_ino for path in paths}, Path.open
+    for path in paths:
+        path.with_name(f"held-{path.name}").hardlink_to(path)  # no new file gets the same inode
+
+    def refuse(path: Path, mode: str = "r") -> Any:
+        if mode == "rb" and path.exists() and path.stat().st_ino in inodes:
+            raise OSError(reason, os.strerror(reason))
+        return real(path, mode)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+@pytest.mark.parametrize("data", [b"", b"short", _DATA], ids=["empty", "short", "long"])
+@pytest.mark.parametrize("keys", [Keys(), KEYS], ids=["plain", "encrypted"])
+def test_a_spoilt_copy_is_no_copy_when_its_content_comes_again(tmp_path: Path, keys: Keys, data: bytes) -> None:
+    store = blobs(tmp_path, keys)
+    name = store.put(data)
+    (copy,) = store.at.copies(name)
+    written = Path(copy.place).stat().st_ino
+    assert store.put(data) == name and Path(copy.place).stat().st_ino == written, "a whole one is"
+    Path(copy.place).chmod(0o600)
+    Path(copy.place).write_bytes(Path(copy.place).read_bytes()[:-1] if copy.size else b"x")
+    assert store.put(data) == name and store.read(name) == data
+
+
+def test_the_older_copy_stays_when_the_newer_does_not_open(tmp_path: Path) -> None:
+    for number, keys in enumerate((CHANGED, Keys({"k2": KEYS.of("k2")}, "k2"))):
+        root = tmp_path / str(number)
+        name = blobs(root, Keys({"k1": KEYS.of("k1")}, "k1")).put(b"twice")
+        assert blobs(root, keys).put(b"twice") == name
+        store = blobs(root)  # has k1, and the first k2
+        assert store.tidy(1e12) == number and store.read(name) == b"twice"
+
+
+def test_the_older_copy_stays_when_the_newer_is_cut_off(tmp_path: Path) -> None:
+    name, store = blobs(tmp_path).put(b"twice"), blobs(tmp_path, Keys())
+    store.put(b"twice")
+    plain = Path(next(copy.place for copy in store.at.copies(name) if not copy.key))
+    plain.chmod(0o600)
+    plain.write_bytes(b"twic")
+    assert blobs(tmp_path).tidy(1e12) == 0 and len(store.at.copies(name)) == 2
+
+
+def test_of_two_copies_the_one_that_opens_is_read(tmp_path: Path) -> None:
+    name = blobs(tmp_path, Keys({"k1": KEYS.of("k1")}, "k1")).put(b"twice")
+    blobs(tmp_path, CHANGED).put(b"twice")
+    assert blobs(tmp_path).read(name) == b"twice"
 
 
 def test_damage_in_the_folder_is_told(tmp_path: Path) -> None:

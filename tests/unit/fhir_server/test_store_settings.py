@@ -43,7 +43,7 @@ def test_keys_come_from_a_file_and_are_never_shown(tmp_path: Path) -> None:
     shown = {row[0]: row[1] for row in loaded.rows()}
     assert shown["blob_keys"] == shown["blob_secret_key"] == "********"
     blobs = blobs_of(loaded.settings, tmp_path)
-    assert blobs.keys.newest == "k1" and blobs.form == "gcm-chunks-1" and isinstance(blobs.at, Folder)
+    assert blobs.keys.newest == "k1" and blobs.form.name == "gcm-chunks-1" and isinstance(blobs.at, Folder)
     assert "1111" not in repr(blobs) and "MTEx" not in repr(blobs)
 
 

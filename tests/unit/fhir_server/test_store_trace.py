@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fhir_server.context import SYSTEM, Caller
 from fhir_server.search.rows import IndexRows
+from fhir_server.store import trace
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import NewMessage
@@ -101,5 +104,44 @@ def test_a_case_tells_the_binaries_its_resources_point_to_and_no_other(store: St
     store.write(SYSTEM, lambda tx: tx.delete("Binary", "photo"))
     with store.read(SYSTEM) as snapshot:
         story = snapshot.case(CASE)
-    told = [(e.record.reference, e.record.version) for e in story if isinstance(e.record, Stored)]
+    versions = [event.record for event in story if isinstance(event.record, Stored)]
+    assert all(one.resource() == {} for one in versions if one.type == "Binary" and not one.deleted), "no content"
+    told = [(one.reference, one.version) for one in versions]
     assert sorted(told) == [("Binary/pdf", 1), ("Binary/photo", 1), ("Binary/photo", 2), ("DocumentReference/d", 1)]
+
+
+def test_the_versions_of_binaries_a_case_tells_are_bounded_in_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "LIMIT", 5)
+
+    def write(tx: Tx) -> None:
+        for key in ("a", "b"):
+            tx.create({"resourceType": "Binary", "id": key, "data": "AA=="}, IndexRows())
+            for _ in range(3):
+                tx.update({"resourceType": "Binary", "id": key, "data": "AAAA"}, IndexRows())
+        attachments = [{"attachment": {"url": f"Binary/{key}"}} for key in ("a", "b")]
+        tx.create({"resourceType": "DocumentReference", "id": "d", "content": attachments}, of_case())
+
+    store.write(SYSTEM, write)
+    with store.read(SYSTEM) as snapshot:
+        story = snapshot.case(CASE)
+    told = [(one.id, one.version) for e in story if isinstance(one := e.record, Stored) and one.type == "Binary"]
+    assert told == [("a", 1), ("a", 2), ("a", 3), ("a", 4), ("b", 1)]
+
+
+def test_the_binaries_of_a_case_are_shown_to_those_who_may_see_them(store: Store) -> None:
+    mine = [("organisation", "HealthcareService/c")]
+
+    def write(tx: Tx) -> None:
+        tx.create({"resourceType": "Binary", "id": "mine"}, IndexRows(scopes=list(mine)))
+        tx.create({"resourceType": "Binary", "id": "theirs"}, IndexRows())
+        attachments = [{"attachment": {"url": f"Binary/{key}"}} for key in ("mine", "theirs")]
+        resource = {"resourceType": "DocumentReference", "id": "d", "content": attachments}
+        tx.create(resource, IndexRows(scopes=[("case", CASE), *mine]))
+
+    store.write(SYSTEM, write)
+    caller = Caller("P/x", "X", frozenset({"expert"}), frozenset({"HealthcareService/c"}), everything=False)
+    with store.read(caller) as snapshot:
+        told = [event.record.reference for event in snapshot.case(CASE) if isinstance(event.record, Stored)]
+    assert sorted(told) == ["Binary/mine", "DocumentReference/d"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 from stocked import create, extract, fill, patient
 
 from fhir_server import errors
@@ -19,7 +20,7 @@ from fhir_server.store.engine import Store, open_store
 from fhir_server.store.reindex import reindex
 from fhir_server.store.tables import METADATA
 
-REVISIONS = sorted(one.revision for one in schema._scripts().walk_revisions())
+REVISIONS = schema.revisions()
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -90,6 +91,11 @@ def same(one: Rows, other: Rows) -> bool:
     return {name: sorted(map(repr, rows)) for name, rows in one.items()} == {
         name: sorted(map(repr, rows)) for name, rows in other.items()
     }
+
+
+def test_the_revisions_told_by_their_names_are_those_alembic_goes_through() -> None:
+    walked = [one.revision for one in ScriptDirectory(str(schema.MIGRATIONS)).walk_revisions()]
+    assert walked[::-1] == REVISIONS
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

@@ -36,6 +36,9 @@ class Directory:
     def find(self, resource_type: str, query: str) -> list[dict[str, Any]]:
         return []
 
+    def written(self, resource_type: str) -> list[dict[str, Any]]:
+        return []
+
 
 def caller(role: Role) -> Caller:
     if role == "requester":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,8 +14,8 @@ from hl7v2.write import Raw, day, dtm, lines, message
 
 
 def test_components_subcomponents_and_repetitions_find_their_place() -> None:
-    msh = {3: "US", 9: ("MDM", "T02", "MDM_T02"), 10: "1", 12: "2.6", 18: "UNICODE UTF-8"}
-    pid = {
+    msh: dict[int, Any] = {3: "US", 9: ("MDM", "T02", "MDM_T02"), 10: "1", 12: "2.6", 18: "UNICODE UTF-8"}
+    pid: dict[int, Any] = {
         1: "1",
         3: [("9", None, None, ("CH", "1.2", "ISO"), "PI"), "8"],
         5: (("A",), "B|C"),
@@ -38,7 +39,11 @@ def test_raw_bytes_are_never_touched() -> None:
 
 
 def test_what_the_charset_cannot_hold_is_told_with_its_place() -> None:
-    segments = [("MSH", {3: "A", 18: "8859/15"}), ("NTE", {3: "ok"}), ("NTE", {3: [("a", "l’œuf")]})]
+    segments: list[tuple[str, dict[int, Any]]] = [
+        ("MSH", {3: "A", 18: "8859/15"}),
+        ("NTE", {3: "ok"}),
+        ("NTE", {3: [("a", "l’œuf")]}),
+    ]
     written = message(segments, charset="8859/15")
     assert written.replaced == (("NTE[2]-3.2", "’"),)
     assert "l'œuf" in written.raw.decode("iso8859-15")
@@ -47,7 +52,7 @@ def test_what_the_charset_cannot_hold_is_told_with_its_place() -> None:
 
 
 def test_the_bytes_depend_on_the_arguments_only() -> None:
-    segments = [("MSH", {3: "A"}), ("NTE", {3: "é"})]
+    segments: list[tuple[str, dict[int, Any]]] = [("MSH", {3: "A"}), ("NTE", {3: "é"})]
     assert message(segments) == message(segments)
 
 
@@ -58,8 +63,8 @@ repetition = leaf | st.tuples(component, component, component)
 
 @settings(deadline=None)
 @given(st.dictionaries(st.integers(1, 8), repetition | st.lists(repetition, min_size=1, max_size=3), max_size=6))
-def test_whatever_is_written_is_one_segment_and_reads_back(fields: dict[int, object]) -> None:
-    written = message([("MSH", {3: "A", 18: "UNICODE UTF-8"}), ("ZZZ", fields)], charset="UNICODE UTF-8")  # type: ignore[list-item]
+def test_whatever_is_written_is_one_segment_and_reads_back(fields: dict[int, Any]) -> None:
+    written = message([("MSH", {3: "A", 18: "UNICODE UTF-8"}), ("ZZZ", fields)], charset="UNICODE UTF-8")
     msg = parse(written.raw)
     assert [segment.name for segment in msg.segments] == ["MSH", "ZZZ"]
     replaced = {sign for _, sign in written.replaced}

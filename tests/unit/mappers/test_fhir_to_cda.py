@@ -19,7 +19,7 @@ from report_sources import SITE, obstetric
 from mappers.cda_to_fhir import patient_ids
 from mappers.fhir_to_cda import CDA, cda, check_header
 from mappers.fhir_to_pdf import pdf
-from mappers.fhir_to_report import Report, oid_of
+from mappers.fhir_to_report import Code, Report, oid_of
 from mssante.xml_text import XmlRefused
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data" / "cda" / "tlm_cr_obstetric_ultrasound.xml"
@@ -42,6 +42,9 @@ def variants() -> dict[str, Report]:
             made, requester=replace(made.requester, mailbox="", prefix="", org=replace(
                 made.requester.org, finess="", address="", telecom="")),
         ),
+        "médecin traitant": replace(made, attending=(made.expert, replace(made.requester, mailbox=""))),
+        "requester of an older document": replace(
+            made, requester=replace(made.requester, specialty=Code("", "", ""))),
         "no accession": replace(made, accession="", accession_oid=""),
         "request by name": replace(made, request_id="SR-2025-0001"),
         "overseas": replace(made, zone="America/Guadeloupe"),
@@ -124,6 +127,19 @@ def test_a_replacing_document_names_the_one_it_replaces() -> None:
     assert at(document, "//h:parentDocument/h:id/@root") == [oid_of("11111111-2222-4333-8444-555555555555")]
     assert at(document, "//h:parentDocument/h:versionNumber/@value") == ["1"]
     assert at(document, "/h:ClinicalDocument/h:setId/@root") == [oid_of(obstetric().set_id)]
+
+
+def test_who_asked_and_the_declared_doctors_are_participants() -> None:
+    doctor = obstetric().expert
+    document = cda(variants()["médecin traitant"], BODY)
+    entity = "//h:participant[@typeCode='{}']/h:associatedEntity[@classCode='PROV']"
+    assert at(document, "//h:participant/@typeCode") == ["REF", "INF", "INF"]
+    assert at(document, "//h:participant/h:functionCode/@code") == ["PCP", "PCP"]
+    assert at(document, f"{entity.format('REF')}/h:code/@code") == [obstetric().requester.specialty.code]
+    assert at(document, f"{entity.format('INF')}/h:id/@extension")[0] == f"8{doctor.rpps}"
+    assert at(document, f"{entity.format('INF')}[1]/h:associatedPerson//h:family/text()")[0] == doctor.family
+    assert at(document, f"{entity.format('INF')}[1]/h:scopingOrganization/h:name/text()")[0] == doctor.org.name
+    assert at(cda(variants()["requester of an older document"], BODY), f"{entity.format('REF')}/h:code/@code") == []
 
 
 def test_the_site_completes_the_custodian_only_when_it_is_that_structure() -> None:

@@ -135,7 +135,7 @@ def test_the_identifiers_are_read_back_from_the_cda_itself(qualified: bool) -> N
     ids = document.findall("{urn:hl7-org:v3}recordTarget/{urn:hl7-org:v3}patientRole/{urn:hl7-org:v3}id")
     sent = [(cx.part(4).part(2).text, cx.part(1).text) for cx in message(value).at("PID-3").repetitions()]
     assert sent == [(node.get("root"), node.get("extension")) for node in ids]
-    assert message(value).get("TXA-12") == document.find("{urn:hl7-org:v3}id").get("root")
+    assert message(value).get("TXA-12") == document.findall("{urn:hl7-org:v3}id")[0].get("root")
 
 
 def test_without_a_qualified_ins_there_is_no_ins_and_no_dmp() -> None:
@@ -288,6 +288,16 @@ def test_a_deletion_names_the_document_that_was_sent_and_a_replacement_its_paren
     assert not message(SECOND, profile=profile, trigger="T04").get("TXA-13")
     replaced = message(SECOND, profile=profile, trigger="T10")
     assert replaced.get("TXA-13") == oid_of(SECOND.replaces) != replaced.get("TXA-12")
+
+
+def test_the_mail_of_the_lps_profile_says_that_it_replaces_and_why() -> None:
+    second = replace(SECOND, correction="erreur de mesure")
+    for trigger, prefix in (("T02", ""), ("T10", "[Annule et remplace] "), ("T04", "")):
+        told = message(second, profile="lps-1.1", trigger=trigger)
+        mail = told.all("OBX")[1]
+        assert mail.text(3, 2).startswith(f"{prefix}XDM/1.0/DDM+CR de télémédecine")
+        body = told.encapsulated(mail).decode().decode()
+        assert ("Motif de la correction : erreur de mesure" in body) is (trigger == "T10")
 
 
 # --- ORU of the push profile -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from maven import jar
 from pypdf import PdfReader
 from report_sources import obstetric
 
@@ -153,6 +154,29 @@ def test_a_replacing_report_says_which_one_it_replaces() -> None:
     assert "version 2" in text
 
 
+def test_a_correction_says_why_in_a_line() -> None:
+    why = "erreur de mesure du fémur"
+    text = text_of(pdf(obstetric(version=2, replaces="11111111-2222-4333-8444-555555555555", correction=why)))
+    assert f"Motif de la correction : {why}" in text
+    for silent in ({"replaces": "11111111-2222-4333-8444-555555555555"}, {"correction": why}):
+        assert "Motif de la correction" not in text_of(pdf(obstetric(**silent)))
+
+
+@pytest.mark.parametrize("length", [2_000, 20_000])
+def test_the_reason_of_a_correction_is_printed_whole(length: int) -> None:
+    words = [f"motif{number}" for number in range(length // 10)]
+    told = rendering(obstetric(version=2, replaces="11111111-2222-4333-8444-555555555555", correction=" ".join(words)))
+    text = text_of(told.value).split()
+    assert [one for one in text if one.startswith("motif")] == words and told.losses == ()
+
+
+def test_a_reason_without_end_is_cut_with_a_word_about_it() -> None:
+    why = "erreur " * 20_000
+    told = rendering(obstetric(version=2, replaces="11111111-2222-4333-8444-555555555555", correction=why))
+    assert "Motif de la correction : texte trop long, coupé ici" in " ".join(text_of(told.value).split())
+    assert any("Motif de la correction" in one.reason for one in told.losses)
+
+
 @pytest.mark.parametrize(
     ("zone", "clock"),
     [("Indian/Reunion", "18 h 29 (UTC+04:00)"), ("America/Guadeloupe", "10 h 29 (UTC-04:00)")],
@@ -227,22 +251,6 @@ VERAPDF = (
 )  # fmt: skip
 
 
-def jar(group: str, artifact: str, version: str, sha256: str) -> Path:
-    """A pinned jar of Maven Central in the local Maven repository, fetched once."""
-    home = Path(os.environ.get("MAVEN_REPOSITORY", Path.home() / ".m2" / "repository"))
-    file = home / group.replace(".", "/") / artifact / version / f"{artifact}-{version}.jar"
-    if not file.exists():
-        name = f"-Dartifact={group}:{artifact}:{version}"
-        command = ["mvn", "-q", "-B", "dependency:get", name, "-Dtransitive=false", f"-Dmaven.repo.local={home}"]
-        fetched = subprocess.run(command, capture_output=True, timeout=240, check=False)
-        if not file.exists():
-            if os.environ.get("REQUIRE_ALL") == "1":
-                pytest.fail(f"{artifact} {version} cannot be fetched: {fetched.stdout.decode()[-500:]}")
-            pytest.skip(f"{artifact} {version} is not in the Maven repository and cannot be fetched")
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == sha256, "the jar is not the pinned one"
-    return file
-
-
 def written(folder: Path) -> list[Path]:
     files = []
     for name, made in REPORTS.items():
@@ -263,10 +271,12 @@ def test_pdfbox_preflight_finds_valid_pdf_a_1b(tmp_path: Path) -> None:
 @pytest.mark.needs("java")
 @pytest.mark.timeout(300)
 def test_verapdf_finds_valid_pdf_a_1b_and_sees_what_is_not(tmp_path: Path) -> None:
-    command = ["java", "-cp", jar(*VERAPDF), "org.verapdf.apps.GreenfieldCliWrapper", "-f", "1b", "--format", "text"]
+    classes = str(jar(*VERAPDF))
+    command = ["java", "-cp", classes, "org.verapdf.apps.GreenfieldCliWrapper", "-f", "1b", "--format", "text"]
     files = written(tmp_path)
     broken = tmp_path / "broken.pdf"
     broken.write_bytes(pdf(obstetric()).replace(b"<pdfaid:part>1<", b"<pdfaid:part>2<"))
-    run = subprocess.run([*command, *files, broken], capture_output=True, timeout=200, check=False)
-    verdicts = dict(reversed(line.split(maxsplit=1)) for line in run.stdout.decode().splitlines() if line.strip())
+    run = subprocess.run([*command, *map(str, files), str(broken)], capture_output=True, timeout=200, check=False)
+    told = (line.split(maxsplit=1) for line in run.stdout.decode().splitlines() if line.strip())
+    verdicts = {file: verdict for verdict, file in told}
     assert verdicts == {str(file): "PASS" for file in files} | {str(broken): "FAIL"}, run.stderr.decode()

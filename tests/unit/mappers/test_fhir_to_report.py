@@ -138,7 +138,7 @@ def test_any_single_element_may_be_absent_without_a_crash() -> None:
     assert len(paths) > 250
     for path in paths:
         data = resources()
-        holder = data
+        holder: Any = data
         for key in path[:-1]:
             holder = holder[key]
         if path[-1] in ("communication", "author"):

@@ -252,7 +252,7 @@ def test_the_files_of_the_archive_are_texts_with_dos_line_ends() -> None:
 
 def test_the_index_names_the_sender_links_the_readme_and_escapes() -> None:
     page = etree.fromstring(fhir_to_xdm.index_htm(REPORT, SITE))
-    text = "".join(page.itertext())
+    text = "".join(map(str, page.itertext()))
     assert "CH Expert & Fils (1750803447)" in text
     assert [link.get("href") for link in page.iter("{http://www.w3.org/1999/xhtml}a")] == ["README.TXT"]
     assert "patient fictif" in text

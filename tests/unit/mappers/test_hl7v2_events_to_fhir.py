@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_hl7v2_to_fhir import ADMISSION, DATA, SITE, mapped, reasons, sample
+from adt_samples import ADMISSION, DATA, SITE, mapped, reasons, sample
 
 from hl7v2 import tables
 from hl7v2.check import check, errors

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_hl7v2_to_fhir import DATA
+from adt_samples import DATA
 
 from hl7v2.message import Message, parse
 from mappers.hl7v2_documents_to_fhir import document

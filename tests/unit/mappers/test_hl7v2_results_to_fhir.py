@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_hl7v2_to_fhir import DATA, SITE, reasons, sample
+from adt_samples import DATA, SITE, reasons, sample
 
 from hl7v2.check import check, errors
 from hl7v2.message import Message, parse

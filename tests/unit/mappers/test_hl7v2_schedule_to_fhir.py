@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_hl7v2_to_fhir import DATA, SITE, reasons, sample
+from adt_samples import DATA, SITE, reasons, sample
 
 from hl7v2.check import check, errors
 from hl7v2.message import Message, parse

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from test_hl7v2_to_fhir import SITE
+from adt_samples import SITE
 
 from fhir_server.delivery.intake import HANDLERS
 from hl7v2.message import Message, parse
@@ -40,6 +40,9 @@ CODED = re.compile(
     r"|Appointment\.end$|.*\.where$|.*\.data$|.*letter\.text$|.*referenceRange.*value$"
 )
 
+EVENTS = {event: pytest.param(event, marks=pytest.mark.xdist_group(f"sources of {event}")) for event in HANDLERS}
+"""What asks for one event runs in one process: explaining a message takes seconds."""
+
 
 @cache
 def sample(event: str) -> Message:
@@ -61,7 +64,7 @@ def origin(found: Explained, element: str) -> Origin:
     return next(one for one in found.origins if one.element == element)
 
 
-@pytest.mark.parametrize("event", HANDLERS)
+@pytest.mark.parametrize("event", EVENTS.values())
 def test_every_element_of_every_event_has_a_source_or_is_named_as_fixed(event: str) -> None:
     found = explained(event)
     orphans = [one.element for one in found.origins if one.how == "fixed" and not FIXED.match(one.element)]
@@ -71,7 +74,7 @@ def test_every_element_of_every_event_has_a_source_or_is_named_as_fixed(event: s
     assert len(sourced) > len(found.origins) / 3
 
 
-@pytest.mark.parametrize("event", HANDLERS)
+@pytest.mark.parametrize("event", EVENTS.values())
 def test_the_field_a_value_came_from_holds_it(event: str) -> None:
     msg, wrong = sample(event), []
     texts = dict(places(msg))
@@ -88,7 +91,7 @@ def _same(text: str, value: str) -> bool:
     return holds(text, value) or text.strip() in value or (len(digits) >= 4 and digits == wanted)
 
 
-@pytest.mark.parametrize("event", ["ADT^A01", "ORU^R01", "MDM^T02", "ORM^O01", "SIU^S12"])
+@pytest.mark.parametrize("event", [EVENTS[one] for one in ("ADT^A01", "ORU^R01", "MDM^T02", "ORM^O01", "SIU^S12")])
 def test_what_is_told_is_what_the_mapper_makes(event: str) -> None:
     from mappers.hl7v2_sources import READERS
 
@@ -96,6 +99,7 @@ def test_what_is_told_is_what_the_mapper_makes(event: str) -> None:
     assert {one.element: one.value for one in explained(event).origins} == made
 
 
+@pytest.mark.xdist_group("sources of ADT^A01")
 def test_a_name_comes_from_its_component_and_a_number_from_its_field() -> None:
     found = explained("ADT^A01")
     assert origin(found, "Patient.name[0].family").places == ("PID-5[1].1",)

@@ -19,7 +19,7 @@ PROFILES = sorted(MAKERS)
 
 def made(profile: str, site: Any = SITE) -> tuple[str, list[Sample]]:
     found = samples(profile, site, "DPI", "CH-X")
-    partner = Partner("DPI du CH", "Endpoint/dpi", "mllp://dpi:2575", (profile,), "DPI", "CH-X", "it waits")
+    partner = Partner("DPI du CH", "Endpoint/dpi", "mllp://dpi:2575", (profile,), "DPI", "CH-X", "it waits", 30, 0)
     return document(partner, site, {profile: found}, "1.0"), found
 
 
@@ -42,8 +42,8 @@ def test_every_segment_and_field_we_write_is_documented(profile: str) -> None:
 @pytest.mark.parametrize("profile", PROFILES)
 def test_names_addresses_and_authorities_stand_in_it(profile: str) -> None:
     text, _ = made(profile)
-    for told in ("`PASSERELLE`, `CH EXEMPLE`", "`DPI`, `CH-X`", "mllp://dpi:2575", "it waits", "1.2.250.1.213.1.4.8",
-                 SITE.namespaces[0].oid, "| AR, CR |"):  # fmt: skip
+    for told in ("`PASSERELLE`, `CH EXEMPLE`", "`DPI`, `CH-X`", "mllp://dpi:2575", "1.2.250.1.213.1.4.8",
+                 "within 30 s: it waits", "| one a message |", SITE.namespaces[0].oid, "| AR, CR |"):  # fmt: skip
         assert told in text, told
     assert max(map(len, text.splitlines())) < 1_500  # documents in base64 are cut
 

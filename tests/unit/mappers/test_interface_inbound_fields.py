@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_hl7v2_to_fhir import SITE
+from adt_samples import SITE
 
 from hl7v2.message import Message, parse, path
 from mappers.hl7v2_sources import READERS, explain, leaves

@@ -135,7 +135,8 @@ def other_engine() -> Callable[[str], Callable[[dict[str, Any]], list[Any]]]:
 
     def prepared(expression: str) -> Callable[[dict[str, Any]], list[Any]]:
         # It takes a leading Resource for an element name, and refuses `as` on collections.
-        return other(expression.replace("Resource.", ""), models["r4"])  # type: ignore[no-any-return]
+        run: Callable[[dict[str, Any]], list[Any]] = other(expression.replace("Resource.", ""), models["r4"])
+        return run
 
     return prepared
 

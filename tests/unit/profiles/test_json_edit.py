@@ -385,7 +385,9 @@ def test_a_text_of_very_many_parts_is_written_anew_in_bounded_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ['"' + "\\\\" * 500_000 + '"', '"' + '\\"' * 500_000 + '"', '" , ' * 1 + '"', "[" + "[]," * 200_000 + "[]]"]
+    "body",
+    ['"' + "\\\\" * 500_000 + '"', '"' + '\\"' * 500_000 + '"', '" , ' * 1 + '"', "[" + "[]," * 200_000 + "[]]"],
+    ids=["backslashes", "quotes", "a comma in a string", "brackets"],
 )
 def test_hostile_text_is_compacted_and_framed_in_bounded_time(body: str) -> None:
     text = f'{{ "x" : {body} }}'
