@@ -99,7 +99,6 @@ class Sender:
             raise MllpFault("send", "framing", str(error)) from error
         try:
             self._connect()
-            self._may_send()
             self._transmit(framed, patience)
             answer = self._receive(patience, reader)
             correlate(raw, answer)
@@ -186,14 +185,18 @@ class Sender:
 
     def _transmit(self, framed: bytes, timeout: float) -> None:
         assert self._sock is not None
-        end = len(framed) - 2 if len(framed) > CHUNK else 0
+        whole, end = memoryview(framed), len(framed) - 2 if len(framed) > CHUNK else 0
         # A slow line gets its time: at least 1 Mbit/s is expected.
-        self._sock.settimeout(timeout + len(framed) / 125_000)
+        limit = timeout + len(framed) / 125_000
         try:
             if end:
-                self._sock.sendall(memoryview(framed)[:end])
                 self._may_send()
-            self._sock.sendall(memoryview(framed)[end:])
+                self._sock.settimeout(limit)
+                self._sock.sendall(whole[:end])
+            rest = whole[end + self._sent_at_once(whole[end:]) :]
+            self._sock.settimeout(limit)
+            if rest:
+                self._sock.sendall(rest)
         except OSError as error:
             fault = MllpFault("send", _cause(error), f"the message could not be sent: {error}")
             # A partner that refuses a message half way (too large) answers before it has read it all.
@@ -202,6 +205,17 @@ class Sender:
             except MllpFault as told:
                 raise (told if told.stage == "connect" else fault) from error
             raise fault from error
+
+    def _sent_at_once(self, end: memoryview) -> int:
+        """How many bytes of what makes a message of a frame the system took, in one call right behind the last look
+        whether we may: a socket with a time limit is polled first, and other threads run before its bytes leave."""
+        assert self._sock is not None
+        self._sock.setblocking(False)
+        self._may_send()
+        try:
+            return self._sock.send(end)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
 
     def _receive(self, timeout: float, reader: Reader) -> bytes:
         """The next answer; what came behind it stays in `reader`."""

@@ -368,6 +368,20 @@ def test_both_ends_of_a_connection_notice_a_partner_that_vanished(serve: Serve) 
     sender.close()
 
 
+@pytest.mark.parametrize(("size", "looks"), [(10, 1), (3_000_000, 2)], ids=["small", "large"])
+def test_the_last_look_before_a_message_leaves_is_followed_by_one_system_call(
+    serve: Serve, size: int, looks: int
+) -> None:
+    """A socket that may wait is polled before it is written to, and other threads run meanwhile."""
+    listener = serve()
+    waits: list[float | None] = []
+    sender = Sender(("127.0.0.1", listener.port), timeout=5, before_send=lambda sock: waits.append(sock.gettimeout()))
+    raw = message("A") + b"NTE|1||" + b"x" * size + b"\r"
+    assert ack.read(sender.send(raw)).code == "AA"
+    sender.close()
+    assert len(waits) == looks and waits[-1] == 0
+
+
 def keep_alive(sock: socket.socket) -> tuple[int, int]:
     on = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     return on, sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)

@@ -25,4 +25,14 @@ def command(classes: Path) -> list[str]:
     path = os.pathsep.join(map(str, jars()))
     source = HERE / "Hl7Peer.java"
     subprocess.run(["javac", "-cp", path, "-d", classes, source], check=True, capture_output=True, timeout=120)
-    return ["java", "-Xmx256m", "-cp", f"{classes}{os.pathsep}{path}", "-Dca.uhn.hl7v2.llp.charset=UTF-8"]
+    # HAPI keeps a file for its control ids in the working directory.
+    return [
+        "env",
+        "-C",
+        str(classes),
+        "java",
+        "-Xmx256m",
+        "-cp",
+        f"{classes}{os.pathsep}{path}",
+        "-Dca.uhn.hl7v2.llp.charset=UTF-8",
+    ]
