@@ -108,7 +108,7 @@ class Settings:
     )
     retry_first_seconds: float = _doc(5.0, "first pause after a transient failure; doubles each time")
     retry_cap_seconds: float = _doc(900.0, "longest pause between two attempts")
-    send_timeout_seconds: float = _doc(30.0, "how long a partner may take to answer")
+    send_timeout_seconds: float = _doc(30.0, "how long connecting (10 at most) and an answer may take")
     mail_answer_seconds: float = _doc(600.0, "how long a mail operator may take to accept a whole message (RFC 5321)")
     send_limit_seconds: float = _doc(1800.0, "longest conversation with a partner; then it is cut off")
     lease_seconds: float = _doc(

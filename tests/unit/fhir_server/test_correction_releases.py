@@ -174,16 +174,22 @@ def mailbox_moved(hub: Hub) -> str:
 ROADS = pytest.mark.parametrize(("lane", "move"), [(DPI, endpoint_replaced), (MAIL, mailbox_moved)])
 
 
-@ROADS
-def test_a_first_version_kept_back_is_let_go_no_more_after_a_correction_by_another_road(
-    hub: Hub, lane: str, move: Callable[[Hub], str]
-) -> None:
+def corrected_by_another_road(hub: Hub, lane: str, move: Callable[[Hub], str]) -> tuple[Delivery, str]:
+    """A first version that a person keeps back, and the id of what its correction made on the addressee's new road."""
     asked(hub, state="completed")
     first = waiting(hub)[lane]
     outbox.outbox_hold(hub.store, {"id": first.id, "reason": "relire"})
     road = move(hub)
     correct(hub)
     new = waiting(hub)[road].id
+    return first, new
+
+
+@ROADS
+def test_a_first_version_kept_back_is_let_go_no_more_after_a_correction_by_another_road(
+    hub: Hub, lane: str, move: Callable[[Hub], str]
+) -> None:
+    first, new = corrected_by_another_road(hub, lane, move)
     for act in (outbox.outbox_release, outbox.outbox_retry):
         with pytest.raises(RuleBroken, match=f"{new} was made instead"):
             act(hub.store, {"id": first.id})
@@ -200,12 +206,7 @@ def test_a_first_version_kept_back_is_let_go_no_more_after_a_correction_by_anoth
 def test_of_two_first_versions_by_two_roads_the_one_given_up_is_sent_no_more(
     hub: Hub, lane: str, move: Callable[[Hub], str]
 ) -> None:
-    asked(hub, state="completed")
-    first = waiting(hub)[lane]
-    outbox.outbox_hold(hub.store, {"id": first.id, "reason": "relire"})
-    road = move(hub)
-    correct(hub)
-    new = waiting(hub)[road].id
+    first, new = corrected_by_another_road(hub, lane, move)
     outbox.outbox_cancel(hub.store, {"id": new})
     assert outbox.outbox_release(hub.store, {"id": first.id})["state"] == "queued"
     with pytest.raises(RuleBroken, match=f"{first.id} hands the report over as a first document already"):
@@ -289,7 +290,7 @@ def test_a_replay_beside_a_withdrawal_is_refused_or_given_up(
         assert inside.wait(10)
         outbox.outbox_replay(hub.store, {"id": first.id})
 
-    writer = dataclasses.replace(hub, store=Watched(hub.store, pause))  # type: ignore[arg-type]
+    writer = dataclasses.replace(hub, store=Watched(hub.store, pause))  # type: ignore[arg-type]  # a stand-in
     change, told = at_once(lambda: withdraw(writer), repeat)
     assert change is None and isinstance(told, RuleBroken), told
     assert "is entered-in-error now" in str(told) and waiting(hub) == {}
@@ -399,7 +400,7 @@ def test_a_correction_and_a_worker_who_holds_the_lane_never_wait_in_a_ring(
 
     def change() -> None:
         assert inside.wait(10)
-        correct(dataclasses.replace(hub, store=writer))  # type: ignore[arg-type]
+        correct(dataclasses.replace(hub, store=writer))  # type: ignore[arg-type]  # a stand-in
 
     assert at_once(lambda: worker.write(SYSTEM, work), change) == [None, None]
     assert (worker.runs, writer.runs) == (1, 1), "nobody was the victim of a deadlock"
@@ -427,7 +428,7 @@ def test_a_correction_and_an_operator_never_wait_in_a_ring(
         assert inside.wait(10)
         act(operator, {"id": first})
 
-    change, told = at_once(lambda: correct(dataclasses.replace(hub, store=writer)), let_go)  # type: ignore[arg-type]
+    change, told = at_once(lambda: correct(dataclasses.replace(hub, store=writer)), let_go)  # type: ignore[arg-type]  # a stand-in
     assert change is None and isinstance(told, RuleBroken), told
     assert (operator.runs, writer.runs) == (1, 1), "nobody was the victim of a deadlock"
     assert message(hub, PFI).text("MSH-9.2") == "T02"
