@@ -14,7 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, Literal
 
 from hl7v2.message import Message, Segment, Unreadable, parse
@@ -28,6 +29,9 @@ _ECHO: Final = 1_000
 """Longest field copied from the message into the answer: a hostile MSH-10 must not come back at full size."""
 _HEADER: Final = 64 * 1024
 _MAX_ERRORS: Final = 20
+_PLAIN_HEADER: Final = re.compile(rb"MSH\|\^~\\&\|([\x20-\x7e]{1,1000})(?=[\r\n]|\Z)")
+_COPIED: Final = (3, 4, 5, 6, 9, 11, 12, 18)
+"""The fields of an MSH that decide what an answer says, besides MSH-10."""
 _PLACE: Final = re.compile(
     r"(?P<segment>[A-Z][A-Z0-9]{2})(?:\[(?P<nth>\d+)\])?(?:-(?P<field>\d+)(?:\[(?P<rep>\d+)\])?"
     r"(?:\.(?P<comp>\d+)(?:\.(?P<sub>\d+))?)?)?\Z"
@@ -91,6 +95,10 @@ def build(
     one. Versions before 2.5 get ERR-1 and MSA-3 instead. `now` is aware; `control_id` is our MSH-10. `application`
     and `facility` speak when the message names no receiver.
     """
+    if code[1] == "A" and not text and not errors:
+        made = _from_pattern(original, code, now, control_id, application, facility)
+        if made:
+            return made
     header = header_of(original)
     own = bool(err_code or err_location or not errors)
     told = [AckError(err_location, err_code or "207", text)] if own else []
@@ -116,6 +124,39 @@ def build(
     msa: Fields = {1: code, 2: _control_id(header), 3: told[0].text[:80] if old and told else None}
     body = [("ERR", _err(error, old)) for error in told[:_MAX_ERRORS]] if code[1] != "A" else []
     return message([("MSH", msh), ("MSA", msa), *body], charset=charset).raw
+
+
+def _from_pattern(
+    original: bytes, code: AckCode, now: datetime, control_id: str, application: str, facility: str
+) -> bytes:
+    """An acceptance of a message with a plain header, as `build` would write it; b'' where it must write it itself.
+
+    A partner's headers differ in MSH-7 and MSH-10: the answer to another one is written once, and these put in.
+    """
+    match = _PLAIN_HEADER.match(original)
+    if match is None or not control_id.isalnum() or not control_id.isascii() or len(control_id) > 20:
+        return b""
+    fields = match[1].split(b"|")
+    if len(fields) < 8 or not (theirs := fields[7]):
+        return b""
+    fields += [b""] * (16 - len(fields))
+    copied = tuple([fields[number - 3] for number in _COPIED])
+    before, between, after = _pattern(copied, code, application, facility)
+    return b"".join((before, dtm(now).encode(), between, control_id.encode(), after, theirs, b"\r"))
+
+
+@lru_cache(maxsize=256)
+def _pattern(copied: tuple[bytes, ...], code: AckCode, application: str, facility: str) -> tuple[bytes, bytes, bytes]:
+    """What stands before MSH-7, between it and MSH-10, and from there to MSA-2, in the answer to such a header."""
+    fields = [b""] * 16
+    for number, value in zip(_COPIED, copied, strict=True):
+        fields[number - 3] = value
+    # A header that `_from_pattern` leaves alone, since its MSH-10 is empty.
+    header = b"MSH|^~\\&|" + b"|".join(fields)
+    made = build(header, code, now=datetime(2000, 1, 1, tzinfo=UTC), control_id="A", application=application,
+                 facility=facility)  # fmt: skip
+    parts = made.removesuffix(b"\r").split(b"|")
+    return b"|".join([*parts[:6], b""]), b"|".join([b"", *parts[7:9], b""]), b"|".join([b"", *parts[10:], b""])
 
 
 def _err(error: AckError, old: bool) -> Fields:

@@ -28,6 +28,8 @@ from hl7v2.message import Unreadable
 log = logging.getLogger(__name__)
 
 CHUNK: Final = 1 << 16
+_LARGE: Final = 1 << 20
+"""Bytes read at once; more of a frame that is large already."""
 
 
 def new_control_id() -> str:
@@ -180,7 +182,7 @@ class Conversation:
                 return None
             try:
                 self._link.sock.settimeout(max(self._patience(began), 0.001))
-                data = self._link.sock.recv(CHUNK)
+                data = self._link.sock.recv(CHUNK if reader.size < _LARGE else _LARGE)
             except TimeoutError:
                 frame = reader.flush()
                 if frame is None:

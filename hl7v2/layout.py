@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from hl7v2.text import Separators
@@ -41,6 +42,8 @@ class Unreadable(ValueError):
 def header_start(raw: bytes) -> tuple[int, list[Note]]:
     """Offset of MSH, and what stood before it."""
     notes: list[Note] = []
+    if raw.startswith(b"MSH") and len(raw) >= 5:
+        return 0, notes
     begin = 0
     if raw.startswith(_BOM):
         begin = len(_BOM)
@@ -59,10 +62,16 @@ def header_start(raw: bytes) -> tuple[int, list[Note]]:
 
 def delimiters(raw: bytes, begin: int) -> Separators:
     """What MSH-1 and MSH-2 declare; a sign that is missing, not printable or used twice counts as not declared."""
-    field = raw[begin + 3 : begin + 4]
+    return _declared(raw[begin + 3 : begin + 16])
+
+
+@lru_cache(maxsize=64)
+def _declared(signed: bytes) -> Separators:
+    """`signed` begins with MSH-1."""
+    field = signed[:1]
     if not field.isascii() or field.isalnum() or field in (b"\r", b"\n", b"\0"):
         raise Unreadable("MSH-1 is no usable field separator", location="MSH^1^1")
-    tail = re.split(rb"[\r\n]", raw[begin + 4 : begin + 16].partition(field)[0])[0]
+    tail = re.split(rb"[\r\n]", signed[1:].partition(field)[0])[0]
     signs = [chr(code) if 0x20 < code < 0x7F and not chr(code).isalnum() else "" for code in tail[:5]]
     seen = {field.decode("ascii")}
     for number, sign in enumerate(signs):
@@ -106,7 +115,13 @@ def _mixed_ends(raw: bytes, begin: int, field: bytes) -> Iterator[tuple[int, int
 
 
 def _add(spans: list[Span], raw: bytes, start: int, end: int, field: bytes) -> None:
-    if start == end or not raw[start : min(end, start + 64)].strip(b" \t\0\x0b\x1c"):
-        return
-    name = raw[start:end] if end - start <= 3 else raw[start : start + 4].partition(field)[0]
-    spans.append((name.decode("latin-1") if _SEGMENT_NAME.match(name) else "", start, end))
+    name = _named(raw[start : min(end, start + 4)], field)
+    if name or raw[start : min(end, start + 64)].strip(b" \t\0\x0b\x1c"):
+        spans.append((name, start, end))
+
+
+@lru_cache(maxsize=512)
+def _named(begin: bytes, field: bytes) -> str:
+    """The segment name with which a line begins, '' when it is none; `begin` is at most four bytes of it."""
+    name = begin if len(begin) <= 3 else begin.partition(field)[0]
+    return name.decode("latin-1") if _SEGMENT_NAME.match(name) else ""

@@ -12,9 +12,7 @@ Sources: HL7 v2.5 and v2.6 chapter 2, http://www.hl7.eu/HL7v2x/v25/std25/ch02.ht
 
 from __future__ import annotations
 
-import base64
 import binascii
-import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,45 +20,17 @@ from functools import lru_cache
 from typing import Final, Literal
 
 from hl7v2.layout import Unreadable, delimiters, header_start, segment_spans
+from hl7v2.places import REMEMBERED, Path, beginnings, part_at, path
 from hl7v2.text import NULL, STANDARD, Charset, Separators, detect, escape, unescape
 
 MAX_PARTS: Final = 10_000
 """A bound that no honest element reaches; beyond it a message is refused instead of eating the memory."""
 
-_PATH: Final = re.compile(
-    r"(?P<segment>[A-Z][A-Z0-9]{2})(?:\[(?P<nth>\d+)\])?-(?P<field>\d+)(?:\[(?P<rep>\d+)\])?"
-    r"(?:\.(?P<comp>\d+)(?:\.(?P<sub>\d+))?)?\Z"
-)
-
 State = Literal["absent", "empty", "null", "valued"]
 
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """An address inside a message, all numbers 1-based: `OBX[3]-5[1].2.1`. 0 = not given."""
-
-    segment: str
-    nth: int
-    field: int
-    rep: int
-    comp: int
-    sub: int
-
-
-@lru_cache(maxsize=4096)
-def path(text: str) -> Path:
-    """Read `PID-3`, `PID-3[2].4.2`, `OBX[3]-5`. Raises ValueError for anything else."""
-    match = _PATH.match(text)
-    if not match:
-        raise ValueError(f"{text!r} is no HL7 path; write it like PID-3[2].4.2 or OBX[3]-5")
-    part = match.groupdict()
-    numbers = {key: int(part[key] or 0) for key in ("field", "rep", "comp", "sub")}
-    if not numbers["field"] or any(part[key] is not None and not int(part[key]) for key in ("nth", *numbers)):
-        raise ValueError(f"{text!r}: HL7 counts from 1")
-    return Path(part["segment"], int(part["nth"] or 1), **numbers)
-
-
 _LEVELS: Final = ("repetition", "component", "subcomponent")
+_REMEMBERED_SEGMENTS: Final = 500
+"""Segments of a message of which it is kept where their fields begin: some 5 MB at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +110,7 @@ class Value:
         """The 1-based child one level below."""
         if self.start < 0 or self.verbatim or self.level > 2:
             return Value(self.message, -1, -1, self.level + 1)
-        start, end, missing = _part(self.message.raw, self.start, self.end, self._below(), number)
+        start, end, missing = part_at(self.message.raw, self.start, self.end, self._below(), number)
         leaf = self.ed and self.level == 1 and number == 5
         if missing:
             return Value(self.message, -1, -1, self.level + 1)
@@ -190,17 +160,6 @@ class Value:
         return self.component(component).part(number).text
 
 
-def _part(raw: bytes, start: int, end: int, separator: bytes, number: int) -> tuple[int, int, int]:
-    """Span of the 1-based part, and how many separators are missing before it could exist."""
-    for passed in range(number - 1):
-        found = raw.find(separator, start, end) if separator else -1
-        if found < 0:
-            return end, end, number - 1 - passed
-        start = found + 1
-    found = raw.find(separator, start, end) if separator else -1
-    return start, end if found < 0 else found, 0
-
-
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One segment: its name, its 1-based number among those of the same name, and its span."""
@@ -217,24 +176,52 @@ class Segment:
 
     def field(self, number: int) -> Value:
         """The field, 1-based as HL7 counts: MSH-1 is the separator itself."""
-        message = self.message
         ed = self.name == "OBX" and number == 5 and self.field(2).text == "ED"
         verbatim = self.name == "MSH" and number < 3
         if self.name == "MSH" and number == 1:
-            return Value(message, self.start + 3, self.start + 4, 0, True)
+            return Value(self.message, self.start + 3, self.start + 4, 0, True)
+        start, end = self._span(number)
+        return Value(self.message, start, end, 0) if start < 0 else Value(self.message, start, end, 0, verbatim, ed)
+
+    def _span(self, number: int) -> tuple[int, int]:
+        """Where a field other than MSH-1 stands; (-1, -1) when the segment ends before it."""
+        message = self.message
         # In MSH the first separator is itself field 1, so its second part is field 2.
         nth = number if self.name == "MSH" else number + 1
-        start, end, missing = _part(message.raw, self.start, self.end, message.field_separator, nth)
-        if missing:
-            return Value(message, -1, -1, 0)
-        return Value(message, start, end, 0, verbatim, ed)
+        begins = message._begins.get(self.start) or message.begins(self.start, self.end)
+        if nth < len(begins):
+            return begins[nth - 1], begins[nth] - 1
+        if len(begins) <= REMEMBERED:
+            return -1, -1
+        start, end, missing = part_at(message.raw, self.start, self.end, message.field_separator, nth)
+        return (-1, -1) if missing else (start, end)
 
     def text(self, number: int, component: int = 1, subcomponent: int = 1) -> str:
         """Text of a leaf of the first repetition; '' for absent, empty and null."""
-        return self.field(number).component(component).part(subcomponent).text
+        return self.leaf(number, 1, component, subcomponent)
+
+    def leaf(self, number: int, repetition: int, component: int, subcomponent: int) -> str:
+        """Text of a leaf, as `Value.text` says it, without the values on the way to it."""
+        if (self.name == "MSH" and number < 3) or (self.name == "OBX" and number == 5):
+            return self.field(number).repetition(repetition).part(component).part(subcomponent).text
+        start, end = self._span(number)
+        if start == end:
+            return ""
+        message = self.message
+        for separator, nth in zip(message.below, (repetition, component, subcomponent), strict=True):
+            start, end, missing = part_at(message.raw, start, end, separator, nth)
+            if missing:
+                return ""
+        text = message.charset.decode(message.raw[start:end])
+        text = unescape(text, message.separators, message.charset.codec).strip()
+        return "" if text == NULL else text
 
     def fields(self) -> Iterator[tuple[int, Value]]:
         """(number, field) of every field that is there, from 1. Stops at MAX_PARTS."""
+        if self.name not in ("MSH", "OBX") and len(begins := self.message.begins(self.start, self.end)) <= REMEMBERED:
+            for number in range(1, len(begins) - 1):
+                yield number, Value(self.message, begins[number], begins[number + 1] - 1, 0)
+            return
         count = self.message.raw.count(self.message.field_separator, self.start, self.end)
         start = self.start
         for number in range(min(count + 1, MAX_PARTS)):
@@ -265,16 +252,24 @@ class Encapsulated:
         encoding = self.encoding.strip().upper()
         try:
             if encoding == "BASE64":
-                return base64.b64decode(bytes(self.data).translate(None, b" \t\r\n"), validate=True)
+                return _from_base64(self.data)
             return bytes.fromhex(bytes(self.data).decode("ascii")) if encoding == "HEX" else bytes(self.data)
         except (binascii.Error, ValueError) as error:
             raise Unreadable(f"ED-5 is not {self.encoding}: {error}", location="OBX^1^5^1^5", code="102") from error
 
 
+def _from_base64(data: memoryview) -> bytes:
+    """The bytes; only what has blanks or line ends is copied first. Raises binascii.Error."""
+    try:
+        return binascii.a2b_base64(data, strict_mode=True)
+    except binascii.Error:
+        return binascii.a2b_base64(bytes(data).translate(None, b" \t\r\n"), strict_mode=True)
+
+
 class Message:
     """An HL7 v2 message. Make one with `parse`; it never changes (`set` returns another)."""
 
-    __slots__ = ("_index", "_segments", "below", "charset", "delimiters", "field_separator", "notes", "raw",
+    __slots__ = ("_begins", "_index", "_segments", "below", "charset", "delimiters", "field_separator", "notes", "raw",
                  "separators", "spans")  # fmt: skip
 
     def __init__(
@@ -290,12 +285,10 @@ class Message:
         self.charset = charset
         self.spans = spans
         self.notes = notes
-        self.field_separator = separators.field.encode("ascii")
-        levels = (separators.repetition, separators.component, separators.subcomponent)
-        self.below = tuple(sign.encode("ascii") for sign in levels)
-        self.delimiters = b"".join(self.below) + b" "
+        self.field_separator, self.below, self.delimiters = _signs(separators)
         self._segments: tuple[Segment, ...] | None = None
-        self._index: dict[str, list[Segment]] | None = None
+        self._index: dict[str, tuple[Segment, ...]] | None = None
+        self._begins: dict[int, list[int]] = {}
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -312,10 +305,11 @@ class Message:
     def all(self, name: str) -> tuple[Segment, ...]:
         """The segments of that name, in order."""
         if self._index is None:
-            self._index = {}
+            found: dict[str, list[Segment]] = {}
             for segment in self.segments:
-                self._index.setdefault(segment.name, []).append(segment)
-        return tuple(self._index.get(name, ()))
+                found.setdefault(segment.name, []).append(segment)
+            self._index = {name: tuple(segments) for name, segments in found.items()}
+        return self._index.get(name, ())
 
     def first(self, name: str) -> Segment | None:
         return next(iter(self.all(name)), None)
@@ -332,6 +326,15 @@ class Message:
         if spot.comp and not value.verbatim:
             value = value.part(spot.comp)
         return value.part(spot.sub) if spot.sub else value
+
+    def begins(self, start: int, end: int) -> list[int]:
+        """`beginnings` of a segment, kept once they were looked for."""
+        found = self._begins.get(start)
+        if found is None:
+            found = beginnings(self.raw, start, end, self.field_separator)
+            if len(self._begins) < _REMEMBERED_SEGMENTS:
+                self._begins[start] = found
+        return found
 
     def place(self, offset: int) -> str:
         """The path of the field, repetition and component in which a byte of `raw` stands; '' outside segments."""
@@ -363,7 +366,13 @@ class Message:
 
     def text(self, where: str) -> str:
         """Like `get`, without surrounding blanks; '' for absent, empty and null alike."""
-        return self.at(where).text
+        spot = path(where)
+        candidates = self.all(spot.segment)
+        if spot.nth > len(candidates):
+            return ""
+        if spot.segment == "MSH" and spot.field < 3:
+            return self.at(where).text
+        return candidates[spot.nth - 1].leaf(spot.field, spot.rep or 1, spot.comp or 1, spot.sub or 1)
 
     def set(self, where: str, value: str | None) -> Message:
         """A copy with one element changed; every other byte is the same.
@@ -398,7 +407,7 @@ class Message:
             if padding:
                 padding += separator * (number - 1)
                 continue
-            start, end, missing = _part(self.raw, start, end, separator, number)
+            start, end, missing = part_at(self.raw, start, end, separator, number)
             padding = separator * missing
         return start, end, padding
 
@@ -431,6 +440,15 @@ class Message:
         return self.text("MSH-12.1")
 
 
+@lru_cache(maxsize=64)
+def _signs(separators: Separators) -> tuple[bytes, tuple[bytes, ...], bytes]:
+    """The separator of fields, those of the three levels below, and these with a blank."""
+    below = tuple(
+        sign.encode("ascii") for sign in (separators.repetition, separators.component, separators.subcomponent)
+    )
+    return separators.field.encode("ascii"), below, b"".join(below) + b" "
+
+
 def parse(raw: bytes, *, charset: str | None = None, fallback: str = "windows-1252") -> Message:
     """Read a message without changing it.
 
@@ -446,7 +464,9 @@ def parse(raw: bytes, *, charset: str | None = None, fallback: str = "windows-12
     found = detect(raw, header.text("MSH-18"), charset, fallback)
     if found.note:
         more.append(("MSH-18", found.note))
-    return Message(raw, separators, found, spans, (*notes, *more))
+    made = Message(raw, separators, found, spans, (*notes, *more))
+    made._begins = header._begins  # the same bytes
+    return made
 
 
 __all__ = [

@@ -98,7 +98,7 @@ class Sender:
         except ValueError as error:
             raise MllpFault("send", "framing", str(error)) from error
         try:
-            self._connect()
+            self.connect()
             self._transmit(framed, patience)
             answer = self._receive(patience, reader)
             correlate(raw, answer)
@@ -159,7 +159,8 @@ class Sender:
             close(self._sock, patience)
             self._sock = None
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
+        """Connect now, when there is no connection that may be used. Raises MllpFault of the stage connect."""
         if self._sock is not None and not _fresh(self._sock):
             self.close()
         if self._sock is not None:

@@ -194,6 +194,12 @@ def detect(raw: bytes, declared: str, override: str | None = None, fallback: str
 
 
 def _readable(raw: bytes, codec: str, step: int = 1 << 20) -> bool:
+    if len(raw) <= step:
+        try:
+            raw.decode(codec)
+        except UnicodeDecodeError:
+            return False
+        return True
     decoder = codecs.getincrementaldecoder(codec)("strict")
     view = memoryview(raw)
     try:

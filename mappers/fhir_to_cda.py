@@ -128,14 +128,17 @@ def _professional(
     house: str = "representedOrganization",
 ) -> None:
     """The content of assignedAuthor and assignedEntity (and of associatedEntity, whose parts have other names);
-    `setting` adds the practice setting of the structure."""
-    _add(entity, "id", root=PROFESSIONALS_OID, extension=f"8{who.rpps}")
+    `setting` adds the practice setting of the structure. An id has no nullFlavor in the national rules: who has no
+    national number has no id, and who has no structure none without a name."""
+    if who.rpps:
+        _add(entity, "id", root=PROFESSIONALS_OID, extension=f"8{who.rpps}")
     if who.specialty.code:
         _code(entity, "code", who.specialty)
     _address(entity, who.org.address)
     _telecoms(entity, who.org.telecom, f"mailto:{who.mailbox}" if who.mailbox else "")
     _name(_add(entity, person), who)
-    _organization(_add(entity, house), who.org, setting=setting)
+    if who.org.name:
+        _organization(_add(entity, house), who.org, setting=setting)
 
 
 def _name(person: Node, who: Professional) -> None:

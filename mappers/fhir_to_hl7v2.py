@@ -90,17 +90,18 @@ def mdm(
     feed = _feed(report, dmp, profile, losses)
     signed = report.signed_at.astimezone(zone)
     placer = report.placer.components if report.placer else None
+    lps = profile == "lps-1.1"
+    visit = None if lps else options.visit  # a document that came by mail knows no stay
     segments: Segments = [
         ("MSH", envelope.msh(("MDM", trigger, "MDM_T02"), "2.6", PROFILE_IDS[profile])),
         ("EVN", {2: dtm(now.astimezone(zone)), 6: dtm(signed)}),
-        ("PID", pid(report.patient, options.visit, losses)),
-        ("PV1", pv1(None if profile == "lps-1.1" else options.visit, zone)),
+        ("PID", pid(report.patient, visit, losses)),
+        ("PV1", pv1(visit, zone)),
         ("ORC", {1: ACTIONS[trigger][0], 2: placer}),
         ("OBR", {1: "1", 2: placer, 4: type_of(report)}),
         ("TXA", _txa(report, trigger, signed)),
         ("OBX", _document(report, cda, trigger, "text")),
     ]
-    lps = profile == "lps-1.1"
     segments += _lps(report, site, options, trigger, losses) if lps else _push(report, site, options, feed)
     return finished(segments, site, losses)
 

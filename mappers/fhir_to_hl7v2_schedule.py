@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from hl7v2.write import Component, Fields, dtm
-from mappers.fhir_to_hl7v2_segments import PERSONS, Envelope, Segments, finished, pid, pv1, xcn
+from mappers.fhir_to_hl7v2_segments import PERSONS, Envelope, Segments, Visit, finished, pid, pv1, xcn
 from mappers.fhir_to_report import PatientIdentity, Professional
 from mappers.identity import Site
 from mappers.mapped import Loss, Mapped
@@ -63,6 +63,7 @@ def siu(
     now: datetime,
     receiving_application: str,
     receiving_facility: str,
+    visit: Visit | None = None,
 ) -> Mapped[bytes]:
     """The message, each segment ended by CR, in the character set of the site.
 
@@ -84,7 +85,7 @@ def siu(
     if comment:
         segments.append(("NTE", {1: "1", 3: comment}))
     action = _ACTIONS[event]
-    segments += [("PID", pid(patient, None, losses)), ("PV1", pv1(None, envelope.zone)), ("RGS", {1: "1", 2: action})]
+    segments += [("PID", pid(patient, visit, losses)), ("PV1", pv1(visit, envelope.zone)), ("RGS", {1: "1", 2: action})]
     for number, service in enumerate(appointment.get("serviceType", ()), 1):
         segments.append(("AIS", {1: str(number), 2: action, 3: _concept(service), 4: start or None}))
     for number, person in enumerate(persons, 1):

@@ -11,8 +11,8 @@ matricule), JDV_J01 for the spelling of specialties in documents.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -54,6 +54,9 @@ class Code:
     system: str
 
 
+NO_CODE = Code("", "", "")
+
+
 @dataclass(frozen=True, slots=True)
 class Org:
     """A structure. `finess` is 9 digits (FINESS géographique) or ''; its national id is `1` + FINESS.
@@ -71,7 +74,8 @@ class Org:
 
 @dataclass(frozen=True, slots=True)
 class Professional:
-    """A professional. `rpps` is 11 digits; its national id is `8` + RPPS. `specialty` is a JDV_J01 code.
+    """A professional. `rpps` is 11 digits; its national id is `8` + RPPS. `specialty` is a JDV_J01 code. Who only is
+    named (`bystander`) may have an `rpps` of '', NO_CODE for a specialty and a structure without a name.
 
     `prefix` is a civility (`M`, `MME`), `suffix` a title (`DR`, `PR`, ...); `mailbox` an MSSanté address or ''.
     """
@@ -238,7 +242,44 @@ def professional(
 
     Raises Incomplete without a name, an RPPS, a profession or a named structure.
     """
-    here = f"the {who} (Practitioner/{person.get('id', '')})"
+    here = _here(who, person)
+    return replace(
+        _named(here, person, notes),
+        rpps=_rpps(person, here),
+        specialty=_specialty(role, person, here),
+        org=_org(org, who, site, notes),
+        mailbox=mailbox_of(role) or mailbox_of(person) or mailbox_of(org),
+    )
+
+
+def bystander(who: str, role: Resource, person: Resource, org: Resource, site: Site, notes: list[Loss]) -> Professional:
+    """A professional who is named and neither asks, signs nor is addressed: the name is enough, and what else is
+    missing is '' and told in `notes`.
+
+    Raises Incomplete without a name.
+    """
+    here = _here(who, person)
+    named = _named(here, person, notes)
+    found: dict[str, Any] = {"mailbox": mailbox_of(role) or mailbox_of(person) or mailbox_of(org)}
+    reading: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("rpps", lambda: _rpps(person, here)),
+        ("specialty", lambda: _specialty(role, person, here)),
+        ("org", lambda: _org(org, who, site, notes)),
+    )
+    for name, read in reading:
+        try:
+            found[name] = read()
+        except Incomplete as missing:
+            notes.append(Loss(missing.expression, missing.text))
+    return replace(named, **found)
+
+
+def _here(who: str, person: Resource) -> str:
+    return f"the {who} (Practitioner/{person.get('id', '')})"
+
+
+def _named(here: str, person: Resource, notes: list[Loss]) -> Professional:
+    """The name of a Practitioner, and nothing else yet. Raises Incomplete without a family name."""
     names = person.get("name") or ()
     name = next((name for name in names if name.get("use") in (None, "official", "usual")), names[0] if names else {})
     family, given = str(name.get("family") or ""), joined(name.get("given"), first=True)
@@ -255,16 +296,7 @@ def professional(
             suffix = french.TITLES[folded]
         else:
             notes.append(Loss("Practitioner.name.prefix", f"{word!r} is no civility or title of JDV_J245 or JDV_J246"))
-    return Professional(
-        rpps=_rpps(person, here),
-        family=family,
-        given=given,
-        specialty=_specialty(role, person, here),
-        org=_org(org, who, site, notes),
-        prefix=prefix,
-        suffix=suffix,
-        mailbox=mailbox_of(role) or mailbox_of(person) or mailbox_of(org),
-    )
+    return Professional("", family, given, NO_CODE, Org("", ""), prefix, suffix)
 
 
 def _rpps(person: Resource, here: str) -> str:

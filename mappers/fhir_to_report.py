@@ -22,6 +22,7 @@ from mappers.fhir_to_identity import (
     FINESS_SYSTEM,
     STRUCTURES_OID,
     Resource,
+    bystander,
     concept_text,
     find_extension,
     patient_identity,
@@ -386,15 +387,16 @@ def _as_before(who: str, before: Professional | None, missing: Incomplete, notes
 
 
 def _attending(sources: Sources, notes: list[Loss]) -> tuple[Professional, ...]:
-    """Those a document can name: with a national number, a profession and a structure."""
+    """Those a document can name; the national number, the profession and the structure of such a participant are
+    left out where they are not known."""
     found: dict[str, Professional] = {}
     for role, person, house in sources.attending:
         try:
-            one = professional("médecin traitant", role, person, house, sources.site, notes)
+            one = bystander("médecin traitant", role, person, house, sources.site, notes)
         except Incomplete as missing:
             notes.append(Loss("Patient.generalPractitioner", f"not named in the document: {missing}"))
         else:
-            found.setdefault(one.rpps, one)
+            found.setdefault(one.rpps or str(person.get("id")), one)
     return tuple(found.values())
 
 

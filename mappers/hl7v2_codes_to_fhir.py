@@ -40,7 +40,8 @@ SYSTEMS: Final = {
 _LOCAL: Final = ("TLR_OBR_PROCEDURE", "TLR_OBSERVATION", "TLR_TYPE_ORGANISATION", "TRE_A05", "MetaDMPMSS")
 INTERPRETATION: Final = "http://terminology.hl7.org/CodeSystem/v3-ObservationInterpretation"
 _V3_CODES: Final = (
-    "A AA B D DET E EX H HH HU HX I IE IND L LL LU LX N ND NEG NR NS POS R RR S SDD SYN-R SYN-S U W WR < >"
+    "A AA B CAR D DET E EX EXP H HH HU HX I IE IND L LL LU LX MS N NCL ND NEG NR NS POS R RR S SDD SYN-R SYN-S U UNE "
+    "VS W WR < >"
 )
 INTERPRETATIONS: Final = frozenset(_V3_CODES.split())
 """HL7 table 0078 codes that v3 has under the same code."""

@@ -51,11 +51,12 @@ statusDate, closed, feed (NA, IO = opposed, INO = not opposed), feedDate, consul
 
 GENDERS: Final = {"F": "female", "M": "male", "U": "unknown", "I": "unknown", "N": "unknown"}
 """PID-8; INS knows female, male and unknown (indéterminé) only."""
-_MARITAL: Final = {code: code for code in ("A", "D", "I", "L", "M", "P", "S", "T", "U", "W", "C")} | {
-    "A": "L",
-    "I": "U",
-    "P": "T",
-}
+MARITAL: Final = {
+    "A": "L", "C": "C", "D": "D", "E": "L", "G": "T", "I": "I", "L": "L", "M": "M", "N": "A", "P": "T", "R": "T",
+    "S": "S", "W": "W",
+}  # fmt: skip
+"""PID-16 (HL7 table 0002) -> v3 MaritalStatus. U (unknown) and T (unreported) say nothing."""
+_UNTOLD: Final = frozenset({"U", "T"})
 _ACQUISITION: Final = frozenset({"SM", "CV", "INSI", "CB", "RFID", "AV"})
 _PROOFS: Final = frozenset({"AN", "CC", "CE", "CM", "CN", "CS", "LE", "PA", "PC", "TC"})
 
@@ -292,11 +293,11 @@ def _deceased(msg: Message, site: Site) -> Element:
 
 def _marital(msg: Message, notes: Notes) -> Element:
     code = msg.text("PID-16").upper()
-    if code and code not in _MARITAL:
+    if code in MARITAL:
+        return {"coding": [{"system": MARITAL_SYSTEM, "code": MARITAL[code]}]}
+    if code and code not in _UNTOLD:
         notes.add("PID-16", f"marital status {code!r} has no equivalent and is not carried")
-    if _MARITAL.get(code, "U") == "U":
-        return {}
-    return {"coding": [{"system": MARITAL_SYSTEM, "code": _MARITAL[code]}]}
+    return {}
 
 
 def _multiple_birth(msg: Message) -> Element:

@@ -156,7 +156,10 @@ def identifier_of(
     return out, namespace
 
 
-_NAME_USES: Final = {"L": "official", "D": "usual", "S": "anonymous", "M": "maiden", "N": "nickname", "A": "nickname"}
+NAME_USES: Final = {
+    "L": "official", "D": "usual", "S": "anonymous", "M": "maiden", "N": "nickname", "A": "nickname", "BAD": "old",
+    "MSK": "anonymous", "NAV": "temp", "TEMP": "temp",
+}  # fmt: skip
 
 
 def name_of(xpn: Value, use: str) -> Element:
@@ -173,10 +176,10 @@ def name_of(xpn: Value, use: str) -> Element:
 
 def name_use(code: str) -> str:
     """HumanName.use of XPN-7 (HL7 table 0200), '' for one without an equivalent."""
-    return _NAME_USES.get(code, "")
+    return NAME_USES.get(code, "")
 
 
-_ADDRESS: Final = {
+ADDRESSES: Final = {
     "H": {"use": "home"},
     "HV": {"use": "temp"},
     "C": {"use": "temp"},
@@ -186,6 +189,8 @@ _ADDRESS: Final = {
     "B": {"use": "work"},
     "M": {"type": "postal"},
     "BA": {"use": "old"},
+    "BI": {"use": "billing"},
+    "SH": {"type": "postal"},
     "": {},
 }
 """XAD-7 (HL7 table 0190) -> Address."""
@@ -194,12 +199,12 @@ _ADDRESS: Final = {
 def address_of(xad: Value, where: str, notes: Notes) -> Element:
     """Address; the components of an extended street (SAD) become one line."""
     code = xad.part(7).text
-    if code not in _ADDRESS:
+    if code not in ADDRESSES:
         notes.add(f"{where}.7", f"address type {code!r} has no equivalent; the address is kept without a use")
     street = " ".join(part for part in (xad.part(1).part(n).text for n in (3, 2)) if part)
     lines = [line for line in (xad.part(1).part(1).text, street, xad.part(2).text) if line]
     return compact(
-        **_ADDRESS.get(code, {}),
+        **ADDRESSES.get(code, {}),
         line=lines,
         city=xad.part(3).text,
         state=xad.part(4).text,
@@ -208,9 +213,17 @@ def address_of(xad: Value, where: str, notes: Notes) -> Element:
     )
 
 
-_TELECOM_USES: Final = {"PRN": "home", "ORN": "home", "VHN": "home", "WPN": "work", "ASN": "work", "EMR": "", "PRS": ""}
-_TELECOM_SYSTEMS: Final = {"PH": "phone", "CP": "phone", "FX": "fax", "BP": "pager", "INTERNET": "email",
-                           "X.400": "email", "SAT": "phone", "TDD": "phone", "MD": "other"}  # fmt: skip
+TELECOM_USES: Final = {
+    "PRN": "home",
+    "ORN": "home",
+    "VHN": "home",
+    "WPN": "work",
+    "ASN": "work",
+    "EMR": "",
+    "PRS": "mobile",
+}
+TELECOM_SYSTEMS: Final = {"PH": "phone", "CP": "phone", "FX": "fax", "BP": "pager", "INTERNET": "email",
+                           "X.400": "email", "SAT": "other", "TDD": "other", "TTY": "other", "MD": "other"}  # fmt: skip
 
 
 def telecom_of(xtn: Value, work: bool) -> Element:
@@ -220,7 +233,7 @@ def telecom_of(xtn: Value, work: bool) -> Element:
     number = xtn.part(12).text or xtn.part(1).text
     if not number and xtn.part(7).text:
         number = "".join(xtn.part(part).text for part in (5, 6, 7))
-    system = "email" if mail else _TELECOM_SYSTEMS.get(equipment.upper(), "phone")
+    system = "email" if mail else TELECOM_SYSTEMS.get(equipment.upper(), "phone")
     value = mail or number
     if not value:
         return {}
@@ -230,7 +243,7 @@ def telecom_of(xtn: Value, work: bool) -> Element:
         else [],
         system=system,
         value=value,
-        use="mobile" if equipment.upper() == "CP" else _TELECOM_USES.get(use, "work" if work else "home"),
+        use="mobile" if equipment.upper() == "CP" else TELECOM_USES.get(use, "work" if work else "home"),
     )
 
 

@@ -38,14 +38,14 @@ FIELDS: Final[Mapping[str, Mapping[int, str]]] = {
     "ORC": {
         1: "Order control", 2: "Placer order number: as it came with the order, else our request's id",
         3: "Filler order number: the document set, the same for every version", 9: "Date/time of transaction",
-        12: "Ordering provider; in an answer the expert", 16: "Reason of a refusal", 17: "Kind of organisation",
-        21: "The expert's structure",
+        12: "Ordering provider; in an answer the expert", 16: "Reason of a refusal or a cancellation",
+        17: "Kind of organisation", 21: "The structure of who is named in ORC-12",
     },
     "OBR": {
         1: "Set id", 2: "Placer order number, as ORC-2", 3: "Filler order number, as ORC-3",
-        4: "Document type or procedure", 7: "Start of the opinion", 8: "End of the opinion",
-        16: "Ordering provider; in an answer the expert", 22: "Signature", 25: "Result status",
-        32: "Principal result interpreter: the expert",
+        4: "Document type or procedure", 5: "Priority", 7: "Start of the opinion", 8: "End of the opinion",
+        13: "Relevant clinical information: why it is asked", 16: "Ordering provider; in an answer the expert",
+        22: "Signature", 25: "Result status", 32: "Principal result interpreter: the expert",
     },
     "TXA": {
         1: "Set id", 2: "Document type", 3: "Content presentation", 4: "Activity date/time", 6: "Origination date/time",
@@ -74,9 +74,16 @@ TABLES: Final = (
     ("HL7 0001 (PID-8)", "F M U"),
     ("HL7 0445 (PID-32)", "VALI, PROV"),
     ("HL7 0004 (PV1-2)", "E I O R N"),
-    ("HL7 0119 (ORC-1)", "NW RE of a report; OK OC of an answer"),
-    ("HL7 0085 (OBX-11)", "F"),
-    ("HL7 0123 (OBR-25)", "F"),
+    (
+        "HL7 0119 (ORC-1)",
+        "NW RO CA: a report, its correction, its withdrawal; RE of each in a plain ORU; "
+        "NW CA of an order; OK OC of an answer",
+    ),
+    ("HL7 0485 (OBR-5)", "S A UR R"),
+    ("HL7 0085 (OBX-11)", "F C D: a report, its correction, its withdrawal"),
+    ("HL7 0123 (OBR-25)", "F C X, the same"),
+    ("HL7 0271 (TXA-17)", "AU"),
+    ("HL7 0273 (TXA-19)", "AV, CA of a withdrawal"),
     ("HL7 0278 (SCH-25)", "Booked, Started, Complete, Noshow, Cancelled, Deleted"),
     ("MetaDMPMSS (OBX-3)", ", ".join(code for code, _ in METADATA)),
 )

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from mappers import fhir_to_hl7v2
 from mappers.fhir_to_cda import cda
-from mappers.fhir_to_hl7v2_orders import order_answer
+from mappers.fhir_to_hl7v2_orders import order_answer, order_request
 from mappers.fhir_to_hl7v2_plain import plain
 from mappers.fhir_to_hl7v2_schedule import siu
 from mappers.fhir_to_pdf import pdf
@@ -51,11 +51,10 @@ To = Callable[[], dict[str, Any]]
 
 def _mdm(profile: Any) -> Callable[[Report, Site, To], Sequence[Sample]]:
     def made(report: Report, site: Site, to: To) -> Sequence[Sample]:
-        clinical = cda(report, pdf(report), site)
-        dmp = profile == "push-2.1"
+        clinical, feed = cda(report, pdf(report), site), profile == "push-2.1"
         return [
-            Sample(_SIGNED, fhir_to_hl7v2.mdm(one, clinical, profile=profile, dmp=dmp, **to()).value)
-            for one in (report, replace(report, placer=_ORDER))
+            Sample(event, fhir_to_hl7v2.mdm(one, clinical, profile=profile, dmp=feed, **about, **to()).value)
+            for event, one, about in _versions(report, site)
         ]
 
     return made
@@ -63,14 +62,47 @@ def _mdm(profile: Any) -> Callable[[Report, Site, To], Sequence[Sample]]:
 
 def _oru(report: Report, site: Site, to: To) -> Sequence[Sample]:
     clinical = cda(report, pdf(report), site)
-    return [Sample(_SIGNED, fhir_to_hl7v2.oru(replace(report, placer=_ORDER), clinical, dmp=True, **to()).value)]
+    return [
+        Sample(event, fhir_to_hl7v2.oru(one, clinical, dmp=True, **about, **to()).value)
+        for event, one, about in _versions(report, site)
+    ]
 
 
 def _plain(kind: Any) -> Callable[[Report, Site, To], Sequence[Sample]]:
     def made(report: Report, site: Site, to: To) -> Sequence[Sample]:
-        return [Sample(_SIGNED, plain(replace(report, placer=_ORDER), pdf(report), kind=kind, **to()).value)]
+        out = []
+        for event, one, about in _versions(report, site):
+            stay = about.pop("options").visit
+            out.append(Sample(event, plain(one, pdf(one), kind=kind, visit=stay, **about, **to()).value))
+        return out
 
     return made
+
+
+def _versions(report: Report, site: Site) -> list[tuple[str, Report, dict[str, Any]]]:
+    """A report that nobody ordered by HL7 v2, about no stay; then one that was ordered, within a stay, with its
+    correction and its withdrawal."""
+    ordered = replace(report, placer=_ORDER)
+    corrected = replace(ordered, id=_CORRECTED, version=2, replaces=report.id, correction="Exemple de correction")
+    stay = fhir_to_hl7v2.Options(visit=_visit(site))
+    return [
+        (_SIGNED, report, {"trigger": "T02", "options": fhir_to_hl7v2.Options()}),
+        (f"{_SIGNED}, of an order within a stay", ordered, {"trigger": "T02", "options": stay}),
+        ("the expert corrects it", corrected, {"trigger": "T10", "options": stay}),
+        ("the expert withdraws it", corrected, {"trigger": "T04", "options": stay}),
+    ]
+
+
+def _visit(site: Site) -> fhir_to_hl7v2.Visit | None:
+    """A stay that never was, in the site's namespaces."""
+    spaces = {one.kind: one for one in reversed(site.namespaces)}
+    visit, account = spaces.get("VN"), spaces.get("AN")
+    if visit is None:
+        return None
+    number = ("EXEMPLE-2", visit.hd, visit.cx_type)
+    return fhir_to_hl7v2.Visit(
+        "O", number, ("EXEMPLE-3", account.hd, account.cx_type) if account else None, start=NOW, end=NOW
+    )
 
 
 def _answers(report: Report, site: Site, to: To) -> Sequence[Sample]:
@@ -79,6 +111,16 @@ def _answers(report: Report, site: Site, to: To) -> Sequence[Sample]:
     return [
         Sample("an expert takes the request", accepted.value),
         Sample("the request is refused, or taken back elsewhere", refused.value),
+    ]
+
+
+def _orders(report: Report, site: Site, to: To) -> Sequence[Sample]:
+    request = {"priority": "routine", "reasonCode": [{"text": report.reason}], "note": [{"text": "Exemple"}]}
+    new = order_request("NW", _ORDER, report.patient, report.requester, request, visit=_visit(site), **to())
+    cancelled = order_request("CA", _ORDER, report.patient, report.requester, request, reason="Exemple", **to())
+    return [
+        Sample("an opinion is asked for", new.value),
+        Sample("the request is taken back after it was sent", cancelled.value),
     ]
 
 
@@ -110,6 +152,7 @@ def _slots(report: Report, site: Site, to: To) -> Sequence[Sample]:
 
 _RDV: Final = {"type": {"coding": [{"code": "PLAC"}]}, "system": "urn:oid:2.25.4730", "value": "RDV-1"}
 _SIGNED: Final = "the expert signs the report"
+_CORRECTED: Final = "0e6f7a52-3f0d-4b7e-9d52-6c1b7f2a9003"
 MAKERS: Final[Mapping[str, Callable[[Report, Site, To], Sequence[Sample]]]] = {
     "lps-1.1": _mdm("lps-1.1"),
     "push-2.1": _mdm("push-2.1"),
@@ -117,6 +160,7 @@ MAKERS: Final[Mapping[str, Callable[[Report, Site, To], Sequence[Sample]]]] = {
     "plain-mdm": _plain("MDM"),
     "plain-oru": _plain("ORU"),
     "tlr-1.0": _answers,
+    "tlr-1.0-orm": _orders,
     "siu-2.5": _slots,
 }
 

@@ -77,12 +77,14 @@ def notice(
     reply_to: Address | None = None,
     notify_to: Address | None = None,
     about: str = "",
+    prefix: str = SUBJECT_WITHDRAWN,
 ) -> bytes:
-    """A mail that takes back what an earlier one brought: text alone, arguments as for `mail`.
+    """A mail without documents, such as one that takes back what an earlier one brought: text alone, arguments as for
+    `mail`; `prefix` begins its subject.
 
     No archive and so neither the prefix of ECO.2.1.3 nor X-MSS-CODECDA: a software would file what it is told to drop.
     """
-    named = SUBJECT_WITHDRAWN + subject(replace(letter, replaces=False)).removeprefix(SUBJECT_PREFIX)
+    named = prefix + subject(replace(letter, replaces=False)).removeprefix(SUBJECT_PREFIX)
     bare = replace(letter, codes=())
     head = _head(named, bare, delivery_id, date, sender, recipients, product, reply_to, notify_to, about)
     return _written(head, [_text(letter)])

@@ -33,6 +33,21 @@ class Unfit(ValueError):
     """A text or value is not what its type wants; the message completes a sentence about it."""
 
 
+class XmlError(ValueError):
+    """The text is no acceptable FHIR XML, or the value cannot be written as XML.
+
+    `line` and `column` count from 1 and are 0 when a value was written; `path` is like `Patient.name[0].family`.
+    """
+
+    def __init__(self, message: str, line: int = 0, column: int = 0, path: str = "") -> None:
+        where = [f"line {line}, column {column}"] * bool(line) + [f"at {path}"] * bool(path)
+        super().__init__(f"{message} ({', '.join(where)})" if where else message)
+        self.message = message
+        self.line = line
+        self.column = column
+        self.path = path
+
+
 class Rule(NamedTuple):
     """One JSON property: its place in XML order, what it holds, how the text of a primitive is read and written."""
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hl7v2 import ack
 from hl7v2.ack import Ack, AckError, build, control_id_of, erl, read
 from hl7v2.frames import wrap
 from hl7v2.message import Unreadable, parse
@@ -30,6 +31,37 @@ def test_an_acceptance_swaps_the_names_and_copies_what_it_must() -> None:
         b"|2.5^FRA^2.11|||||FRA|UNICODE UTF-8",
         b"MSA|AA|SYL0000000000000001",
     ]
+
+
+_PIECES = (
+    *("", " ", "GAM", "A^B&C^ISO", "a~b", '""', "^^", " x ^ y ", "\\T\\", "#", "é", "\t", "M" * 1100),
+    *("2.1", "2.5^FRA^2.11", "2.7", "ADT^A01^ADT_A01", "8859/15", "8859/1~UNICODE", "UNICODE UTF-16"),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.sampled_from(_PIECES) | st.text("AB^~&\\ 12.é", max_size=4), max_size=20),
+    st.sampled_from(["\r", "\n", "\r\nPID|1\r", ""]),
+    st.sampled_from(["AA", "CA"]),
+)
+def test_an_acceptance_written_from_a_pattern_is_the_one_that_is_written_anew(
+    fields: list[str], end: str, code: Any
+) -> None:
+    raw = ("MSH|^~\\&|" + "|".join(fields) + end).encode()
+    anew = answer(b" " + raw, code)  # a message that does not begin with its header has no pattern
+    assert answer(raw, code) == anew == answer(raw, code)
+    if control_id_of(raw) and "é" not in raw.decode():
+        assert read(anew).control_id == control_id_of(raw)
+
+
+def test_answers_to_headers_that_differ_in_time_and_control_id_share_their_pattern() -> None:
+    answer(ADT)
+    before = ack._pattern.cache_info()
+    later = ADT.replace(b"SYL0000000000000001", b"X1").replace(b"|20260302083000||ADT", b"|20260302083001||ADT")
+    assert later != ADT and read(answer(later)).control_id == "X1"
+    after = ack._pattern.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
 
 
 def test_an_error_is_located_coded_and_explained() -> None:

@@ -413,3 +413,62 @@ def test_what_has_too_many_parts_is_unreadable_at_its_place() -> None:
     with pytest.raises(Unreadable) as caught:
         msg.at("NK1-2").repetitions()
     assert (caught.value.location, caught.value.code) == ("NK1-2", "198")
+
+
+@pytest.mark.parametrize("filling", [b"", b"x" * 400])
+@pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 258, 300])
+def test_every_field_of_a_long_segment_is_found_and_none_behind_it(count: int, filling: bytes) -> None:
+    """Also where its places are not all remembered, and where it is too large to be taken apart at once."""
+    segment = b"ZZZ|" + b"|".join(b"%d" % number + filling for number in range(1, count + 1))
+    msg = parse(b"MSH|^~\\&|A\r" + segment + b"\rZZY|1\r")
+    line = msg.segments[1]
+    for number in range(1, count + 1):
+        assert line.field(number).raw == b"%d" % number + filling
+    assert [line.field(number).state for number in (count + 1, count + 2, count + 400)] == ["absent"] * 3
+    assert [(n, value.raw) for n, value in line.fields()] == [(n, line.field(n).raw) for n in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("ends", [b"", b"\n", b" "])
+def test_base64_is_read_with_and_without_line_ends(ends: bytes) -> None:
+    data = ends.join([b"JVBE", b"Ri0x", b"LjQ="])
+    msg = parse(b"MSH|^~\\&|A\rOBX|1|ED|||^a^b^Base64^" + data + b"\r")
+    assert msg.encapsulated(msg.segments[1]).decode() == b"%PDF-1.4"
+
+
+_PLACES = [
+    f"{segment}-{field}{rep}{part}"
+    for segment in ("MSH", "PID", "PID[2]", "OBX", "ZZZ")
+    for field in (1, 2, 3, 5, 6)
+    for rep in ("", "[1]", "[2]")
+    for part in ("", ".1", ".2", ".5", ".1.1", ".2.2", ".5.2")
+]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.text('a ^~&\\|FST"é', max_size=14), min_size=2, max_size=5),
+    st.sampled_from(["^~\\&", "^~", "^", "$%*@"]),
+)
+def test_a_text_read_at_once_is_the_one_read_step_by_step(contents: list[str], signs: str) -> None:
+    names = ("PID|", "PID|", "OBX|1|ED|", "ZZZ|", "OBX|1|ST|")
+    lines = [f"MSH|{signs}|A ^B&C~D|{contents[0]}", *map("".join, zip(names, contents, strict=False))]
+    msg = parse("\r".join([*lines, ""]).encode())
+    for place in _PLACES:
+        assert msg.text(place) == msg.at(place).text, place
+    for segment in msg.segments:
+        for number in range(1, 8):
+            for part, sub in ((1, 1), (2, 1), (2, 2), (5, 1), (5, 2)):
+                told = segment.field(number).component(part).part(sub).text
+                assert segment.text(number, part, sub) == told
+
+
+def test_what_is_remembered_of_a_message_with_many_fields_stays_small() -> None:
+    raw = b"MSH|^~\\&|A\r" + (b"ZZZ" + b"|" * 250 + b"\r") * 5_000
+    msg = parse(raw)
+    tracemalloc.start()
+    try:
+        for segment in msg.segments[1:]:
+            assert segment.text(250) == "" and segment.field(250).state == "empty"
+        assert tracemalloc.get_traced_memory()[0] < 12_000_000
+    finally:
+        tracemalloc.stop()

@@ -18,14 +18,20 @@ from report_sources import SITE, obstetric
 
 from mappers.cda_to_fhir import patient_ids
 from mappers.fhir_to_cda import CDA, cda, check_header
+from mappers.fhir_to_identity import NO_CODE, Org, Professional
 from mappers.fhir_to_pdf import pdf
-from mappers.fhir_to_report import Code, Report, oid_of
+from mappers.fhir_to_report import Report, oid_of
 from mssante.xml_text import XmlRefused
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data" / "cda" / "tlm_cr_obstetric_ultrasound.xml"
 BODY = b"%PDF-1.4 <pdfaid:part>1</pdfaid:part><pdfaid:conformance>B</pdfaid:conformance>"
 H = {"h": CDA}
 HOSTILE = "\x00\x0b\ud800</title><evil/> & ]]> \u202e \ufffe\uffff 'é' \"œ\""
+
+
+SURGERY = Org("Cabinet du bourg", "")
+BY_NAME = Professional("", "PETIT", "Jean", NO_CODE, Org("", ""), suffix="DR")
+"""All that may be known of a declared médecin traitant."""
 
 
 def variants() -> dict[str, Report]:
@@ -43,8 +49,9 @@ def variants() -> dict[str, Report]:
                 made.requester.org, finess="", address="", telecom="")),
         ),
         "médecin traitant": replace(made, attending=(made.expert, replace(made.requester, mailbox=""))),
+        "médecin traitant known by name": replace(made, attending=(BY_NAME, replace(BY_NAME, given="", org=SURGERY))),
         "requester of an older document": replace(
-            made, requester=replace(made.requester, specialty=Code("", "", ""))),
+            made, requester=replace(made.requester, specialty=NO_CODE)),
         "no accession": replace(made, accession="", accession_oid=""),
         "request by name": replace(made, request_id="SR-2025-0001"),
         "overseas": replace(made, zone="America/Guadeloupe"),
@@ -140,6 +147,15 @@ def test_who_asked_and_the_declared_doctors_are_participants() -> None:
     assert at(document, f"{entity.format('INF')}[1]/h:associatedPerson//h:family/text()")[0] == doctor.family
     assert at(document, f"{entity.format('INF')}[1]/h:scopingOrganization/h:name/text()")[0] == doctor.org.name
     assert at(cda(variants()["requester of an older document"], BODY), f"{entity.format('REF')}/h:code/@code") == []
+
+
+def test_a_declared_doctor_without_a_national_number_is_named_without_an_id() -> None:
+    document = cda(variants()["médecin traitant known by name"], BODY)
+    entities = "//h:participant[@typeCode='INF']/h:associatedEntity[@classCode='PROV']"
+    assert at(document, f"{entities}//h:name/h:family/text()") == ["PETIT", "PETIT"]
+    assert at(document, f"{entities}[h:id or h:code]") == []
+    assert at(document, f"{entities}/h:scopingOrganization/h:name/text()") == [SURGERY.name]
+    assert check_header(document, variants()["médecin traitant known by name"]) == []
 
 
 def test_the_site_completes_the_custodian_only_when_it_is_that_structure() -> None:

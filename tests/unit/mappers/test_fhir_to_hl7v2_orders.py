@@ -11,8 +11,9 @@ from report_sources import SITE, obstetric
 
 from hl7v2.check import check
 from hl7v2.message import parse
-from mappers.fhir_to_hl7v2_orders import order_answer
+from mappers.fhir_to_hl7v2_orders import PRIORITIES, order_answer, order_request
 from mappers.hl7v2_codes_to_fhir import order_id
+from mappers.hl7v2_orders_to_fhir import orders
 from mappers.hl7v2_results_to_fhir import results
 from mappers.mapped import Mapped
 from mappers.order_number import placer_of, under_oid
@@ -82,3 +83,66 @@ def test_an_answer_that_names_no_request_or_contradicts_itself_is_never_sent() -
 def test_a_hostile_reason_stays_in_its_field() -> None:
     msg = parse(answer("refused", reason="a|b^c\rMSH|^~\\&|EVIL").value)
     assert len(msg.all("MSH")) == 1 and msg.get("ORC-16.2") == "a|b^c\rMSH|^~\\&|EVIL"
+
+
+REQUEST: dict[str, Any] = {
+    "resourceType": "ServiceRequest", "id": "r", "status": "active", "priority": "asap",
+    "reasonCode": [{"text": "Métrorragies"}, {"coding": [{"display": "Placenta bas"}]}],
+    "note": [{"text": "Terme : 22 SA"}, {"text": " "}],
+}  # fmt: skip
+
+
+def order(control: Any = "NW", request: dict[str, Any] = REQUEST, **more: Any) -> Mapped[bytes]:
+    arguments: dict[str, Any] = {
+        "site": SITE, "control_id": "NB2HI4DTHIXS653XO4XA", "now": NOW,
+        "receiving_application": "TLR", "receiving_facility": "EXPERTS",
+    }  # fmt: skip
+    number = more.pop("number", under_oid("r", "2.25.4720"))
+    return order_request(control, number, REPORT.patient, REPORT.requester, request, **{**arguments, **more})
+
+
+def test_the_order_is_the_golden_one() -> None:
+    assert order().value == (GOLDEN / "orm-o01-tlr.golden.hl7").read_bytes().replace(b"\n", b"\r")
+
+
+def test_an_order_is_read_back_by_our_own_intake() -> None:
+    result = order()
+    msg = parse(result.value)
+    assert check(msg) == [] and result.losses == ()
+    (read,) = orders(msg, SITE).value.orders
+    assert (read.action, read.placer) == ("request", (("urn:oid:2.25.4720", "r"),))
+    asked = read.request.resource
+    assert (asked["priority"], asked["reasonCode"]) == ("asap", [{"text": "Métrorragies ; Placenta bas"}])
+    assert asked["note"] == [{"text": "Terme : 22 SA"}] and asked["requester"]["identifier"]["value"]
+    back = parse(order("CA", reason="Patiente transférée").value)
+    assert check(back) == [] and back.first("NTE") is None
+    (given_up,) = orders(back, SITE).value.orders
+    assert (given_up.action, given_up.reason, given_up.placer) == ("cancel", "Patiente transférée", read.placer)
+
+
+@pytest.mark.parametrize("priority", sorted(PRIORITIES))
+def test_every_priority_is_read_back(priority: str) -> None:
+    (read,) = orders(parse(order(request=REQUEST | {"priority": priority}).value), SITE).value.orders
+    assert read.request.resource["priority"] == priority
+
+
+def test_what_an_order_cannot_carry_is_told() -> None:
+    losses = order(request=REQUEST | {"bodySite": [{"text": "Pelvis"}], "orderDetail": [{"text": "x"}]}).losses
+    assert [loss.source for loss in losses] == ["ServiceRequest.bodySite", "ServiceRequest.orderDetail"]
+
+
+def test_an_order_without_number_or_reason_or_with_one_too_many_is_never_sent() -> None:
+    for changes, told in (
+        ({"number": under_oid("", "")}, "must have a number"),
+        ({"request": {}}, "no reason to ask"),
+        ({"reason": "x"}, "goes with a cancellation"),
+        ({"control_id": ""}, "MSH-10"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            order(**changes)
+
+
+def test_hostile_text_of_an_order_stays_in_its_field() -> None:
+    evil = "a|b^c\rMSH|^~\\&|EVIL"
+    msg = parse(order(request=REQUEST | {"reasonCode": [{"text": evil}], "note": [{"text": evil}] * 50}).value)
+    assert len(msg.all("MSH")) == 1 and msg.text("OBR-13") == evil and len(msg.all("NTE")) == 20

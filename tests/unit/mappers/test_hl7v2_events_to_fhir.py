@@ -203,6 +203,19 @@ def test_what_the_patient_decided_about_the_dmp_becomes_consents() -> None:
     assert [finding for finding in structure.check(whole) if finding.severity == "error"] == []
 
 
+def test_what_is_said_of_the_dmp_is_kept_field_by_field() -> None:
+    msg = ADMISSION
+    sent = {1: "FERME", 2: "20260101", 3: "20260102", 9: "IO", 10: "20260103", 11: "INC", 12: "20260104"}
+    for field, value in sent.items():
+        msg = msg.set(f"ZFA-{field}", value)
+    (said,) = (one for one in mapped(msg).value.patient["extension"] if one["url"] == "urn:passerelle:dmp")
+    told = {part["url"]: part.get("valueCode") or part.get("valueDateTime") for part in said["extension"]}
+    assert told == {
+        "status": "FERME", "statusDate": "2026-01-01", "closed": "2026-01-02", "feed": "IO", "feedDate": "2026-01-03",
+        "consultation": "INC", "consultationDate": "2026-01-04",
+    }  # fmt: skip
+
+
 def test_a_doctor_who_is_taken_back_is_deleted_and_not_kept() -> None:
     result = mapped("adt-a31-medecin-traitant-retire")
     assert "generalPractitioner" not in result.value.patient

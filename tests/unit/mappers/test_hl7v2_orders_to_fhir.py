@@ -112,3 +112,22 @@ def test_several_orders_in_one_message_stay_apart_and_endless_ones_are_refused()
 
 def test_the_procedures_of_the_guide_agree_with_the_order_controls() -> None:
     assert set(PROCEDURES.values()) <= set(ACTIONS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "control", "action"),
+    [
+        ("orm-o01-tlr-demande", "NW", "request"),
+        ("orm-o01-tlr-demande", "XO", "request"),
+        ("orm-o01-tlr-demande", "RP", "request"),
+        ("orm-o01-tlr-annulation", "CA", "cancel"),
+        ("orm-o01-tlr-annulation", "DC", "cancel"),
+        ("omi-o23-tlr-complement", "SC", "complement"),
+        ("omi-o23-tlr-complement", "SR", "complement"),
+    ],
+)
+def test_every_order_control_of_a_flow_is_followed(name: str, control: str, action: str) -> None:
+    msg = sample(name).set("ORC-1", control)
+    assert errors(check(msg)) == [] and one(msg).action == action
+    assert one(msg.set("OBR-4.3", "L")).action == action, "base HL7, without the procedures of the guide"
+    assert control in ACTIONS

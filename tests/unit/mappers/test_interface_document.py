@@ -6,15 +6,21 @@ import dataclasses
 from typing import Any
 
 import pytest
-from report_sources import SITE
+from report_sources import SITE as BARE
 
 from fhir_server.teleexpertise.distribution import FLAVOURS, WORKFLOW
 from hl7v2.check import check
 from hl7v2.message import parse
-from mappers.interface_document import FIELDS, Partner, document, name_of
+from mappers.identity import Namespace
+from mappers.interface_document import FIELDS, TABLES, Partner, document, name_of
 from mappers.interface_sample import MAKERS, Sample, samples
 
 PROFILES = sorted(MAKERS)
+STAYS = (
+    Namespace("venue", "VN", ("CH EXEMPLE", "990000018", "M"), "2.25.71", "urn:oid:2.25.71", "VN"),
+    Namespace("dossier", "AN", ("CH EXEMPLE", "990000018", "M"), "2.25.72", "urn:oid:2.25.72", "AN"),
+)
+SITE = dataclasses.replace(BARE, namespaces=(*BARE.namespaces, *STAYS))
 
 
 def made(profile: str, site: Any = SITE) -> tuple[str, list[Sample]]:
@@ -37,6 +43,35 @@ def test_every_segment_and_field_we_write_is_documented(profile: str) -> None:
         for segment in msg.segments:
             wanted = {f"{segment.name}-{number}" for number, value in segment.fields() if value.encoded}
             assert wanted <= rows, wanted - rows
+
+
+@pytest.mark.parametrize("profile", sorted(FLAVOURS))
+def test_a_report_its_correction_and_its_withdrawal_have_a_sample_each(profile: str) -> None:
+    text, found = made(profile)
+    told = [parse(sample.raw) for sample in found]
+    first, ordered, corrected, withdrawn = ((msg.get("OBX-11"), msg.trigger, msg.get("TXA-12")) for msg in told)
+    assert [one[0] for one in (first, ordered, corrected, withdrawn)] == ["F", "F", "C", "D"]
+    assert corrected[2] == withdrawn[2] and (first[2] != corrected[2] or told[0].kind == "ORU")
+    if told[0].kind == "MDM":
+        assert [one[1] for one in (first, ordered, corrected, withdrawn)] == ["T02", "T02", "T10", "T04"]
+        assert told[2].get("TXA-13") == ordered[2]
+    if profile != "lps-1.1":
+        assert [msg.get("PV1-2") for msg in told] == ["N", "O", "O", "O"] and told[1].get("PV1-19.1") == "EXEMPLE-2"
+    assert "corrects it" in text and "withdraws it" in text
+
+
+def test_every_code_we_send_stands_in_its_table() -> None:
+    tables = {name.partition("(")[2].rstrip(")"): values for name, values in TABLES}
+    sent: dict[str, set[str]] = {place: set() for place in tables if "-" in place and place != "OBX-3"}
+    for profile in PROFILES:
+        for sample in samples(profile, SITE, "DPI", "CH-X"):
+            msg = parse(sample.raw)
+            for place, codes in sent.items():
+                codes |= {msg.text(place)} - {""}
+    for place, codes in sent.items():
+        assert codes and codes <= set(tables[place].replace(":", " ").replace(",", " ").replace(";", " ").split()), (
+            place
+        )
 
 
 @pytest.mark.parametrize("profile", PROFILES)

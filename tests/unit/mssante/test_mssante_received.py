@@ -387,3 +387,31 @@ def test_text_before_the_first_and_after_the_last_part_is_left_out() -> None:
 def test_a_cut_mail_keeps_what_arrived_of_its_last_part() -> None:
     raw = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\none\r\n--b\r\n\r\ntw"
     assert [part.body for part in mime.parse(raw).parts] == [b"one", b"tw"]
+
+
+@pytest.mark.parametrize(
+    ("before", "same"),
+    [
+        (b"", True),
+        (b"Received: from a by b\r\n\t; now\r\nReturn-Path: <>\r\n", True),
+        (b"DELIVERED-TO: a@b.fr\nX-Original-To: c@d.fr\nAuthentication-Results: x\nReceived-SPF: pass\n", True),
+        (b"Subject: autre\r\n", False),
+        (b"Received: x\r\nTo: autre@x.fr\r\n", False),
+        (b"Received : x\r\n", False),
+        (b"Receiveds: x\r\n", False),
+        (b" Received: x\r\n", False),
+        (b"\r\nReceived: x\r\n", False),
+    ],
+)
+def test_copies_of_a_mail_differ_in_what_operators_put_before_it(before: bytes, same: bool) -> None:
+    mail = b"From: a@x.fr\r\nReceived: the sender's own\r\n\r\nReceived: un\r\n"
+    assert (received.carried(before + mail) == received.carried(b"Received: z\r\n" + mail) == mail) is same
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"Received: " + b"x" * 3_000_000, b"Received: x\n" * 200_000, b"Received: x\n" + b" \n" * 1_000_000],
+    ids=["empty", "long", "many", "folded"],
+)
+def test_a_head_of_nothing_but_trace_fields_ends(raw: bytes) -> None:
+    assert len(received.carried(raw)) in (0, len(raw))
