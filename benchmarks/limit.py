@@ -19,7 +19,7 @@ import re
 import time
 import tomllib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from benchmarks import fhir_target, samples
+from benchmarks.load import MARK
 from benchmarks.machine import ROOT
 from benchmarks.rounds import Effort
 from benchmarks.target import Outcome
@@ -36,11 +37,13 @@ from fhir_server.changes import Applied, Change, Hub, apply
 from fhir_server.config import Settings
 from fhir_server.context import SYSTEM
 from fhir_server.patients.sites import load_sites
-from fhir_server.store.dialect import Session, as_json, delete_postgresql, insert_postgresql, pyformat
+from fhir_server.store.dialect import Row, Session, delete_postgresql, pyformat
 from fhir_server.store.engine import Database, open_store
+from fhir_server.store.gathered import Gathered
 from fhir_server.store.postgres import connect
 from fhir_server.store.schema import upgrade
-from fhir_server.store.tables import Bulk
+from fhir_server.store.tables import RESOURCE, Bulk
+from profiles import json_text
 
 T = TypeVar("T")
 _FIRST_RID = 7_000_000_000_000
@@ -59,12 +62,13 @@ _CHANGES = ("INSERT", "UPDATE", "DELETE")
 @dataclass(slots=True)
 class Step:
     """A statement and its parameters; `answer` are the rows it returned when it was noted; `texts`: its parameters are
-    JSON, in which ids and numbers stand."""
+    JSON, in which ids and numbers stand; `rids`: the row ids that the store drew for it."""
 
     sql: str
     params: list[Any]
     answer: list[Any] | None = None
     texts: bool = False
+    rids: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -77,7 +81,7 @@ class Note:
 
     def drawn(self) -> list[int]:
         """The row ids that the store drew before it wrote the rows."""
-        return [step.params[0] for step in self.steps if step.sql.startswith("INSERT INTO resource (rid")]
+        return [rid for step in self.steps for rid in step.rids]
 
 
 class _NotingSession:
@@ -87,7 +91,8 @@ class _NotingSession:
         self._inner, self._steps = inner, steps
         self.dialect = inner.dialect
         self.stamp, self.lock, self.next_rid = inner.stamp, inner.lock, inner.next_rid
-        self._filled: dict[Bulk, list[tuple[Any, ...]]] = {}
+        self.linger, self.steady, self.later = inner.linger, inner.steady, inner.later
+        self._gathered, self._rids = Gathered(), list[int]()
 
     def _noted(self, sql: str, params: Sequence[object]) -> Step | None:
         if not sql.lstrip().upper().startswith(_CHANGES):
@@ -116,9 +121,19 @@ class _NotingSession:
         self._noted(sql, params)
         return self._inner.count(sql, params)
 
-    def fill(self, bulk: Bulk, rows: Sequence[tuple[Any, ...]]) -> None:
-        self._filled.setdefault(bulk, []).extend(rows)
+    def fill(self, bulk: Bulk, rows: Sequence[Row]) -> None:
+        if bulk is RESOURCE:
+            self._rids += [row[0] for row in rows]
+        self._gathered.fill(bulk, rows)
         self._inner.fill(bulk, rows)
+
+    def supersede(self, row: Row) -> None:
+        self._gathered.supersede(row)
+        self._inner.supersede(row)
+
+    def agree(self, rid: int, wanted: Mapping[Bulk, Sequence[Row]]) -> None:
+        self._gathered.agree(rid, wanted)
+        self._inner.agree(rid, wanted)
 
     def clear(self, bulks: Sequence[Bulk], rid: int) -> None:
         if bulks:
@@ -126,11 +141,10 @@ class _NotingSession:
         self._inner.clear(bulks, rid)
 
     def close(self) -> None:
-        """Note what was filled: the store sends it in one statement at the end."""
-        if self._filled:
-            sql = insert_postgresql(tuple(self._filled), self.dialect.txid)
-            texts = [as_json(bulk, rows) for bulk, rows in self._filled.items()]
-            self._steps.append(Step(sql, texts, texts=True))
+        """Note what was gathered: the store sends it in one statement at the end."""
+        if self._gathered:
+            sql, params = self._gathered.statement(self.dialect.txid)
+            self._steps.append(Step(sql, list(params), texts=True, rids=self._rids))
 
 
 class _NotingDatabase:
@@ -154,8 +168,11 @@ class _NotingDatabase:
     def snapshot(self) -> AbstractContextManager[Session]:
         return self._inner.snapshot()
 
-    def once(self) -> AbstractContextManager[Session]:
-        return self._inner.once()
+    def once(self, steady: bool = False) -> AbstractContextManager[Session]:
+        return self._inner.once(steady)
+
+    async def soon(self, sql: str, params: Sequence[object]) -> Row | None:
+        return await self._inner.soon(sql, params)
 
     def close(self) -> None:
         self._inner.close()
@@ -230,7 +247,8 @@ class LimitTarget:
         return Note(self._database.steps, frozenset(one.id for one in done if one.status == 201), weight)
 
     def _note_updates(self) -> list[Note]:
-        """Updates of resources whose version is raised first to a number that nothing else can be mistaken for."""
+        """Updates of resources whose version is raised first to a number that nothing else can be mistaken for; the
+        same number stands in their identifier, so that each repetition changes what the server's changes."""
         self._noted("create")
         keys = self._keys[-max(16, min(200, self.effort.sample // 4)) :]
         with psycopg.connect(self.url, autocommit=True) as connection:
@@ -240,7 +258,7 @@ class LimitTarget:
             with self._hub.store.read(SYSTEM) as snapshot:
                 stored = snapshot.get(kind, key)
             assert stored is not None
-            resource = stored.resource() | {"language": "fr"}
+            resource = json_text.parse(stored.text.replace(MARK.decode(), f"bench-{_FIRST_VERSION + 1}"))
             apply(self._hub, SYSTEM, [Change("update", kind, key, resource)])
             found.append(Note(self._database.steps))
         return found

@@ -1,47 +1,21 @@
-"""Topics `hl7-parse` and `hl7-answered`: what a message costs, and how many are answered a second.
+"""Topic `hl7-parse`: what it costs to read a message and to map it; and the messages that the HL7 topics send.
 
-`hl7-answered` runs our listener on a store of its own in another process, stored and integrated, on SQLite (synchronous
-FULL) and PostgreSQL (fsync on), and beside it the limit: the same bytes inserted as one row, one commit each, over as
-many connections, and HAPI's server, which parses and answers and keeps nothing. Every message has a new patient and a
-new control id.
+Every message has a new patient and a new control id.
 """
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import importlib
 import importlib.util
-import itertools
-import multiprocessing
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from benchmarks import report, servers
-from benchmarks.inserts import inserting
-from benchmarks.machine import ROOT
+from benchmarks import report
+from benchmarks.mllp_load import Numbered
 from benchmarks.rounds import Effort, Subject, Timing, measured
-from hl7v2 import ack
 from hl7v2.message import parse
-from hl7v2.mllp import Listener, Sender
 
-_KEY = "bench-hl7"
-_WARM = 500  # messages that a Java machine needs before it runs at its own speed
-_PAST = 1 << 20  # numbers of one subject never meet those of another
-SIZES = ("600-byte ADT", "10 MB report")
-WHEN: tuple[Literal["stored", "integrated"], ...] = ("stored", "integrated")
-HAPI = "HAPI HL7 v2, answers only"
-_PEER = ROOT / "tests" / "peers" / "hapi_hl7v2" / "build.py"
+KEY = "bench-hl7"
 
 
 def adt(number: int) -> bytes:
@@ -70,9 +44,18 @@ def oru(number: int, enclosed: bytes = b"") -> bytes:
         f"OBX|{n}|NM|{2000 + n}-3^Analyse {n}^LN||{n}.20|mmol/L|1.0-9.0|N^Normal^HL70078|||F" for n in range(1, 11)
     ]
     head = ("\r".join(lines) + "\r").encode()
-    if not enclosed:
-        return head
-    return head + b"OBX|11|ED|11502-2^Compte rendu^LN||^application^pdf^Base64^" + enclosed + b"||||||F\r"
+    return head + _BEFORE + enclosed + _BEHIND if enclosed else head
+
+
+_BEFORE = b"OBX|11|ED|11502-2^Compte rendu^LN||^application^pdf^Base64^"
+_BEHIND = b"||||||F\r"
+
+
+def numbered(number: int, enclosed: bytes = b"") -> Numbered:
+    """The admission of that number, or the result that carries what is enclosed, as it is sent."""
+    if enclosed:
+        return b"R%018d" % number, (oru(number) + _BEFORE, enclosed, _BEHIND)
+    return b"B%018d" % number, (adt(number),)
 
 
 def parse_topic(effort: Effort) -> report.Report:
@@ -121,188 +104,8 @@ def _parsers(
         yield Subject(f"{kind}, python-hl7, parse", _many(lambda: hl7.parse(text)))
 
 
-def answered_topic(effort: Effort) -> report.Report:
-    """Messages answered a second, as share of the bare insert limit."""
-    sizes = SIZES[:1] if effort.sample < 100 else SIZES
-    clients = (2,) if effort.sample < 100 else (1, 16)
-    ratios, rows, told, method = [], [], "", []
-    folder = Path(tempfile.mkdtemp(prefix="passerelle-bench-"))
-    try:
-        with contextlib.ExitStack() as stack:
-            places = {"SQLite FULL": f"sqlite:///{folder / 'passerelle.db'}"}
-            try:
-                cluster = stack.enter_context(servers.cluster())
-                told = cluster.described()
-                places["PostgreSQL"] = cluster.create("bench_hl7")
-            except servers.Unable as absent:
-                method.append(f"PostgreSQL was left out: {absent}")
-            peer = {}
-            try:
-                peer = {HAPI: stack.enter_context(_hapi(folder))}
-            except servers.Unable as absent:
-                method.append(f"{HAPI}: left out: {absent}")
-            for name, url in places.items():
-                ports = stack.enter_context(_served(url, folder)) | peer
-                for size, count in itertools.product(sizes, clients):
-                    found = _measured(url, folder, ports, size, count, effort)
-                    limit = found["limit"].median
-                    for when in (*WHEN, *peer):
-                        ratios.append([f"{name}, {size}, {count} connection(s), {when}",
-                                       f"{limit / found[when].median:.2f}"])  # fmt: skip
-                    rows += [[f"{name}, {size}, {count} connection(s), {what}", report.millis(timing.median),
-                              report.rate(1 / timing.median)] for what, timing in found.items()]  # fmt: skip
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    method.append(
-        "Goal for `stored`: 0.6 on PostgreSQL, 0.7 on SQLite. The limit is one row of the same bytes and one commit "
-        "each; `integrated` writes a new patient, a stay and their index (or a result with its PDF) as well. "
-        f"`{HAPI}` keeps no message: its number says what parsing and answering cost there, not what storing does. "
-        f"Sender and listener share the machine. {told}".strip()
-    )
-    grids = [
-        report.Grid("Share of the bare insert limit", ["Work", "of the limit"], ratios),
-        report.Grid("Absolute", ["Work", "ms each", "a second"], rows),
-    ]
-    return report.Report("hl7-answered", "HL7 v2: answered messages", grids, method)
-
-
-def _measured(
-    url: str, folder: Path, ports: dict[str, int], size: str, count: int, effort: Effort
-) -> dict[str, Timing]:
-    """Seconds for one message: the limit, stored, integrated."""
-    body = base64.b64encode(b"%PDF-1.4 " + bytes(7_500_000)) if size == SIZES[1] else b""
-    batch = 1 if body else 10
-    numbers = next(_blocks)
-    with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(count))
-        inserts = [stack.enter_context(contextlib.closing(inserting(url, folder))) for _ in range(count)]
-        subjects = [Subject("limit", lambda: _all(pool, inserts, batch, numbers, body))]
-        for when in ports:
-            links = [stack.enter_context(contextlib.closing(_Link(ports[when]))) for _ in range(count)]
-            subjects.append(Subject(when, partial(_all, pool, links, batch, numbers, body)))
-        return measured(subjects, effort)
-
-
-_blocks = (itertools.count(start) for start in itertools.count(0, _PAST))
-
-
-def _all(pool: ThreadPoolExecutor, links: Any, batch: int, numbers: Iterator[int], body: bytes) -> int:
-    def work(link: Any) -> int:
-        for _ in range(batch):
-            number = next(numbers)
-            link.put(oru(number, body) if body else adt(number))
-        return batch
-
-    return sum(pool.map(work, links))
-
-
-class _Link:
-    """A connection of a sender that stops the run when a message is refused."""
-
-    def __init__(self, port: int) -> None:
-        self._sender = Sender(("127.0.0.1", port), timeout=120)
-
-    def put(self, raw: bytes) -> None:
-        answer = ack.read(self._sender.send(raw))
-        if answer.code != "AA":
-            raise RuntimeError(f"a message was answered {answer.code}: {answer.text} {answer.errors}")
-
-    def close(self) -> None:
-        self._sender.close()
-
-
-@contextlib.contextmanager
-def _hapi(folder: Path) -> Iterator[int]:
-    """HAPI's own server with an application that answers; its port. Raises Unable."""
-    if not shutil.which("javac"):
-        raise servers.Unable("it needs a Java development kit")
-    spec = importlib.util.spec_from_file_location("hapi_hl7v2_build", _PEER)
-    if spec is None or spec.loader is None:
-        raise servers.Unable(f"{_PEER} is not there")
-    sys.path.append(str(ROOT / "tests"))  # where the peer's own imports are
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    classes, port = folder / "classes", servers.free_port()
-    classes.mkdir()
-    try:
-        words = build.command(classes)
-    except build.maven.pytest.skip.Exception as absent:  # the tests' own words for a jar that is not to be had
-        raise servers.Unable(str(absent)) from absent
-    # A 10 MB message is several strings of 20 MB while HAPI parses it, on each of 16 connections.
-    words = ["-Xmx4g" if word.startswith("-Xmx") else word for word in words]
-    process = subprocess.Popen([*words, "Hl7Peer", "answer", str(port), "plain"], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
-    try:
-        if process.stdout is None or process.stdout.readline().strip() != "ready":
-            raise servers.Unable("it did not start")
-        _reached(port)
-        with contextlib.closing(_Link(port)) as link:
-            for number in range(_PAST, _PAST + _WARM):
-                link.put(adt(number))
-        yield port
-    finally:
-        process.communicate()  # the end of its input is the end of its service
-        process.wait(30)
-
-
-def _reached(port: int) -> None:
-    """HAPI says that it is ready a moment before its port is open."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 5).close()
-            return
-        except ConnectionRefusedError as refused:
-            if time.monotonic() > deadline:
-                raise servers.Unable("its port did not open within half a minute") from refused
-            time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def _served(url: str, folder: Path) -> Iterator[dict[str, int]]:
-    """Our two listeners on a store at `url`, in a process of their own; the port of each answer."""
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(url, str(folder), there), daemon=True)
-    process.start()
-    try:
-        if not here.poll(60):
-            raise servers.Unable("the HL7 listeners did not start within a minute")
-        yield dict(here.recv())
-        here.send("stop")
-        process.join(30)
-    finally:
-        if process.is_alive():
-            process.kill()
-            process.join(10)
-
-
-def _serve(url: str, folder: str, pipe: Connection) -> None:
-    from fhir_server.app import open_hub, seed_sites
-    from fhir_server.config import Settings
-    from fhir_server.delivery.intake import wired
-    from fhir_server.delivery.ports import Port
-    from fhir_server.patients.sites import load_sites
-
-    sites = load_sites((SITE,))
-    settings = Settings(data_dir=folder, database_url=url, auth="none", sites=(SITE,))
-    hub = open_hub(settings, sites, migrate=True)
-    seed_sites(hub, sites)
-    listeners = {}
-    for when in WHEN:
-        port = Port(name=when, answer=when, site=_KEY)
-        listeners[when] = Listener(("127.0.0.1", 0), wired(hub, port)[0])
-        listeners[when].start()
-    pipe.send({when: listener.port for when, listener in listeners.items()})
-    with contextlib.suppress(EOFError):
-        pipe.recv()
-    for listener in listeners.values():
-        listener.close()
-    hub.store.close()
-
-
 SITE: dict[str, Any] = {
-    "key": _KEY,
+    "key": KEY,
     "name": "Banc d'essai",
     "finess_eg": "990009999",
     "finess_ej": "990009998",

@@ -43,7 +43,7 @@ from fhir_server.store.session import Snapshot, Tx
 from fhir_server.store.view import EPOCH, Stale
 from fhir_server.targets import check_owners, decide, referred, validate
 from fhir_server.teleexpertise import consequences as workflow
-from fhir_server.teleexpertise import documents, orders, overtaken
+from fhir_server.teleexpertise import documents, orders, overtaken, questions
 from fhir_server.teleexpertise.accession import accessions
 from fhir_server.teleexpertise.scopes import case_of, scopes
 
@@ -134,6 +134,7 @@ class _Deciding:
         self.pending = Pending(snapshot, hub.sites)
         self.view = self.pending.view
         self.rendered = documents.Rendered()
+        self.found: dict[str, str] = {}
 
     def run(self, changes: Sequence[Change]) -> _Decided:
         for change in changes:
@@ -182,6 +183,8 @@ class _Deciding:
             status, key = decide(self.pending, change, self._context())
         except PasserelleError as error:
             raise placed(error, change.expression) from error
+        if key and status != 201:
+            self.view.stored(f"{change.type}/{key}")  # what is only found is told too, and held like what is written
         if key and change.full_url:
             told = (change.resource or {}).get("meta", {}).get("versionId", "")
             reference = f"{change.type}/{key}"
@@ -197,7 +200,9 @@ class _Deciding:
             demand(self.caller, "", "s")
 
     def _referred(self, value: str, path: str) -> str:
-        """What a conditional reference finds."""
+        """What a conditional reference finds, the same wherever it stands."""
+        if found := self.found.get(value):
+            return found
         kind, _, condition = value.partition("?")
         try:
             self._may_search(kind, condition)
@@ -205,7 +210,8 @@ class _Deciding:
             raise placed(error, path) from error
         except PasserelleError:
             pass  # what cannot be read is refused below, at its place
-        return referred(self.pending, value, path)
+        found = self.found[value] = referred(self.pending, value, path)
+        return found
 
     def _check_integrity(self) -> None:
         """What is written refers to what is here, and nothing here refers to what is deleted. Setting of the hub."""
@@ -250,7 +256,7 @@ class _Deciding:
         more = (
             documents.render(write.after, outcome.request, context)
             if outcome.final
-            else orders.tell(before, outcome, context)
+            else (questions if outcome.step == "question" else orders).tell(before, outcome, context)
         )
         self.rendered = documents.Rendered(
             (*self.rendered.resources, *more.resources),
@@ -302,7 +308,7 @@ def _commit(tx: Tx, decided: _Decided, also: Callable[[Tx, list[Applied]], None]
             status,
             kind,
             key,
-            stored.get(f"{kind}/{key}") or (tx.get(kind, key) if key else None),
+            stored.get(f"{kind}/{key}") or (pending.view.stored(f"{kind}/{key}") if key else None),
             decided.rendered.notes.get(f"{kind}/{key}", ()),
         )
         for status, kind, key in decided.results

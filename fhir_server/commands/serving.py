@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
@@ -14,6 +15,9 @@ from fhir_server.commands.output import Failed
 from fhir_server.commands.settings import Args, loaded
 from fhir_server.config import in_url
 
+# So many new containers, a MiB or two, are looked at together.
+_NEW_OBJECTS = 10_000
+
 
 def serve(args: Args) -> int:
     """Run the roles of the settings in this process until SIGTERM or Ctrl-C; then finish what is under way."""
@@ -23,6 +27,7 @@ def serve(args: Args) -> int:
     server = Server(settings)
     stop = until_signalled()
     ports = server.start()
+    settled()
     where = {
         "api": f"http://{in_url(settings.bind)}:{ports.http}/fhir",
         "mllp": "MLLP " + " ".join(str(port) for port in ports.hl7.values()),
@@ -33,6 +38,15 @@ def serve(args: Args) -> int:
     stop.wait()
     server.close()
     return 0
+
+
+def settled() -> None:
+    """What was loaded to serve stays: from now on the search for unreachable cycles passes it by, and comes less
+    often. A request leaves hardly any cycles behind, and looking for them at each 700 new objects took a third of the
+    time of a large transaction (ADR 0068)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
 def until_signalled() -> threading.Event:

@@ -26,7 +26,7 @@ def check(args: Args) -> int:
         for problem in report["problems"]:
             print(f"{problem['kind']:9} {problem['subject']}: {problem['text']}")
         if report["stale"]:
-            print("index rows were made by another version: passerelle reindex")
+            print("index rows were made by another version or under other base URLs: passerelle reindex")
         print("everything agrees" if report["ok"] else f"{sum(report['counts'].values())} disagreement(s)")
     if not report["ok"] and not args.json and not args.repair and set(report["counts"]) & {"index", "mask", "scope"}:
         print("try: passerelle check --repair")

@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import Any
 
-from fhir_server.commands.serving import until_signalled
+from fhir_server.commands.serving import settled, until_signalled
 
 
 def main(arguments: list[str]) -> int:
@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
     server = Server(Settings(**told["settings"] | tables))
     server.start(listening)
     server.bound = Ports(**told["bound"])
+    settled()
     control.sendall(READY)
     stop.wait()
     server.close()

@@ -19,7 +19,7 @@ from fhir_server.changes import Hub, view_of
 from fhir_server.context import Caller
 from fhir_server.errors import Fault, Forbidden, Malformed, NotFound, PasserelleError, Unsupported
 from fhir_server.imaging import studies
-from fhir_server.outbox import OPERATIONS, outbox_regenerate
+from fhir_server.outbox import OPERATIONS, limit_of, outbox_regenerate
 from fhir_server.rest.http import Request, Response
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.engine import Store
@@ -144,7 +144,8 @@ def _row(name: str, args: Args, *, failed: str = "") -> AuditRow:
 
 
 _READING = ("-list", "-show", "trace", "-count", "metrics", "-explain")
-_ENTITIES = {"trace": "ServiceRequest", "inbox": "MessageHeader", "outbox": "Communication", "lane": "Endpoint"}
+_ENTITIES = {"trace": "ServiceRequest", "inbox": "MessageHeader", "outbox": "Communication", "lane": "Endpoint",
+             "merges": "List"}  # fmt: skip
 
 
 def _entity(name: str, args: Args) -> tuple[str, str]:
@@ -158,7 +159,11 @@ def _entity(name: str, args: Args) -> tuple[str, str]:
 
 
 def _studies_list(hub: Hub, _: Caller, args: Args) -> Any:
-    return studies.listed(hub.store, args)
+    return studies.listed(hub.store, args, limit_of(args))
+
+
+def _conflicts_list(hub: Hub, _: Caller, args: Args) -> Any:
+    return studies.conflicts(hub.store, args.get("study", ""), limit_of(args))
 
 
 def _studies_attach(hub: Hub, _: Caller, args: Args) -> Any:
@@ -201,6 +206,7 @@ def _regenerate(hub: Hub, caller: Caller, args: Args) -> Any:
 
 
 _HUB_OPERATIONS: Mapping[str, Operation] = {
+    "conflicts-list": _conflicts_list,
     "job-show": _job_show,
     "note": _note,
     "outbox-regenerate": _regenerate,

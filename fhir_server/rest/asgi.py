@@ -35,6 +35,10 @@ MIB = 1024 * 1024
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # How long a body may take: this many seconds, and more for every byte that came.
 BODY_SECONDS, BODY_RATE = 30.0, 16 * 1024
+# Large bodies that came packed are unpacked one after the other; so many wait for their turn.
+MOST_PACKED = 64
+# What a body is said to weigh before it is unpacked.
+PACKED = -1
 # An answer of more than this is packed in a thread.
 _PACKED_HERE = 64 * 1024
 THREADS = 16
@@ -59,6 +63,7 @@ class Mounts:
         self._at_hand = at_hand
         self.names = tuple(mounts)
         self.hands, self.inflow, self.room = Hands(THREADS), Inflow(), Room()
+        self.unpacking = Room(1, waiting=MOST_PACKED)
 
     def handles(self, path: str) -> bool:
         """Whether a path belongs to a mount."""
@@ -110,7 +115,7 @@ class Mounts:
             return await self.hands.run(
                 lambda: _handled(hub, handler, request, body, lambda: self._who(mount, request, peer))
             )
-        admitted = await self.hands.run(lambda: _admitted(hub, request, body, lambda: self._who(mount, request, peer)))
+        admitted = await self._admitted(hub, request, body, lambda: self._who(mount, request, peer))
         body = b""  # what follows may wait, and holds the unpacked one
         arriving.close()  # the room counts it from here on
         return admitted if isinstance(admitted, Response) else await self._weighed(hub, handler, *admitted)
@@ -130,6 +135,23 @@ class Mounts:
             return None
         except PasserelleError as error:
             return routes.failed(request, error)
+
+    async def _admitted(
+        self, hub: Hub, request: Request, body: bytes, who: Callable[[], Caller]
+    ) -> tuple[Request, int] | Response:
+        """`_admitted` in a thread. What is large once unpacked waits for its turn: a thousandth of that is sent, so all
+        threads at once could fill the memory before any is weighed."""
+        admitted = await self.hands.run(lambda: _admitted(hub, request, body, who, SMALL))
+        if isinstance(admitted, Response) or admitted[1] != PACKED:
+            return admitted
+        known = admitted[0]
+        try:
+            await self.unpacking.enter(1)
+        except PasserelleError as error:
+            return routes.failed(known, error)
+        work = self.hands.run(lambda: _admitted(hub, known, body, lambda: known.caller))
+        work.add_done_callback(lambda _: self.unpacking.leave(1))
+        return await asyncio.shield(work)
 
     async def _weighed(self, hub: Hub, handler: Handler, request: Request, heavy: int) -> Response:
         """The answer to a request known to be allowed, once there is room for its body."""
@@ -194,12 +216,21 @@ def _handled(hub: Hub, handler: Handler, request: Request, body: bytes, who: Cal
     return admitted if isinstance(admitted, Response) else _answered(hub, handler, admitted[0])
 
 
-def _admitted(hub: Hub, request: Request, body: bytes, who: Callable[[], Caller]) -> tuple[Request, int] | Response:
-    """The request with its caller and unpacked body, and what that weighs; the answer when it may go no further."""
+def _admitted(
+    hub: Hub, request: Request, body: bytes, who: Callable[[], Caller], most: int = 0
+) -> tuple[Request, int] | Response:
+    """The request with its caller and unpacked body, and what that weighs: PACKED, and no body, when more than `most`
+    bytes come out. The answer when it may go no further."""
+    limit = hub.settings.max_body_mib * MIB
     try:
-        caller = who()
-        content = edge.unpacked(request.headers, body, hub.settings.max_body_mib * MIB)
-        return replace(request, caller=caller, body=content), weight(content)
+        request = replace(request, caller=who())
+        try:
+            content = edge.unpacked(request.headers, body, most or limit)
+        except TooLarge:
+            if most and most < limit:
+                return request, PACKED
+            raise
+        return replace(request, body=content), weight(content)
     except PasserelleError as error:
         response = routes.failed(request, error)
     except Exception:

@@ -32,10 +32,12 @@ from fhir_server.rest.http import (
 )
 from fhir_server.rest.resources import MIB
 from fhir_server.rest.search import FORM, bundle_text
+from fhir_server.search.plan import Plan
 from fhir_server.search.references import own_bases
 from fhir_server.search.values import date_range
 from fhir_server.security.scopes import demand
 from fhir_server.store.engine import Store
+from fhir_server.store.query import Page
 from fhir_server.store.resources import Stored
 from fhir_server.store.session import Snapshot, Tx
 from profiles import definitions, json_text
@@ -146,6 +148,9 @@ class _Within:
 
     def version(self, caller: Caller, resource_type: str, resource_id: str, number: int) -> Stored | None:
         return self._tx.version(resource_type, resource_id, number)
+
+    def search(self, caller: Caller, plan: Plan) -> Page:
+        return self._tx.search(plan)
 
 
 def _read_within(hub: Hub, request: Request, entry: Mapping[str, Any], index: int, respond: Handler) -> tuple[str, str]:

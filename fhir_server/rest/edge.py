@@ -9,6 +9,7 @@ https://hl7.org/fhir/R4/http.html#custom
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ MIB = 1024 * 1024
 # Below this, packing costs more than it saves.
 _SMALL = 1_024
 _LEVEL = 4
+# A packed body is read in pieces of so much; it may be so many gzip files one behind the other (bgzip makes one for
+# every 64 KiB): beginning one takes longer than what little it may hold.
+_PIECE, _MOST_FILES = 64 * 1024, 10_000
 _PACKABLE = ("application/fhir+", "application/json", "application/xml", "application/dicom+json", "text/")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}")
 _HOST = re.compile(r"[A-Za-z0-9._:\-\[\]]{1,255}")
@@ -75,22 +79,30 @@ def unpacked(headers: Mapping[str, str], body: bytes, limit: int) -> bytes:
         return body
     if coding not in ("gzip", "x-gzip"):
         raise Unsupported(f"the body is encoded as {coding[:40]}; send it as gzip or as it is", http=415)
-    parts: list[bytes] = []
-    size, rest = 0, body
     try:
-        while rest:
-            reader = zlib.decompressobj(wbits=31)
-            part = reader.decompress(rest, limit - size + 1)
-            size += len(part)
-            if size > limit:
-                raise TooLarge(f"unpacked, the body has more than {limit // MIB} MiB; send less in one request")
-            if not reader.eof:
-                raise Malformed("the gzip body ends too early; send it whole")
-            parts.append(part)
-            rest = reader.unused_data
+        return _gunzipped(memoryview(body), limit)
     except zlib.error as error:
         raise Malformed(f"the body is no gzip: {error}") from error
-    return b"".join(parts)
+
+
+def _gunzipped(body: memoryview, limit: int) -> bytes:
+    found, size, at, files = io.BytesIO(), 0, 0, 0
+    reader = None
+    while at < len(body):
+        if reader is None:
+            reader, files = zlib.decompressobj(wbits=31), files + 1
+            if files > _MOST_FILES:
+                raise TooLarge(f"the body is more than {_MOST_FILES} gzip files one behind the other; send it as one")
+        piece = body[at : at + _PIECE]
+        size += found.write(reader.decompress(piece, limit - size + 1))
+        if size > limit:
+            raise TooLarge(f"unpacked, the body has more than {limit // MIB} MiB; send less in one request")
+        at += len(piece) - len(reader.unused_data)
+        if reader.eof:
+            reader = None
+    if reader is not None:
+        raise Malformed("the gzip body ends too early; send it whole")
+    return found.getvalue()
 
 
 def packed(headers: Mapping[str, str], response: Response) -> Response:

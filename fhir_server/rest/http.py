@@ -6,10 +6,11 @@ Sources: https://hl7.org/fhir/R4/http.html, https://hl7.org/fhir/R4/operationout
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
@@ -25,7 +26,11 @@ _JSON = ("application/fhir+json", "application/json", "text/json", "json", "appl
 _XML = ("application/fhir+xml", "application/xml", "text/xml", "xml", "application/xml+fhir")
 _VERSIONS = ("4.0", "4.0.1")
 _CHARSETS = ("utf-8", "utf8", "us-ascii")
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MOST_RANGES = 50
+# Clients send the same few headers again and again; longer ones are read each time.
+_USUAL_ACCEPT = 200
 _MOST_PAIRS = 2_000
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _LONGEST_TEXT = 4_000
@@ -99,8 +104,12 @@ def negotiated(request: Request) -> str:
     return ""
 
 
-def _media_ranges(text: str) -> list[str]:
+def _media_ranges(text: str) -> tuple[str, ...]:
     """The media types of an Accept header that are wanted, most wanted first (RFC 9110 12.5.1)."""
+    return _known_ranges(text) if len(text) <= _USUAL_ACCEPT else _read_ranges(text)
+
+
+def _read_ranges(text: str) -> tuple[str, ...]:
     found: list[tuple[float, str]] = []
     for item in text.split(",")[:_MOST_RANGES]:
         kind, *parameters = (part.strip().lower() for part in item.split(";"))
@@ -112,7 +121,10 @@ def _media_ranges(text: str) -> list[str]:
         if quality > 0 and known.get("fhirversion", "4.0").strip('"') in _VERSIONS:
             # A form decodes the plus of `_format=application/fhir+json` to a space.
             found.append((quality, kind.replace(" ", "+")))
-    return [kind for _, kind in sorted(found, key=lambda one: -one[0])]
+    return tuple(kind for _, kind in sorted(found, key=lambda one: -one[0]))
+
+
+_known_ranges = lru_cache(maxsize=256)(_read_ranges)
 
 
 def check_accept(request: Request) -> None:
@@ -202,8 +214,10 @@ def location(request: Request, stored: Stored) -> str:
 
 
 def http_date(micros: int) -> str:
-    """IMF-fixdate of microseconds since 1970."""
-    return format_datetime((EPOCH + timedelta(microseconds=micros)).replace(microsecond=0), usegmt=True)
+    """IMF-fixdate of microseconds since 1970 (RFC 9110 5.6.7)."""
+    at = time.gmtime(micros // 1_000_000)
+    day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
+    return f"{day}, {at.tm_mday:02} {month} {at.tm_year:04} {at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} GMT"
 
 
 def instant_text(micros: int) -> str:

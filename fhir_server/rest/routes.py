@@ -105,6 +105,18 @@ ROUTES: tuple[Route, ...] = (
 _COMPILED = tuple((route, route.regex()) for route in ROUTES)
 
 
+def _by_length() -> dict[tuple[str, int], list[tuple[Route, re.Pattern[str]]]]:
+    """The routes by method and number of slashes in the path, of which one may stand at its end."""
+    found: dict[tuple[str, int], list[tuple[Route, re.Pattern[str]]]] = {}
+    for route, pattern in _COMPILED:
+        for more in (0, 1):
+            found.setdefault((route.method, route.pattern.count("/") + more), []).append((route, pattern))
+    return found
+
+
+_BY_LENGTH = _by_length()
+
+
 def answer(hub: Hub, request: Request) -> Response:
     """Answer one request; every 4xx and 5xx is an OperationOutcome."""
     try:
@@ -197,8 +209,9 @@ def allowed(path: str) -> list[str]:
 
 def _routed(request: Request) -> tuple[Route, Request]:
     method = "GET" if request.method == "HEAD" else request.method
-    for route, pattern in _COMPILED:
-        if route.method == method and (found := pattern.match(request.path or "/")):
+    path = request.path or "/"
+    for route, pattern in _BY_LENGTH.get((method, path.count("/")), ()):
+        if found := pattern.match(path):
             return route, replace(request, path_args=found.groupdict())
     offered = allowed(request.path)
     if offered:

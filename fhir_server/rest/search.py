@@ -61,8 +61,7 @@ def _answer(hub: Hub, request: Request, kind: str, path: str, within: tuple[str,
     after = pages.position(hub, path, used, request.arg(PAGE) or "")
     counted = request.arg("_summary") == "count"
     plan = dataclasses.replace(plan, count=0 if counted else min(plan.count, MAX_COUNT), after=after)
-    with hub.store.read(request.caller) as snapshot:
-        page = snapshot.search(plan)
+    page = hub.store.search(request.caller, plan)
     links = [("self", f"{request.base}/{pages.address(path, used)}")]
     if page.next:
         links.append(("next", pages.link(hub, request.base, path, used, page.next)))

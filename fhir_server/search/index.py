@@ -33,6 +33,8 @@ EXTRACTOR = "2"
 # The contained resources of one resource that are searched; changes of how they are read need a reindex.
 MAX_CONTAINED = 1_000
 _CONTAINED = "contained 2"
+# What the store notes beside a row for itself: a reindex looks at rows that have none.
+_NOTED = "marked dates"
 T = TypeVar("T")
 
 # Parameters without rows: columns of the resource table, or asked of other parts of the server.
@@ -61,7 +63,7 @@ class Parameter:
 
 def meaning() -> int:
     """A number that changes when index rows mean something else, or when there are rows of a new kind."""
-    return hash63(f"rows {EXTRACTOR} {composites.VERSION} {fulltext.VERSION} {ours.VERSION} {_CONTAINED}")
+    return hash63(f"rows {EXTRACTOR} {composites.VERSION} {fulltext.VERSION} {ours.VERSION} {_CONTAINED} {_NOTED}")
 
 
 def pid(resource_type: str, code: str) -> int:

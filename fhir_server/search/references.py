@@ -23,12 +23,17 @@ def own_bases(settings: Settings, *called: str) -> tuple[str, ...]:
 
     Without a public one, every name of loopback with our port, or with the one called, is ours.
     """
-    told = (settings.public_url, *settings.base_aliases.split(","), *called)
-    bases = [base.strip().rstrip("/") for base in told if base.strip()]
+    bases = [*declared_bases(settings), *(base.strip().rstrip("/") for base in called if base.strip())]
     if not settings.public_url:
         for match in filter(None, map(_LOOPBACK.fullmatch, [*bases, f"http://localhost:{settings.http_port}/fhir"])):
             bases += [f"{match[1]}{name}{match[2]}" for name in ("127.0.0.1", "localhost", "[::1]")]
     return tuple(dict.fromkeys(bases))
+
+
+def declared_bases(settings: Settings) -> tuple[str, ...]:
+    """The base URLs the settings name: the public one and its aliases."""
+    told = (settings.public_url, *settings.base_aliases.split(","))
+    return tuple(base.strip().rstrip("/") for base in told if base.strip())
 
 
 def relative(reference: str, bases: Sequence[str]) -> str:
@@ -37,6 +42,21 @@ def relative(reference: str, bases: Sequence[str]) -> str:
         if reference.startswith(base + "/") and _LOCAL.fullmatch(reference, len(base) + 1):
             return reference[len(base) + 1 :]
     return ""
+
+
+def at_home(resource: Any, bases: Sequence[str]) -> Any:
+    """A resource with the references to this server as they would be kept today. What was written when a base was not
+    yet this server's keeps it; a Bundle kept as a resource is a room of its own."""
+    if isinstance(resource, dict):
+        if resource.get("resourceType") == "Bundle":
+            return resource
+        return {
+            name: relative(item, bases) or item
+            if name == "reference" and isinstance(item, str)
+            else at_home(item, bases)
+            for name, item in resource.items()
+        }
+    return [at_home(item, bases) for item in resource] if isinstance(resource, list) else resource
 
 
 def is_local(reference: str) -> bool:

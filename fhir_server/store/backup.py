@@ -11,6 +11,7 @@ next backup. Content is hashed while it is copied; what is missing or altered is
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +33,9 @@ from fhir_server.store.engine import Store
 from fhir_server.store.folder import DataFolderLock
 
 FORMAT = 1
+_PART = ".part"
+_SPOILT = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
+"""What the system says of a file that is there and of which a sector is lost."""
 HEADER, MANIFEST, DATABASE, BLOBS = "backup.json", "MANIFEST.sha256", "database", "content"
 _LINE = re.compile(
     r"([0-9a-f]{64})  (database/[a-z_]+\.(?:sqlite|copy\.gz|tsv)|content/(..)/(..)/(\3\4[0-9a-f]{60}))\Z"
@@ -62,36 +66,53 @@ class Backup:
 def backup(store: Store, target: Path, *, tell: Tell = _quiet) -> Backup:
     """Writes a backup into a folder that is new or empty. `tell` hears a line now and then.
 
-    On SQLite the store may be a second one beside the server's: nothing is written to the database.
+    On SQLite the store may be a second one beside the server's: nothing is written to the database. A backup that
+    fails leaves the folder empty. Raises Unavailable when the folder cannot be written or content cannot be read.
     """
     _new_folder(target)
+    try:
+        return _written(store, target, tell)
+    except BaseException as fault:
+        _emptied(target)
+        if isinstance(fault, OSError):
+            raise errors.Unavailable(f"The backup cannot be written ({fault.strerror or fault}).") from fault
+        raise
+
+
+def _written(store: Store, target: Path, tell: Tell) -> Backup:
     made_at = instant(store.now())
     folder = target / DATABASE
     folder.mkdir()
-    try:
-        tables = copies.export(store.address, folder, tell)
-        size, count, damaged = 0, 0, []
-        with (target / MANIFEST).open("w", encoding="ascii") as manifest:
-            for path in sorted(folder.iterdir()):
-                size += path.stat().st_size
-                manifest.write(f"{_hashed(path)}  {DATABASE}/{path.name}\n")
-            for sha256 in _listed(folder / CONTENT):
-                copied = _copied(store.blobs, sha256, target)
-                if copied is None:
-                    damaged.append(sha256)
-                    continue
-                size, count = size + copied, count + 1
-                manifest.write(f"{sha256}  {BLOBS}/{sha256[:2]}/{sha256[2:4]}/{sha256}\n")
-                if count % 1000 == 0:
-                    tell(f"content: {count}")
-            _to_disk(manifest)
-        made = Backup(
-            store.engine, store.schema_version, made_at, tables, count, size, tuple(damaged), _hashed(target / MANIFEST)
-        )
-        _write_header(target, made)
-    except OSError as fault:
-        raise errors.Unavailable(f"The backup cannot be written ({fault.strerror or fault}).") from fault
+    tables = copies.export(store.address, folder, tell)
+    size, count, damaged = 0, 0, []
+    with (target / MANIFEST).open("w", encoding="ascii") as manifest:
+        for path in sorted(folder.iterdir()):
+            size += path.stat().st_size
+            manifest.write(f"{_hashed(path)}  {DATABASE}/{path.name}\n")
+        for sha256 in _listed(folder / CONTENT):
+            copied = _copied(store.blobs, sha256, target)
+            if copied is None:
+                damaged.append(sha256)
+                continue
+            size, count = size + copied, count + 1
+            manifest.write(f"{sha256}  {BLOBS}/{sha256[:2]}/{sha256[2:4]}/{sha256}\n")
+            if count % 1000 == 0:
+                tell(f"content: {count}")
+        _to_disk(manifest)
+    made = Backup(
+        store.engine, store.schema_version, made_at, tables, count, size, tuple(damaged), _hashed(target / MANIFEST)
+    )
+    _write_header(target, made)
     return made
+
+
+def _emptied(target: Path) -> None:
+    """Takes away what a failed backup wrote, as far as it can be."""
+    for name in (DATABASE, BLOBS):
+        shutil.rmtree(target / name, ignore_errors=True)
+    for name in (MANIFEST, HEADER, HEADER + _PART):
+        with suppress(OSError):
+            (target / name).unlink()
 
 
 def _new_folder(target: Path) -> None:
@@ -113,7 +134,7 @@ def _copied(blobs: Blobs, sha256: str, target: Path) -> int | None:
     digest, size = hashlib.sha256(), 0
     try:
         with final.open("xb") as file:
-            for data in blobs.chunks(sha256):
+            for data in _read(blobs, sha256):
                 digest.update(data)
                 size += file.write(data)
             _to_disk(file)
@@ -123,6 +144,19 @@ def _copied(blobs: Blobs, sha256: str, target: Path) -> int | None:
         return size
     final.unlink()
     return None
+
+
+def _read(blobs: Blobs, sha256: str) -> Iterator[bytes]:
+    """The content. Raises Damaged when a disk has lost it, Unavailable when this user may not read it."""
+    try:
+        yield from blobs.chunks(sha256)
+    except OSError as fault:
+        if fault.errno in _SPOILT:
+            raise Damaged(f"The content {sha256} cannot be read ({fault.strerror}).") from fault
+        raise errors.Unavailable(
+            f"{fault.filename or sha256} belongs to the record and cannot be read ({fault.strerror or fault}); make "
+            "the backup as the user the server runs as, or let this one read the folder of content. Nothing was kept."
+        ) from fault
 
 
 def _to_disk(file: IO[Any]) -> None:
@@ -136,7 +170,7 @@ def _hashed(path: Path) -> str:
 
 
 def _write_header(target: Path, made: Backup) -> None:
-    arriving = target / (HEADER + ".part")
+    arriving = target / (HEADER + _PART)
     with arriving.open("w", encoding="utf-8") as file:
         json.dump(asdict(made), file, indent=2)
         _to_disk(file)

@@ -8,6 +8,7 @@ status-change time (ctime) says when it was last put, also when it was there bef
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import time
@@ -21,6 +22,7 @@ from fhir_server import errors
 from fhir_server.store.blob_place import Copy, Sound, copy_of
 from fhir_server.store.blob_seal import NAMED
 
+log = logging.getLogger("passerelle.store")
 PIECE = 1 << 20
 LOCK = "blobs.lock"
 
@@ -105,10 +107,19 @@ class Folder:
             _sync_folder(final.parent.parent)
             _sync_folder(self.root)
         arriving.chmod(0o440)
-        if ending and _of_other_keys(arriving, final):
-            final = final.with_name(arriving.name + ending)
-        arriving.rename(final)
+        if ending:
+            self._publish_sealed(arriving, final, ending)
+        else:
+            arriving.rename(final)
         _sync_folder(final.parent)
+
+    def _publish_sealed(self, arriving: Path, final: Path, ending: str) -> None:
+        """Alone, since another process may bring the same content at the same moment, sealed with another key."""
+        with self._locked(fcntl.LOCK_EX):
+            if _of_other_keys(arriving, final):
+                log.warning("another key has the same id as ours and sealed %s too: give it its own id", final)
+                final = final.with_name(arriving.name + ending)
+            arriving.rename(final)
 
     def raw(self, copy: Copy, start: int, length: int) -> Iterator[bytes]:
         try:

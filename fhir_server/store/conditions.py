@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from fhir_server import errors
 from fhir_server.context import Caller
 from fhir_server.search.plan import Clause, ParamType, Value
+from fhir_server.store import dates
 from fhir_server.store.dialect import marks
 from fhir_server.store.resources import contained_numbers
 from fhir_server.store.value_tests import (
@@ -113,12 +114,13 @@ def is_id(clause: Clause) -> bool:
 
 
 def probe(clause: Clause, limit: int, ground: Ground) -> Fragment:
-    """Counts the index rows of a clause that `is_set`, up to `limit`."""
-    test = _index_test(clause, ground)
-    return Fragment(
-        f"SELECT count(*) FROM (SELECT 1 FROM {TABLES[clause.type]} x WHERE {test.sql} LIMIT {int(limit)}) p",
-        test.params,
-    )
+    """Counts the index rows of a clause that `is_set`, or `dates.is_between`, up to `limit`."""
+    if dates.is_between(clause):
+        rids = dates.between(clause, ground.unindexed, ground.alone)
+    else:
+        test = _index_test(clause, ground)
+        rids = Fragment(f"SELECT 1 FROM {TABLES[clause.type]} x WHERE {test.sql}", test.params)
+    return Fragment(f"SELECT count(*) FROM ({rids.sql} LIMIT {int(limit)}) p", rids.params)
 
 
 def _clause(clause: Clause, alias: str, ground: Ground, depth: int, *, by_row: bool) -> Fragment:
@@ -148,6 +150,9 @@ def _logic(clause: Clause, alias: str, ground: Ground, depth: int, *, by_row: bo
     """What the parts say together. Alternatives that are all sets are one set: the planners join it as any other,
     while an OR of several makes PostgreSQL read every resource."""
     nested = alias.count("u") >= NESTED or ground.within
+    if not by_row and not nested and dates.is_between(clause):
+        found = dates.between(clause, ground.unindexed, ground.alone)
+        return Fragment(f"{alias}.rid IN ({found.sql})", found.params)
     if clause.logic == "or" and not by_row and is_seekable(clause) and not nested:
         ways = [_rids(part, alias, ground, depth) for part in clause.parts]
         sql = " UNION ALL ".join(way.sql for way in ways)
@@ -167,6 +172,8 @@ def _rids(part: Clause, alias: str, ground: Ground, depth: int) -> Fragment:
     if is_set(part) and part.missing is None and part.type in TABLES:
         test = _index_test(part, ground)
         return Fragment(f"SELECT x.rid FROM {TABLES[part.type]} x WHERE {test.sql}", test.params)
+    if dates.is_between(part):
+        return dates.between(part, ground.unindexed, ground.alone)
     inner = f"{alias}u"
     parts = part.parts if part.logic == "and" else (part,)
     start = next((at for at, one in enumerate(parts) if is_seekable(one)), None)

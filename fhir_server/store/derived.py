@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fhir_server.search.rows import IndexRows
+from fhir_server.store import dates
 from fhir_server.store.dialect import Row
 from fhir_server.store.resources import contained_numbers, index_values, mask_of
-from fhir_server.store.tables import CONTAINED, INDEX_TABLES, SCOPE
+from fhir_server.store.tables import CONTAINED, IDX_DATE, INDEX_TABLES, SCOPE
 from fhir_server.store.view import View
 from profiles import json_text
 
@@ -146,7 +147,7 @@ def disagreements(one: Current, rows: IndexRows, found: Sequence[list[Row]]) -> 
     told: list[tuple[Derived, str]] = []
     scopes = [(one.rid, *row) for row in rows.scopes]
     for bulk, values, there in zip((*INDEX_TABLES, SCOPE), (*index_values(one.rid, rows), scopes), found, strict=True):
-        should, have = set(values), there
+        should, have = set(values), dates.agreed(values, there) if bulk is IDX_DATE else there
         lacking, surplus = len(should - set(have)), sum(1 for row in have if row not in should)
         twice = len(have) - len(set(have))
         if lacking or surplus or twice:

@@ -8,9 +8,7 @@ Sources: https://www.postgresql.org/docs/15/functions-info.html (snapshot functi
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Protocol
@@ -85,7 +83,8 @@ def postgresql(base: int = 0) -> Dialect:
 class Session(Protocol):
     """One connection inside one transaction; used by one thread at a time.
 
-    `run` and `fill` may travel later, with what follows; `rows`, `one` and `count` wait for their result.
+    `run`, `fill`, `supersede`, `agree` and `clear` may travel later, with what follows; `rows`, `one` and `count` wait
+    for their result.
     """
 
     @property
@@ -101,8 +100,20 @@ class Session(Protocol):
         """Runs the statement; the number of rows it changed."""
         ...
 
+    def later(self, sql: str, params: Sequence[object] = ()) -> Callable[[], int]:
+        """`count` for who asks for the number after other statements, and does not wait for it before."""
+        ...
+
     def fill(self, bulk: Bulk, rows: Sequence[Row]) -> None:
         """Inserts many rows into one table."""
+        ...
+
+    def supersede(self, row: Row) -> None:
+        """Puts the next version of a resource (a `VERSION` row) in its row; the one there goes to history."""
+        ...
+
+    def agree(self, rid: int, wanted: Mapping[Bulk, Sequence[Row]]) -> None:
+        """Makes the rows of a resource in these tables the wanted ones; only what differs is written. Hold it."""
         ...
 
     def clear(self, bulks: Sequence[Bulk], rid: int) -> None:
@@ -111,6 +122,11 @@ class Session(Protocol):
 
     def next_rid(self) -> int | None:
         """A number for a new resource; None where the database gives it with the row."""
+        ...
+
+    def steady(self) -> None:
+        """Tells the database that the statements to come are the same in every such transaction, and find their rows
+        by key whatever their values: their plans may be kept."""
         ...
 
     def linger(self) -> None:
@@ -141,38 +157,6 @@ def insert_sqlite(bulk: Bulk) -> str:
     if bulk.numbered:
         return f"INSERT INTO {bulk.table} ({bulk.names}, txid) VALUES ({values}, {SQLITE.txid})"
     return f"INSERT INTO {bulk.table} ({bulk.names}) VALUES ({values})"
-
-
-@lru_cache(maxsize=1024)
-def insert_postgresql(bulks: tuple[Bulk, ...], txid: str) -> str:
-    """One statement for several tables, whatever the number of rows; a parameter each, see `as_json`."""
-    *first, last = (_insert(bulk, txid) for bulk in bulks)
-    named = ", ".join(f"t{n} AS ({one})" for n, one in enumerate(first))
-    return f"WITH {named} {last}" if named else last
-
-
-def _insert(bulk: Bulk, txid: str) -> str:
-    names = ", ".join(f'"{name}"' for name, _ in bulk.columns)
-    columns = ", ".join(f'"{name}" {kind}' for name, kind in bulk.columns)
-    more, number = (", txid", f", {txid}") if bulk.numbered else ("", "")
-    rows = f"json_to_recordset(%s::json) AS x({columns})"
-    return f"INSERT INTO {bulk.table} ({names}{more}) SELECT {names}{number} FROM {rows}"
-
-
-def as_json(bulk: Bulk, rows: Sequence[Row]) -> str:
-    """The rows as the parameter of `insert_postgresql`."""
-    names = [name for name, _ in bulk.columns]
-    try:
-        return _JSON([dict(zip(names, row, strict=True)) for row in rows])
-    except ValueError:  # JSON has no infinity; PostgreSQL reads the word
-        return _JSON([dict(zip(names, map(_finite, row), strict=True)) for row in rows])
-
-
-_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False).encode
-
-
-def _finite(value: object) -> object:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @lru_cache(maxsize=512)

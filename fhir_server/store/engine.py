@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from fhir_server.context import SYSTEM, Caller, Clock, micros, now
+from fhir_server.search.plan import Plan
 from fhir_server.store import audit, inbox, instances, lanes, resources, schema
+from fhir_server.store.arriving import Arriving
 from fhir_server.store.bell import Bell, PostgresBell, SilentBell
 from fhir_server.store.blobs import Blobs
 from fhir_server.store.dialect import Dialect, Row, Session
@@ -26,6 +28,7 @@ from fhir_server.store.inbox import INLINE_BYTES, InboxState, Keys, NewMessage, 
 from fhir_server.store.instances import Study
 from fhir_server.store.lanes import Claim, NewDelivery, Outcome
 from fhir_server.store.postgres import PostgresDatabase
+from fhir_server.store.query import Page, is_single
 from fhir_server.store.resources import Stored
 from fhir_server.store.session import Snapshot, Tx
 from fhir_server.store.sqlite import SqliteDatabase
@@ -47,7 +50,7 @@ class Database(Protocol):
 
     def snapshot(self) -> AbstractContextManager[Session]: ...
 
-    def once(self) -> AbstractContextManager[Session]: ...
+    def once(self, steady: bool = False) -> AbstractContextManager[Session]: ...
 
     async def soon(self, sql: str, params: Sequence[object]) -> Row | None:
         """The first row of one statement, without a thread. Raises NotSoon."""
@@ -103,6 +106,8 @@ class Store:
         self._bell = threading.Condition()
         self._rings = 0
         self._others = bell(self.wake)
+        # SQLite commits every write together with those that wait.
+        self._arriving = Arriving(lambda: database.once(steady=True)) if database.dialect.name == "postgresql" else None
         self.blobs = blobs
         self.schema_version = schema_version
         self.address = address
@@ -137,7 +142,7 @@ class Store:
     def write(self, caller: Caller, work: Callable[[Tx], T]) -> T:
         """Runs `work` in one transaction, up to three times; returns after the commit.
 
-        On SQLite the work runs on the writer thread: keep it short, and start no other write in it.
+        On SQLite the work may run on another thread that writes: keep it short, and start no other write in it.
         """
 
         def run(session: Session) -> tuple[T, bool]:
@@ -157,6 +162,11 @@ class Store:
         """One consistent snapshot."""
         with self._database.snapshot() as session:
             yield Snapshot(View(session, caller, self.blobs, self._clock))
+
+    def search(self, caller: Caller, plan: Plan) -> Page:
+        """A page of a search, in a single statement without a transaction where that is enough."""
+        with (self._database.once if is_single(plan) else self._database.snapshot)() as session:
+            return Snapshot(View(session, caller, self.blobs, self._clock)).search(plan)
 
     def get(self, caller: Caller, resource_type: str, resource_id: str) -> Stored | None:
         """The current version in one statement: the hot path of a FHIR read."""
@@ -187,10 +197,11 @@ class Store:
 
     # inbox
     def receive(self, message: NewMessage, caller: Caller = SYSTEM) -> Received:
-        """Stores the original bytes in a transaction of their own, or finds the same message again."""
-        sha256 = inbox.sha256_of(message.raw)
-        if len(message.raw) > INLINE_BYTES:
-            self.blobs.put(message.raw)
+        """Stores the original bytes, or finds the same message again; on return they are safe."""
+        large = len(message.raw) > INLINE_BYTES
+        sha256 = self.blobs.put(message.raw) if large else inbox.sha256_of(message.raw)
+        if not large and self._arriving is not None and (new := self._arriving.receive(message, sha256, self.moment())):
+            return new
         return self.write(caller, lambda tx: inbox.receive(tx.view, message, sha256))
 
     def reject(
@@ -276,8 +287,9 @@ class Store:
 
         def work(tx: Tx) -> tuple[bool, Claim | None, bool]:
             moment = self._moment(None)
-            settled = lanes.finish(tx.view, held, outcome, moment)
-            return settled, *lanes.take(tx.view, worker, lease_seconds, moment, lambda _, one: check(tx, one))
+            settled = lanes.finishing(tx.view, held, outcome, moment)
+            claim, again = lanes.take(tx.view, worker, lease_seconds, moment, lambda _, one: check(tx, one))
+            return settled(), claim, again
 
         settled, claim, again = self.write(SYSTEM, work)
         if again:

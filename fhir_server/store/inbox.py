@@ -94,48 +94,61 @@ _COLUMNS = (
 )
 
 
+COLUMNS = (
+    "id", "channel", "endpoint", "peer", "media_type", "sha256", "size", "raw", "sender", "control_id", "message_type",
+    "received_at", "request_id", "state", "original", "rival", "case_key",
+)  # fmt: skip
+ONCE = "ON CONFLICT (sender, control_id) WHERE original = 1 AND control_id <> '' DO NOTHING"
+"""An original is stored unless there is one: what comes under its control id is a repeat of it, or a rival to it, and
+no clean-up removes an original before its rivals."""
+_STORE = f"INSERT INTO inbox ({', '.join(COLUMNS)}) VALUES ({marks(COLUMNS)}) {ONCE}"
+_LOOKS = 3
+
+
+def new_row(message: NewMessage, sha256: str, received_at: int, rival: str = "") -> Row:
+    """The row of a message by COLUMNS, with an id of its own: an original, unless it has a `rival`."""
+    return (
+        new_delivery_id(),
+        message.channel,
+        message.endpoint,
+        printable(message.peer, 200),
+        message.media_type,
+        sha256,
+        len(message.raw),
+        message.raw if len(message.raw) <= INLINE_BYTES else None,
+        bounded(printable(message.sender)),
+        bounded(printable(message.control_id)),
+        printable(message.message_type, 100),
+        received_at,
+        message.request_id,
+        "conflict" if rival else "received",
+        0 if rival else 1,
+        rival,
+        next((bounded(printable(value)) for kind, value in reversed(message.keys) if kind == "case" and value), ""),
+    )
+
+
 def receive(view: View, message: NewMessage, sha256: str) -> Received:
     """Stores a message, or finds it again. Content over 64 KiB must be in the blobs under `sha256` before."""
-    sender, control_id = bounded(printable(message.sender)), bounded(printable(message.control_id))
-    earlier = _earlier(view, sender, control_id, sha256)
-    if isinstance(earlier, Received):
-        return earlier
-    received_at, new_id = view.now(), new_delivery_id()
-    inline = message.raw if len(message.raw) <= INLINE_BYTES else None
-    state: InboxState = "conflict" if earlier else "received"
-    view.db.run(
-        "INSERT INTO inbox (id, channel, endpoint, peer, media_type, sha256, size, raw, sender, control_id, "
-        "message_type, received_at, request_id, state, original, rival) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            new_id,
-            message.channel,
-            message.endpoint,
-            printable(message.peer, 200),
-            message.media_type,
-            sha256,
-            len(message.raw),
-            inline,
-            sender,
-            control_id,
-            printable(message.message_type, 100),
-            received_at,
-            message.request_id,
-            state,
-            0 if earlier else 1,
-            earlier,
-        ),
-    )
-    if inline is None:
-        record_blob(view, Kept(sha256, len(message.raw), view.blobs.form), message.media_type)
-    add_keys(view, "in", new_id, message.keys)
-    return Received(new_id, state, False, None, earlier)
+    rival = ""
+    for _ in range(_LOOKS):
+        row = new_row(message, sha256, view.now(), rival)
+        if view.db.count(_STORE, row):
+            if len(message.raw) > INLINE_BYTES:
+                record_blob(view, Kept(sha256, len(message.raw), view.blobs.form), message.media_type)
+            if keys := key_rows("in", row[0], message.keys):
+                view.db.fill(MESSAGE_KEY, keys)
+            return Received(row[0], "conflict" if rival else "received", False, None, rival)
+        earlier = _earlier(view, message, sha256)
+        if isinstance(earlier, Received):
+            return earlier
+        rival = earlier
+    raise errors.Unavailable("the same control id came and went; send the message again")
 
 
-def _earlier(view: View, sender: str, control_id: str, sha256: str) -> Received | str:
+def _earlier(view: View, message: NewMessage, sha256: str) -> Received | str:
     """The same message seen before, or the id of its rival, or ''."""
-    if not control_id:
-        return ""
+    sender, control_id = bounded(printable(message.sender)), bounded(printable(message.control_id))
     lock(view, f"inbox|{sender}|{control_id}")
     rows = view.db.rows(
         "SELECT id, sha256, state, ack, rival, original FROM inbox WHERE sender = ? AND control_id = ? ORDER BY seq"
@@ -210,7 +223,7 @@ def reopen(view: View, inbox_id: str) -> None:
 
 def add_keys(view: View, box: str, message: str, keys: Keys) -> None:
     """Adds (kind, value) pairs to a message; a `case` key also marks its row."""
-    wanted = [(box, message, kind, bounded(printable(value))) for kind, value in dict.fromkeys(keys) if value]
+    wanted = key_rows(box, message, keys)
     known = set(view.db.rows("SELECT kind, value FROM message_key WHERE message = ? AND box = ?", (message, box)))
     fresh = [row for row in wanted if (row[2], row[3]) not in known]
     if fresh:
@@ -219,6 +232,12 @@ def add_keys(view: View, box: str, message: str, keys: Keys) -> None:
     for _, _, kind, value in fresh:
         if kind == "case":
             view.db.run(f"UPDATE {table} SET case_key = ? WHERE id = ?", (value, message))
+
+
+def key_rows(box: str, message: str, keys: Keys) -> list[Row]:
+    """The rows of the keys that have a value, each once."""
+    found = {(kind, bounded(printable(value))): None for kind, value in keys if value}
+    return [(box, message, kind, value) for kind, value in found]
 
 
 def keys_of(view: View, box: str, message: str) -> tuple[tuple[str, str], ...]:

@@ -264,9 +264,11 @@ def study(view: View, study_uid: str) -> Study | None:
 
 @dataclass(frozen=True, slots=True)
 class StudyFilter:
-    """All conditions hold together; '' means any. `before` is the last row's (last_at, study_uid)."""
+    """All conditions hold together; '' means any. `key` is any of a study's numbers and references; `before` the last
+    row's (last_at, study_uid)."""
 
     match_state: str = ""
+    key: str = ""
     accession: str = ""
     patient_id: str = ""
     issuer: str = ""
@@ -283,6 +285,10 @@ def studies(view: View, wanted: StudyFilter) -> list[Study]:
     kept = [(f"{name} = ?", getattr(wanted, name)) for name in names if getattr(wanted, name)]
     conditions = [sql for sql, _ in kept]
     params: list[object] = [value for _, value in kept]
+    if wanted.key:
+        numbers = ("study_uid", "accession", "patient_id", "subject", "request", "imaging_study")
+        conditions.append(f"? IN ({', '.join(numbers)})")
+        params.append(wanted.key)
     if wanted.before[0]:
         conditions.append("(last_at, study_uid) < (?, ?)")
         params.extend(wanted.before)
@@ -294,11 +300,12 @@ def studies(view: View, wanted: StudyFilter) -> list[Study]:
     return [_study(row) for row in rows]
 
 
-def conflicts(view: View, study_uid: str = "") -> list[Conflicting]:
-    where, params = (" WHERE study_uid = ?", (study_uid,)) if study_uid else ("", ())
+def conflicts(view: View, study_uid: str = "", limit: int = 50) -> list[Conflicting]:
+    """The latest first; '' means any study."""
+    where, params = ("WHERE study_uid = ?", (study_uid,)) if study_uid else ("", ())
     rows = view.db.rows(
-        "SELECT sop_uid, study_uid, blob, size, data_sha256, calling_ae, peer, received_at FROM dicom_conflict"
-        f"{where} ORDER BY seq",
-        params,
+        "SELECT sop_uid, study_uid, blob, size, data_sha256, calling_ae, peer, received_at FROM dicom_conflict "
+        f"{where} ORDER BY seq DESC LIMIT ?",
+        (*params, limit),
     )
     return [Conflicting(*row) for row in rows]

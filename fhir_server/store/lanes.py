@@ -137,19 +137,29 @@ FROM = "FROM delivery d JOIN lane l ON l.id = d.lane_id"
 OPEN = "state IN ('queued', 'sending')"
 STUCK = "state IN ('held', 'error')"
 
-_FIRST_OPEN = f"(SELECT o.lane_seq FROM delivery o WHERE o.lane_id = l.id AND o.{OPEN} ORDER BY o.lane_seq LIMIT 1)"
 _FIRST_STUCK = f"(SELECT s.lane_seq FROM delivery s WHERE s.lane_id = l.id AND s.{STUCK} ORDER BY s.lane_seq LIMIT 1)"
 _FREE = (
     f"d.lane_id = l.id AND d.{OPEN} AND NOT EXISTS (SELECT 1 FROM delivery s WHERE s.lane_id = d.lane_id "
     f"AND s.{STUCK} AND s.lane_seq < d.lane_seq AND (l.on_stuck = 'block' "
     "OR (s.document <> '' AND s.document = d.document) OR (s.patient <> '' AND s.patient = d.patient)))"
 )
-# Under `block` two index look-ups decide, however many deliveries wait behind the stuck one.
-_READY = (
-    f"((l.on_stuck = 'block' AND {_FIRST_OPEN} < coalesce({_FIRST_STUCK}, 9223372036854775807)) "
-    f"OR (l.on_stuck = 'skip' AND EXISTS (SELECT 1 FROM delivery d WHERE {_FREE})))"
+# Where the delivery stands that may leave next; NULL when none may. Under `block` two index look-ups decide, however
+# many deliveries wait behind the stuck one.
+_NEXT = (
+    "(CASE WHEN l.on_stuck = 'block' THEN (SELECT o.lane_seq FROM delivery o WHERE o.lane_id = l.id "
+    f"AND o.{OPEN} AND o.lane_seq < coalesce({_FIRST_STUCK}, 9223372036854775807) ORDER BY o.lane_seq LIMIT 1) "
+    f"ELSE (SELECT d.lane_seq FROM delivery d WHERE {_FREE} ORDER BY d.lane_seq LIMIT 1) END)"
 )
-_DUE = f"l.paused = 0 AND l.ready_at <= ? AND l.lease_until <= ? AND {_READY}"
+_DUE = "l.paused = 0 AND l.ready_at <= ? AND l.lease_until <= ?"
+_LANE = "l.id, l.name, l.token, l.failures, l.on_silence, l.gap, l.answer_within, l.keep_open"
+# The lanes that have waited longest and have something to send. The inner query is sorted first (OFFSET keeps it
+# apart), so that no more lanes than are asked for are looked into.
+_LONGEST = (
+    f"longest AS MATERIALIZED (SELECT l.id FROM (SELECT l.id, l.on_stuck FROM lane l WHERE l.pull = 0 AND {_DUE} "
+    f"ORDER BY l.ready_at, l.id LIMIT 1000000 OFFSET 0) l WHERE {_NEXT} IS NOT NULL LIMIT ?), "
+)
+# Others may be claiming these just now: only who finds all of them taken looks at every lane.
+_FEW, _ALL = 8, 1_000_000
 
 
 def send(view: View, delivery: NewDelivery) -> str:
@@ -167,6 +177,8 @@ def send(view: View, delivery: NewDelivery) -> str:
 def flush(view: View) -> None:
     """Writes the transaction's deliveries, lane by lane in order of name: two writers never wait in a ring."""
     waiting, view.sends = view.sends, []
+    if waiting:
+        view.db.steady()
     for delivery in sorted(waiting, key=lambda one: one.lane):
         _enqueue(view, delivery)
 
@@ -247,59 +259,84 @@ def take(view: View, worker: str, lease_seconds: float, now: int, check: Check) 
     `check` looks at the claimed delivery in the same transaction; an outcome it returns settles the delivery unsent,
     and the second value is True: take again.
     """
-    held = claim(view, worker, lease_seconds, now)
-    if held is None:
-        return None, False
-    return _begun(view, held, now, check)
+    held = _longest_waiting(view, worker, lease_seconds, now)
+    return (None, False) if held is None else _begun(view, held, now, check)
 
 
 def take_pulled(
     view: View, lane: str, worker: str, lease_seconds: float, now: int, check: Check
 ) -> tuple[Claim | None, bool]:
     """`take` for one lane that its partner fetches."""
-    held = _lease(view, f"l.name = ? AND l.pull = 1 AND {_DUE}", (lane, now, now), worker, lease_seconds, now)
+    held = _locked(view, f"l.name = ? AND l.pull = 1 AND {_DUE}", (lane, now, now), worker, lease_seconds, now)
     return (None, False) if held is None else _begun(view, held, now, check)
 
 
 def _begun(view: View, held: Claim, now: int, check: Check) -> tuple[Claim | None, bool]:
+    # The check comes while the database waits for us, and knows it: it ends the session of a process that freezes here,
+    # which it does not while statements that nobody has asked the answer of are under way.
     stopped = check(view, held)
+    _lease(view, held)
     if stopped is not None:
         finish(view, held, stopped, now)
         return None, True
-    _note_attempt(view, held, now)
+    if not _note_attempt(view, held, now):
+        release(view, held)
+        return None, True
     return held, False
 
 
 def claim(view: View, worker: str, lease_seconds: float, now: int) -> Claim | None:
     """Leases the lane that has waited longest for a sender and has something to send; None when there is none."""
-    return _lease(view, f"l.pull = 0 AND {_DUE} ORDER BY l.ready_at, l.id LIMIT 1", (now, now), worker,
-                  lease_seconds, now)  # fmt: skip
+    held = _longest_waiting(view, worker, lease_seconds, now)
+    if held is not None:
+        _lease(view, held)
+    return held
 
 
-def _lease(
-    view: View, which: str, params: tuple[object, ...], worker: str, lease_seconds: float, now: int
+def _longest_waiting(view: View, worker: str, lease_seconds: float, now: int) -> Claim | None:
+    which = f"l.id IN (SELECT id FROM longest) AND {_DUE} ORDER BY l.ready_at, l.id LIMIT 1"
+    for many in (_FEW, _ALL):
+        found = _locked(view, which, (now, now, many, now, now), worker, lease_seconds, now, _LONGEST)
+        if found is not None:
+            return found
+    return None
+
+
+def _lease(view: View, held: Claim) -> None:
+    """Writes what a claim says in the row of its lane, which is locked."""
+    lease = (held.token, held.worker, held.lease_until, held.lane_id)
+    view.db.run("UPDATE lane SET token = ?, lease_by = ?, lease_until = ? WHERE id = ?", lease)
+
+
+def _locked(
+    view: View,
+    which: str,
+    params: tuple[object, ...],
+    worker: str,
+    lease_seconds: float,
+    now: int,
+    among: str = "",
 ) -> Claim | None:
-    until = now + int(lease_seconds * 1_000_000)
-    found = f"SELECT l.id FROM lane l WHERE {which}{view.db.dialect.skip_locked}"
-    lane = view.db.one(
-        f"UPDATE lane SET token = token + 1, lease_by = ?, lease_until = ? WHERE id = ({found}) "
-        "RETURNING id, name, token, failures, on_silence, gap, answer_within, keep_open",
-        (worker, until, *params),
-    )
-    if lane is None:
-        return None
+    """Locks the first of some lanes that nobody holds just now, with its next delivery: what a claim of it will be. A
+    lane without one stays as it is.
+
+    What the row of the lane says is what it says once it is locked; the delivery may have been moved since the
+    statement began, which `_note_attempt` finds out.
+    """
+    view.db.steady()
     row = view.db.one(
-        f"SELECT {COLUMNS}, d.payload {FROM} WHERE l.id = ? AND {_FREE} ORDER BY d.lane_seq LIMIT 1", (lane[0],)
+        f"WITH {among}l AS MATERIALIZED (SELECT {_LANE}, l.on_stuck FROM lane l "
+        f"WHERE {which}{view.db.dialect.skip_locked}) "
+        f"SELECT {_LANE}, d.payload, {COLUMNS} FROM l JOIN delivery d ON d.lane_id = l.id AND d.lane_seq = {_NEXT}",
+        params,
     )
     if row is None:
         return None
-    delivery = Delivery(*row[:-1])
-    inline = None if row[-1] is None else bytes(row[-1])
-    begun = delivery.state == "sending"
-    lane_id, name, token, failures, on_silence, *times = lane
+    (lane_id, name, token, failures, on_silence, *times), inline, delivery = row[:8], row[8], Delivery(*row[9:])
+    until = now + int(lease_seconds * 1_000_000)
     return Claim(
-        int(lane_id), str(name), int(token), worker, until, int(failures), on_silence, delivery, inline, begun,
-        *map(int, times),
+        int(lane_id), str(name), int(token) + 1, worker, until, int(failures), on_silence, delivery,
+        None if inline is None else bytes(inline), delivery.state == "sending", *map(int, times),
     )  # fmt: skip
 
 
@@ -315,10 +352,12 @@ def renew(view: View, held: Iterable[Claim], lease_seconds: float, now: int) -> 
 
 
 def next_due(view: View) -> int:
-    """When the next lane with something to send may be claimed; 0 = none is waiting for a time to come."""
+    """When the next lane with something to send may be claimed; 0 = none is waiting for a time to come. A lane whose
+    next delivery waits for a person has nothing to send: who asked for it again and again would never sleep."""
+    view.db.steady()
     row = view.db.one(
         "SELECT min(CASE WHEN l.ready_at > l.lease_until THEN l.ready_at ELSE l.lease_until END) FROM lane l "
-        f"WHERE l.paused = 0 AND l.pull = 0 AND EXISTS (SELECT 1 FROM delivery d WHERE d.lane_id = l.id AND d.{OPEN})"
+        f"WHERE l.paused = 0 AND l.pull = 0 AND {_NEXT} IS NOT NULL"
     )
     return 0 if row is None or row[0] is None else int(row[0])
 
@@ -332,11 +371,14 @@ def start_attempt(view: View, held: Claim, now: int) -> int:
     own = f"SELECT token FROM lane WHERE id = ?{view.db.dialect.for_update}"
     if view.db.one(own, (held.lane_id,)) != (held.token,):
         raise LeaseLost(f"Lane {held.lane} was taken over by another worker.")
-    return _note_attempt(view, held, now)
+    number = _note_attempt(view, held, now)
+    if not number:
+        raise LeaseLost(f"Delivery {held.delivery.id} was held or cancelled, or settled by a late answer.")
+    return number
 
 
 def _note_attempt(view: View, held: Claim, now: int) -> int:
-    """`start_attempt` in a transaction that holds the lane's row."""
+    """`start_attempt` in a transaction that holds the lane's row; 0 when the delivery is to be sent no more."""
     row = view.db.one(
         "UPDATE delivery SET state = 'sending', attempts = attempts + 1, "
         "first_sent_at = CASE WHEN first_sent_at = 0 THEN ? ELSE first_sent_at END "
@@ -344,7 +386,7 @@ def _note_attempt(view: View, held: Claim, now: int) -> int:
         (now, held.delivery.id),
     )
     if row is None:
-        raise LeaseLost(f"Delivery {held.delivery.id} was held or cancelled, or settled by a late answer.")
+        return 0
     if held.interrupted:
         view.db.run(
             "UPDATE attempt SET outcome = 'interrupted', ended_at = ? WHERE delivery_id = ? AND outcome = ''",
@@ -366,6 +408,12 @@ def finish(view: View, held: Claim, outcome: Outcome, now: int) -> bool:
     delivery that nothing else has settled, since sending it again cures nothing. False when the outcome only stands in
     the attempt.
     """
+    return finishing(view, held, outcome, now)()
+
+
+def finishing(view: View, held: Claim, outcome: Outcome, now: int) -> Callable[[], bool]:
+    """`finish`, whose answer is asked for when more has been done in the transaction."""
+    view.db.steady()
     retry = outcome.state == "retry"
     ready_at = outcome.retry_at if retry else now
     own = view.db.one(
@@ -376,10 +424,11 @@ def finish(view: View, held: Claim, outcome: Outcome, now: int) -> bool:
     )
     _end_attempt(view, held, outcome, outcome.state if own else "late: " + outcome.state, now)
     if own:
-        return _settle(view, held, outcome, now)
-    settled = outcome.state in ("sent", "error") and _settle(view, held, outcome, now)
+        changed = _settle(view, held, outcome, now)
+        return lambda: bool(changed())
+    settled = outcome.state in ("sent", "error") and bool(_settle(view, held, outcome, now)())
     view.woken = view.woken or settled
-    return settled
+    return lambda: settled
 
 
 # What a definite answer settles beside what is open: a delivery that is only held because nobody knew the answer, and
@@ -391,21 +440,19 @@ _SETTLES = {
 }
 
 
-def _settle(view: View, held: Claim, outcome: Outcome, now: int) -> bool:
+def _settle(view: View, held: Claim, outcome: Outcome, now: int) -> Callable[[], int]:
     state, sent = "queued" if outcome.state == "retry" else outcome.state, outcome.state == "sent"
-    return bool(
-        view.db.count(
-            "UPDATE delivery SET state = ?, settled_at = ?, error_class = ?, error = ?, ack = ? "
-            f"WHERE id = ? AND {_SETTLES.get(outcome.state, OPEN)}",
-            (
-                state,
-                0 if state == "queued" else now,
-                "" if sent else outcome.error_class,
-                "" if sent else printable(outcome.text),
-                outcome.ack,
-                held.delivery.id,
-            ),
-        )
+    return view.db.later(
+        "UPDATE delivery SET state = ?, settled_at = ?, error_class = ?, error = ?, ack = ? "
+        f"WHERE id = ? AND {_SETTLES.get(outcome.state, OPEN)}",
+        (
+            state,
+            0 if state == "queued" else now,
+            "" if sent else outcome.error_class,
+            "" if sent else printable(outcome.text),
+            outcome.ack,
+            held.delivery.id,
+        ),
     )
 
 

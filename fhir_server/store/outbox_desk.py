@@ -308,10 +308,23 @@ _BOUNDS: Mapping[str, tuple[float, float, str]] = {
     "answer_seconds": (1, 600, "0 (send_timeout_seconds) or 1 to 600 seconds"),
     "keep_open_seconds": (0, 3_600, "between 0 (a connection a message) and 3600 seconds"),
 }
+# What cannot be wanted of a destination, by the scheme of its address, and why.
+_IDLE: Mapping[str, Mapping[str, str]] = {
+    "pull": {
+        "answer_seconds": "its partner fetches and says for how long (lease_seconds): nobody waits for an answer",
+        "keep_open_seconds": "its partner fetches: there is no connection to keep",
+    },
+    "mssante": {"keep_open_seconds": "a mail has a session of its own: there is no connection to keep"},
+}
 
 
 def set_policy(view: View, lane: str, policy: Policy) -> None:
-    """Changes what a destination wants; it holds from the next delivery on."""
+    """Changes what a destination wants; it holds from the next delivery on. Raises Invalid for what means nothing there
+    (0, which means nothing everywhere, may be said)."""
+    row = view.db.one(f"SELECT endpoint FROM lane WHERE name = ?{view.db.dialect.for_update}", (lane,))
+    for name, words in _IDLE.get(str(row[0]).partition(":")[0] if row else "", {}).items():
+        if getattr(policy, name):
+            raise errors.Invalid(f"{name} of {lane}: {words}", expression=name)
     for name, (least, most, words) in _BOUNDS.items():
         value = getattr(policy, name)
         if value is not None and value != 0 and not least <= value <= most:

@@ -15,8 +15,8 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import LiteralString, TypeVar, cast
 
 import psycopg
@@ -28,14 +28,13 @@ from fhir_server.store.dialect import (
     Dialect,
     Row,
     Session,
-    as_json,
     delete_postgresql,
-    insert_postgresql,
     postgresql,
     pyformat,
 )
+from fhir_server.store.gathered import LARGE, Gathered
 from fhir_server.store.soon import SoonReads
-from fhir_server.store.tables import Bulk
+from fhir_server.store.tables import RESOURCE, VERSION, Bulk
 from fhir_server.store.view import Stale
 
 T = TypeVar("T")
@@ -47,8 +46,19 @@ _NOT_NOW = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTim
 _RETRIED = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 
 
+# A plan that is kept must not read a whole table because the table was small when it was made.
+_STEADY = (
+    "SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true), "
+    "set_config('jit', 'off', true)"
+)
+_OF_NEW = [name for name, _ in RESOURCE.columns]
+_PUT_NEW = f"INSERT INTO resource ({', '.join(_OF_NEW)}, txid) VALUES ({'%s, ' * len(_OF_NEW)}{{txid}})"
+_OLD = ", ".join(name for name, _ in VERSION.columns if name != "mask")
+_KEEP_OLD = f"INSERT INTO history ({_OLD}, txid) SELECT {_OLD}, txid FROM resource WHERE rid = %s"
+_NEXT = ", ".join(f"{name} = %s" for name, _ in VERSION.columns if name != "rid")
+_PUT_NEXT = f"UPDATE resource SET {_NEXT}, txid = {{txid}} WHERE rid = %s"
 _LINGER = "SET LOCAL idle_in_transaction_session_timeout = '10min'"
-_RID_BLOCK = 64
+_RID_BLOCK, _MOST_RIDS = 64, 1024
 _DRAW = "SELECT nextval(pg_get_serial_sequence('resource', 'rid')) FROM generate_series(1, ?)"
 # A single key is taken alone; of several the first is shared.
 _LOCK = (
@@ -126,7 +136,8 @@ class PostgresSession:
         self._connection: Connection | None = None
         self._pipeline: psycopg.Pipeline | None = None
         self._rids = rids
-        self._filling: dict[Bulk, list[Row]] = {}
+        self._steady = False
+        self._gathered, self._block = Gathered(), _RID_BLOCK
 
     def _execute(self, sql: str, params: Sequence[object]) -> psycopg.Cursor[Row]:
         if self._connection is None:
@@ -134,9 +145,13 @@ class PostgresSession:
         return self._connection.execute(_query(sql), params)
 
     def _answered(self, sql: str, params: Sequence[object]) -> psycopg.Cursor[Row]:
+        """The statement with its answer, which may depend on what was gathered."""
+        self.flush()
+        return self._looked_up(sql, params)
+
+    def _looked_up(self, sql: str, params: Sequence[object]) -> psycopg.Cursor[Row]:
         """The statement with its answer. A Sync brings it, not a Flush, at the same cost: only then does the server
         know that it waits for us, and count the seconds of `idle_in_transaction_session_timeout`."""
-        self.flush()
         cursor = self._execute(pyformat(sql), params)
         if self._pipeline is not None:
             self._pipeline.sync()
@@ -156,16 +171,46 @@ class PostgresSession:
     def count(self, sql: str, params: Sequence[object] = ()) -> int:
         return self._answered(sql, params).rowcount
 
+    def later(self, sql: str, params: Sequence[object] = ()) -> Callable[[], int]:
+        self.flush()
+        cursor = self._execute(pyformat(sql), params)
+
+        def changed() -> int:
+            if self._pipeline is not None and cursor.pgresult is None:
+                self._pipeline.sync()
+            return cursor.rowcount
+
+        return changed
+
     def fill(self, bulk: Bulk, rows: Sequence[Row]) -> None:
         """Gathered: the rows of a whole transaction travel in one statement, at the latest before its commit."""
-        self._filling.setdefault(bulk, []).extend(rows)
+        if bulk is RESOURCE and any(len(row[-1]) > LARGE for row in rows):
+            for row in rows:
+                self._execute(_PUT_NEW.format(txid=self.dialect.txid), row)
+            return
+        self._gathered.fill(bulk, rows)
+        if self._gathered.heavy:
+            self.flush()
 
-    def flush(self) -> None:
-        """Sends what was gathered. Call before anything that may look at it."""
-        if self._filling:
-            bulks, self._filling = tuple(self._filling.items()), {}
-            sql = insert_postgresql(tuple(bulk for bulk, _ in bulks), self.dialect.txid)
-            self._execute(sql, [as_json(bulk, rows) for bulk, rows in bulks])
+    def supersede(self, row: Row) -> None:
+        if len(row[-1] or "") > LARGE:
+            self._execute(_KEEP_OLD, (row[0],))
+            self._execute(_PUT_NEXT.format(txid=self.dialect.txid), (*row[1:], row[0]))
+            return
+        self._gathered.supersede(row)
+        if self._gathered.heavy:
+            self.flush()
+
+    def agree(self, rid: int, wanted: Mapping[Bulk, Sequence[Row]]) -> None:
+        self._gathered.agree(rid, wanted)
+
+    def flush(self, *, last: bool = False) -> None:
+        """Sends what was gathered. Call before anything that may look at it. `last`: nothing else comes."""
+        if self._gathered:
+            gathered, self._gathered = self._gathered, Gathered()
+            if last:
+                self.steady()
+            self._execute(*gathered.statement(self.dialect.txid))
 
     def clear(self, bulks: Sequence[Bulk], rid: int) -> None:
         if bulks:
@@ -173,14 +218,23 @@ class PostgresSession:
             self._execute(delete_postgresql(tuple(bulks)), [rid] * len(bulks))
 
     def next_rid(self) -> int | None:
-        """From a block that this process drew, so that a row need not be written before its number is known."""
+        """From a block that this process drew, so that a row need not be written before its number is known; who
+        needs many draws larger ones."""
         if self._rids is None:
             return None
         while True:
             try:
                 return self._rids.popleft()
             except IndexError:
-                self._rids.extend(int(row[0]) for row in self.rows(_DRAW, (_RID_BLOCK,)))
+                drawn = self._looked_up(_DRAW, (self._block,))
+                self._rids.extend(int(row[0]) for row in drawn)
+                self._block = min(4 * self._block, _MOST_RIDS)
+
+    def steady(self) -> None:
+        if not self._steady:
+            self.flush()
+            self._steady = True
+            self._execute(_STEADY, ())
 
     def linger(self) -> None:
         if self._pipeline is not None:
@@ -200,6 +254,7 @@ class PostgresDatabase:
         self._url = url
         self._statement_seconds = statement_seconds
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
+        self._steady: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._slots = threading.BoundedSemaphore(connections)
         self._closed = False
         first = connect(url, statement_seconds=statement_seconds)
@@ -209,7 +264,7 @@ class PostgresDatabase:
         self._soon = SoonReads(self._line)
 
     def _line(self) -> Connection:
-        """A connection for reads by key: one plan for all of them, which costs the server less."""
+        """A connection for statements whose plan suits all values: it is made once, which costs the server less."""
         connection = connect(self._url, statement_seconds=self._statement_seconds)
         connection.execute("SET plan_cache_mode = force_generic_plan")
         return connection
@@ -242,7 +297,7 @@ class PostgresDatabase:
                 connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
                 session = PostgresSession(lambda: (connection, pipeline), self.dialect, self._rids)
                 result = work(session)
-                session.flush()
+                session.flush(last=True)
                 if _ended(connection):
                     raise errors.Unavailable("The database ended the transaction; nothing was written: repeat it.")
                 committing = True
@@ -276,18 +331,18 @@ class PostgresDatabase:
                 raise
 
     @contextmanager
-    def once(self) -> Iterator[Session]:
-        """For a single statement: its own snapshot, no transaction to open and close."""
-        with self._connection() as connection:
+    def once(self, steady: bool = False) -> Iterator[Session]:
+        """For a single statement: its own snapshot, no transaction to open and close; `steady` as in `Session`."""
+        with self._connection(steady) as connection:
             yield PostgresSession(lambda: (connection, None), self.dialect)
 
     @contextmanager
-    def _connection(self) -> Iterator[Connection]:
+    def _connection(self, steady: bool = False) -> Iterator[Connection]:
         if not self._slots.acquire(timeout=self._statement_seconds):
             raise errors.Throttled("Every database connection is busy; repeat in a moment.")
         connection = None
         try:
-            connection = self._take()
+            connection = self._take(steady)
             yield connection
         except _RETRIED:
             raise
@@ -296,39 +351,41 @@ class PostgresDatabase:
         except _NOT_NOW as fault:
             raise errors.Unavailable(f"The database could not do this now ({_first_line(fault)}).") from fault
         finally:
-            self._give_back(connection)
+            self._give_back(connection, self._steady if steady else self._idle)
             self._slots.release()
 
-    def _take(self) -> Connection:
+    def _take(self, steady: bool) -> Connection:
         if self._closed:
             raise _stopping()
+        idle = self._steady if steady else self._idle
         while True:
             try:
-                connection = self._idle.get_nowait()
+                connection = idle.get_nowait()
             except queue.Empty:
+                if steady:
+                    return self._line()
                 return connect(self._url, statement_seconds=self._statement_seconds)
             if _alive(connection):
                 return connection
             connection.close()
 
-    def _give_back(self, connection: Connection | None) -> None:
+    def _give_back(self, connection: Connection | None, idle: queue.LifoQueue[Connection]) -> None:
         if connection is None:
             return
-        idle = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        if self._closed or connection.closed or not idle:
+        sound = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        if self._closed or connection.closed or not sound:
             connection.close()
         else:
-            self._idle.put(connection)
+            idle.put(connection)
 
     def close(self) -> None:
         """Closes idle connections; those in use close when given back."""
         self._closed = True
         self._soon.close()
-        while True:
-            try:
-                self._idle.get_nowait().close()
-            except queue.Empty:
-                return
+        for idle in (self._idle, self._steady):
+            with suppress(queue.Empty):
+                while True:
+                    idle.get_nowait().close()
 
 
 def _stopping() -> errors.Unavailable:

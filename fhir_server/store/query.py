@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fhir_server import errors
 from fhir_server.search.described import described
 from fhir_server.search.plan import Clause, Include, Plan, Sort
-from fhir_server.store import contained, ordered
+from fhir_server.store import contained, dates, ordered
 from fhir_server.store.conditions import ALL, TABLES, Ground, conditions, is_hop, is_id, is_seekable, probe
 from fhir_server.store.dialect import Row, marks
 from fhir_server.store.resources import COLUMNS, Stored, stored
@@ -58,30 +58,48 @@ class Explained:
 
 def search(view: View, plan: Plan) -> Page:
     """Runs the plan for the caller. `TooLarge` and `Unavailable` (code timeout) bound what it may cost."""
+    plan = replace(plan, clauses=dates.gathered(plan.clauses))
     ground = _ground(view, plan)
     total = _total(view, plan, ground) if plan.total != "none" or plan.count == 0 else None
     if plan.count == 0:
         return Page(total=total)
     count = min(plan.count, MAX_COUNT)
-    rows, positions = _rows(view, plan, ground, count + 1)
+    rows, positions, seen = _rows(view, plan, ground, count + 1)
     matches = tuple(contained.shown(stored(row[:_WIDTH])) for row in rows[:count])
-    following = _after(view, plan, positions[count - 1]) if len(rows) > count else None
+    following = (seen, *positions[count - 1]) if len(rows) > count else None
     included, cut = _included(view, plan, matches) if plan.includes and matches else ((), False)
     return Page(matches, included, total, following, cut)
 
 
-def _rows(view: View, plan: Plan, ground: Ground, limit: int) -> tuple[Sequence[Row], Sequence[tuple[object, ...]]]:
-    """The rows of a page, `COLUMNS` first, and the position each is at."""
+def is_single(plan: Plan) -> bool:
+    """Whether one statement answers it, or several that need not see the same: no transaction is needed then."""
+    by_value = any(key.pid or key.chain for key in plan.sort)
+    whole = plan.count == 0 or (plan.total == "none" and not plan.includes and not by_value)
+    return whole and not plan.contained and not any(map(_chained, plan.clauses))
+
+
+def _rows(
+    view: View, plan: Plan, ground: Ground, limit: int
+) -> tuple[Sequence[Row], Sequence[tuple[object, ...]], object]:
+    """The rows of a page, `COLUMNS` first, the position each is at, and what was visible on the first page."""
     if ordered.applies(view, plan, ground):
         found = ordered.page(view, plan, ground, limit, _same_snapshot(view, plan))
-        return found.rows, found.positions
+        return found.rows, found.positions, plan.after[0] if plan.after else _now(view)
     statement = _statement(view, plan, ground, limit)
     rows = view.db.rows(statement.sql, statement.params)
-    return rows, [row[_WIDTH:] for row in rows]
+    if plan.after:
+        return rows, [row[_WIDTH:] for row in rows], plan.after[0]
+    return rows, [row[_WIDTH:-1] for row in rows], rows[0][-1] if rows else None
+
+
+def _now(view: View) -> object:
+    row = view.db.one(view.db.dialect.snapshot)
+    return row[0] if row else 0
 
 
 def explain(view: View, plan: Plan) -> Explained:
     """What `search` runs, and what it meets."""
+    plan = replace(plan, clauses=dates.gathered(plan.clauses))
     ground, limit = _ground(view, plan), min(plan.count or 1, MAX_COUNT) + 1
     walked = ordered.applies(view, plan, ground)
     if walked:
@@ -135,6 +153,8 @@ def _size(view: View, clause: Clause, ground: Ground) -> int | None:
     """About how many index rows a clause gives, counted up to `FEW` + 1; None when no index gives them."""
     if not is_seekable(clause):
         return None
+    if dates.is_between(clause):
+        return _probed(view, clause, ground)
     sizes = [size for part in clause.parts if (size := _size(view, part, ground)) is not None]
     if clause.logic:
         return sum(sizes) if clause.logic == "or" else min(sizes)
@@ -144,6 +164,10 @@ def _size(view: View, clause: Clause, ground: Ground) -> int | None:
         return FEW
     if clause.type not in TABLES:
         return None
+    return _probed(view, clause, ground)
+
+
+def _probed(view: View, clause: Clause, ground: Ground) -> int:
     test = probe(clause, FEW + 1, ground)
     row = view.db.one(test.sql, test.params)
     return int(row[0]) if row else 0
@@ -251,19 +275,29 @@ def _statement(view: View, plan: Plan, ground: Ground, limit: int) -> Fragment:
     keys = _keys(plan, ground)
     by_values = any(key.nullable for key in keys)
     sources, since = _sources(view, plan, ground, whole=by_values), _same_snapshot(view, plan)
+    # The first page says by itself what it saw, so that it takes one statement.
+    now = "" if plan.after else f", ({view.db.dialect.snapshot}) AS seen"
     if not by_values:
-        return _merged([_by_columns(plan, source, since, keys, limit) for source in sources], keys, limit)
-    (where,) = sources
+        return _merged([_by_columns(plan, source, since, keys, limit, now) for source in sources], keys, limit)
+    return _by_values(plan, sources[0], since, keys, limit, now)
+
+
+def _by_values(plan: Plan, where: Fragment, since: Fragment, keys: Sequence[_Key], limit: int, now: str) -> Fragment:
+    """Order by values of the index. What matches is put in order by number and values alone; only the resources of
+    the page are then read."""
     named = ", ".join(f"{key.expression.sql} AS k{i}" for i, key in enumerate(keys))
     key_params = tuple(param for key in keys for param in key.expression.params)
     behind = _behind(plan.after[1:], keys) if plan.after else Fragment("1 = 1")
     order = ", ".join(
-        (f"(q.k{i} IS NULL), " if key.nullable else "") + f"q.k{i}{' DESC' if key.descending else ''}"
+        f"q.k{i}{' DESC' if key.descending else ''}{' NULLS LAST' if key.nullable else ''}"
         for i, key in enumerate(keys)
     )
+    columns = [f"q.k{i}" for i in range(len(keys))] + (["q.seen"] if now else [])
     return Fragment(
-        f"SELECT * FROM (SELECT {COLUMNS}, {named} FROM {where.sql}{since.sql}) q "
-        f"WHERE {behind.sql} ORDER BY {order} LIMIT ?",
+        f"SELECT {COLUMNS}, {', '.join(columns)} FROM (SELECT q.* FROM "
+        f"(SELECT {named}{now} FROM {where.sql}{since.sql}) q "
+        f"WHERE {behind.sql} ORDER BY {order} LIMIT ?) q CROSS JOIN resource r WHERE r.rid = {columns[len(keys) - 1]} "
+        f"ORDER BY {order}",
         (*key_params, *where.params, *since.params, *behind.params, limit),
     )
 
@@ -278,7 +312,7 @@ def _merged(statements: Sequence[Fragment], keys: Sequence[_Key], limit: int) ->
     return Fragment(f"{ways} ORDER BY {order} LIMIT ?", (*params, limit))
 
 
-def _by_columns(plan: Plan, source: Fragment, since: Fragment, keys: Sequence[_Key], limit: int) -> Fragment:
+def _by_columns(plan: Plan, source: Fragment, since: Fragment, keys: Sequence[_Key], limit: int, now: str) -> Fragment:
     """Order by columns of the resource itself: the index of recent resources can give it without sorting."""
     columns = [key.expression.sql for key in keys]
     directions = {key.descending for key in keys}
@@ -292,7 +326,8 @@ def _by_columns(plan: Plan, source: Fragment, since: Fragment, keys: Sequence[_K
         behind = Fragment(f" AND {step.sql}", step.params)
     order = ", ".join(f"{key.expression.sql}{' DESC' if key.descending else ''}" for key in keys)
     return Fragment(
-        f"SELECT {COLUMNS}, {', '.join(columns)} FROM {source.sql}{since.sql}{behind.sql} ORDER BY {order} LIMIT ?",
+        f"SELECT {COLUMNS}, {', '.join(columns)}{now} FROM {source.sql}{since.sql}{behind.sql} "
+        f"ORDER BY {order} LIMIT ?",
         (*source.params, *since.params, *behind.params, limit),
     )
 
@@ -324,15 +359,6 @@ def _same_snapshot(view: View, plan: Plan) -> Fragment:
     if not plan.after:
         return Fragment("")
     return Fragment(" AND " + view.db.dialect.visible.format(column="r.txid"), (plan.after[0],))
-
-
-def _after(view: View, plan: Plan, position: tuple[object, ...]) -> tuple[object, ...]:
-    if plan.after:
-        snapshot = plan.after[0]
-    else:
-        row = view.db.one(view.db.dialect.snapshot)
-        snapshot = row[0] if row else 0
-    return (snapshot, *position)
 
 
 def _included(view: View, plan: Plan, matches: Sequence[Stored]) -> tuple[tuple[Stored, ...], bool]:

@@ -16,9 +16,10 @@ from functools import partial
 from fhir_server import errors
 from fhir_server.context import SYSTEM
 from fhir_server.search.rows import IndexRows
-from fhir_server.store import derived, resources
+from fhir_server.store import dates, derived, resources
 from fhir_server.store.derived import END, START, Current, Extract
 from fhir_server.store.engine import Store
+from fhir_server.store.resources import contained_numbers
 from fhir_server.store.session import Tx
 from fhir_server.store.view import View
 
@@ -71,6 +72,7 @@ def reindex(
         if stop():
             return Reindexed(seen, changed, orphans, tuple(failed), False)
         batch = _compared(store, extract, after)
+        store.write(SYSTEM, partial(_tighten, after=after, last=batch.last))
         if batch.orphans:
             store.write(SYSTEM, partial(_clear, orphans=batch.orphans))
         for part in _parts(batch.stale):
@@ -159,6 +161,13 @@ def _make_anew(tx: Tx, part: Sequence[tuple[Current, IndexRows]]) -> int:
     for one, rows in chosen:
         resources.index_anew(tx.view, one.rid, rows)
     return len(chosen)
+
+
+def _tighten(tx: Tx, after: int, last: int) -> None:
+    """The date rows of a batch, and of what its resources contain."""
+    dates.tighten(tx.view, max(after, 0), last)
+    first = START if last == END else contained_numbers(last)[0] - 1
+    dates.tighten(tx.view, first, contained_numbers(max(after, 0) + 1)[1])
 
 
 def _clear(tx: Tx, orphans: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ Source: https://hl7.org/fhir/R4/http.html#versions
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from fhir_server import errors
 from fhir_server.context import Caller
 from fhir_server.search.rows import IndexRows
 from fhir_server.search.values import bounded
-from fhir_server.store import journal
+from fhir_server.store import dates, journal
 from fhir_server.store.dialect import Row
-from fhir_server.store.tables import CONTAINED, INDEX_TABLES, SCOPE, Bulk
-from fhir_server.store.view import Stale, View, instant_of, visible
+from fhir_server.store.tables import CONTAINED, IDX_DATE, INDEX_TABLES, RESOURCE, SCOPE, Bulk
+from fhir_server.store.view import HeldRow, Stale, View, instant_of, visible
 from profiles import json_text
 
 Resource = dict[str, Any]
@@ -167,11 +167,7 @@ def create(
     text = ready.text(1, at)
     number = view.db.next_rid() if absent else None
     if number is not None:
-        view.db.run(
-            "INSERT INTO resource (rid, type, id, version, last_updated, deleted, method, mask, txid, text) "
-            f"VALUES (?, ?, ?, 1, ?, 0, ?, ?, {view.db.dialect.txid}, ?)",
-            (number, ready.type, ready.id, at, method, mask, text),
-        )
+        view.db.fill(RESOURCE, [(number, ready.type, ready.id, 1, at, 0, method, mask, text)])
         return _created(view, number, ready, rows, at, method, text)
     inserted = view.db.one(
         "INSERT INTO resource (type, id, version, last_updated, deleted, method, mask, txid, text) "
@@ -206,16 +202,16 @@ def delete(view: View, resource_type: str, resource_id: str, *, if_version: int 
     """The deletion as the next version; of a resource already deleted, its deletion."""
     current = _current(view, resource_type, resource_id)
     if current.deleted:
-        return current.stored
+        gone = (current.version, current.last_updated, True, "DELETE", "")
+        return Stored(current.rid, resource_type, resource_id, *gone)
     _check_version(current, if_version)
     at, following = _next_instant(view, current), current.version + 1
-    _supersede(view, current.rid)
-    view.db.run(
-        "UPDATE resource SET version = ?, last_updated = ?, deleted = 1, method = 'DELETE', mask = 0, "
-        f"txid = {view.db.dialect.txid}, text = NULL WHERE rid = ?",
-        (following, at, current.rid),
-    )
-    _unindex(view, current)
+    view.db.stamp()
+    view.db.supersede((current.rid, following, at, 1, "DELETE", 0, None))
+    if current.mask & _HOLDS:
+        _unindex(view, current)
+    else:
+        view.db.agree(current.rid, dict.fromkeys(_marked(current.mask), ()))
     journal.append(view, current.rid, following, resource_type, at, "DELETE")
     return Stored(current.rid, resource_type, resource_id, following, at, True, "DELETE", "")
 
@@ -230,11 +226,13 @@ def expect(view: View, resource_type: str, resource_id: str, number: int) -> Non
         raise Stale(f"{resource_type}/{resource_id} is now at version {current.version}, no longer at {number}.")
 
 
+_FACTS = ("version", "rid", "last_updated", "deleted", "mask")
+# One text, for a subquery gives one value. Of texts: other sums cost PostgreSQL more to plan than finding the row.
+_TOLD = " || ' ' || ".join(f"CAST(r.{name} AS text)" for name in _FACTS)
+_NAMED = "FROM resource r WHERE r.type = k.value ->> 0 AND r.id = k.value ->> 1"
 _HELD = (
-    "SELECT k.value ->> 0, k.value ->> 1, CASE WHEN k.value ->> 2 = 'w' "
-    "THEN (SELECT r.version FROM resource r WHERE r.type = k.value ->> 0 AND r.id = k.value ->> 1{seen}{update}) "
-    "ELSE (SELECT r.version FROM resource r WHERE r.type = k.value ->> 0 AND r.id = k.value ->> 1{seen}{share}) END "
-    "FROM {each} k"
+    f"SELECT k.value ->> 0, k.value ->> 1, CASE WHEN k.value ->> 2 = 'w' THEN (SELECT {_TOLD} {_NAMED}{{seen}}"
+    f"{{update}}) ELSE (SELECT {_TOLD} {_NAMED}{{seen}}{{share}}) END FROM {{each}} k"
 )
 
 
@@ -249,34 +247,38 @@ def expect_many(
     """
     if not versions:
         return
-    dialect, seen = view.db.dialect, visible(view.caller, "r")
-    sql = _HELD.format(seen=seen.sql, update=dialect.for_update, share=dialect.for_share, each=dialect.each)
-    asked = json.dumps([(*key, "w" if key in writing else "r") for key in sorted(versions)])
     changed = []
-    for kind, key, found in view.db.rows(sql, (*seen.params, *seen.params, asked)):
-        if (found or 0) != versions[kind, key]:
-            changed.append(f"{kind}/{key} is at version {found or 0}, no longer at {versions[kind, key]}")
+    for kind, key, facts in _facts(view, versions, writing):
+        found = facts[0] if facts else 0
+        if found != versions[kind, key]:
+            changed.append(f"{kind}/{key} is at version {found}, no longer at {versions[kind, key]}")
+        elif facts and (kind, key) in writing:
+            _, rid, last_updated, deleted, mask = facts
+            view.held[kind, key] = HeldRow(rid, kind, key, found, last_updated, bool(deleted), mask)
     if changed:
         raise Stale("; ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "") + ".")
 
 
-@dataclass(frozen=True, slots=True)
-class _Current:
-    rid: int
-    type: str
-    id: str
-    version: int
-    last_updated: int
-    deleted: bool
-    mask: int
+def _facts(view: View, wanted: Collection[tuple[str, str]], writing: Collection[tuple[str, str]]) -> Iterator[Row]:
+    """(type, id, `_FACTS` or ()) of each, held from now on."""
+    dialect, seen = view.db.dialect, visible(view.caller, "r")
+    if len(wanted) == 1:  # the most frequent case, said so that it costs little to plan
+        (name,) = wanted
+        lock = dialect.for_update if name in writing else dialect.for_share
+        facts = ", ".join(f"r.{fact}" for fact in _FACTS)
+        sql = f"SELECT {facts} FROM resource r WHERE r.type = ? AND r.id = ?{seen.sql}{lock}"
+        yield (*name, view.db.one(sql, (*name, *seen.params)) or ())
+        return
+    sql = _HELD.format(seen=seen.sql, update=dialect.for_update, share=dialect.for_share, each=dialect.each)
+    asked = json.dumps([(*key, "w" if key in writing else "r") for key in sorted(wanted)])
+    for kind, key, told in view.db.rows(sql, (*seen.params, *seen.params, asked)):
+        yield kind, key, tuple(map(int, (told or "").split()))
 
-    @property
-    def stored(self) -> Stored:
-        return Stored(self.rid, self.type, self.id, self.version, self.last_updated, True, "DELETE", "")
 
-
-def _current(view: View, resource_type: str, resource_id: str, *, everything: bool = False) -> _Current:
+def _current(view: View, resource_type: str, resource_id: str, *, everything: bool = False) -> HeldRow:
     """The row to change, locked to the end of the transaction."""
+    if held := view.held.pop((resource_type, resource_id), None):
+        return held
     seen = visible(view.caller, "r")
     sql, params = ("", ()) if everything else (seen.sql, seen.params)
     row = view.db.one(
@@ -286,10 +288,10 @@ def _current(view: View, resource_type: str, resource_id: str, *, everything: bo
     )
     if row is None:
         raise errors.NotFound(f"{resource_type}/{resource_id} does not exist.")
-    return _Current(row[0], resource_type, resource_id, row[1], row[2], bool(row[3]), row[4])
+    return HeldRow(row[0], resource_type, resource_id, row[1], row[2], bool(row[3]), row[4])
 
 
-def _check_version(current: _Current, if_version: int | None) -> None:
+def _check_version(current: HeldRow, if_version: int | None) -> None:
     if if_version is not None and if_version != current.version:
         raise errors.Precondition(
             f"{current.type}/{current.id} is at version {current.version}, not {if_version}; "
@@ -297,33 +299,24 @@ def _check_version(current: _Current, if_version: int | None) -> None:
         )
 
 
-def _next_instant(view: View, current: _Current) -> int:
+def _next_instant(view: View, current: HeldRow) -> int:
     return max(view.now(), current.last_updated + 1)
 
 
-def _replace(view: View, current: _Current, ready: Prepared, rows: IndexRows, method: str) -> Stored:
+def _replace(view: View, current: HeldRow, ready: Prepared, rows: IndexRows, method: str) -> Stored:
     view.db.stamp()
     at, following, mask = _next_instant(view, current), current.version + 1, mask_of(rows)
     text = ready.text(following, at)
-    _supersede(view, current.rid)
-    view.db.run(
-        "UPDATE resource SET version = ?, last_updated = ?, deleted = 0, method = ?, mask = ?, "
-        f"txid = {view.db.dialect.txid}, text = ? WHERE rid = ?",
-        (following, at, method, mask, text, current.rid),
-    )
-    _unindex(view, current, SCOPE)
-    _index(view, current.rid, rows)
+    view.db.supersede((current.rid, following, at, 0, method, mask, text))
+    if (current.mask | mask) & _HOLDS:
+        _unindex(view, current, SCOPE)
+        _index(view, current.rid, rows)
+    else:
+        made = dict(zip(INDEX_TABLES, index_values(current.rid, rows), strict=True))
+        wanted = {bulk: made[bulk] for bulk in _marked(current.mask | mask)}
+        view.db.agree(current.rid, wanted | {SCOPE: _scopes(current.rid, rows)})
     journal.append(view, current.rid, following, ready.type, at, method)
     return Stored(current.rid, ready.type, ready.id, following, at, False, method, text)
-
-
-def _supersede(view: View, rid: int) -> None:
-    view.db.stamp()
-    view.db.run(
-        "INSERT INTO history (rid, version, last_updated, deleted, method, txid, text) "
-        "SELECT rid, version, last_updated, deleted, method, txid, text FROM resource WHERE rid = ?",
-        (rid,),
-    )
 
 
 def _tables(rows: IndexRows) -> tuple[list[Any], ...]:
@@ -340,6 +333,11 @@ def mask_of(rows: IndexRows) -> int:
     """Which index tables get rows of the resource itself, one bit each; the last one when it contains others."""
     own = sum(1 << bit for bit, values in enumerate(_tables(rows)) if values)
     return own | _HOLDS if rows.contained else own
+
+
+def _marked(mask: int) -> list[Bulk]:
+    """The index tables a mask tells of."""
+    return [bulk for bit, bulk in enumerate(INDEX_TABLES) if mask & (1 << bit)]
 
 
 _PLACES = 1024
@@ -365,6 +363,7 @@ def index_values(rid: int, rows: IndexRows) -> tuple[list[Row], ...]:
 def _values(number: int, rows: IndexRows) -> list[list[Row]]:
     *cut, words = _tables(rows)
     made: list[list[Row]] = [[(number, *_fitting(row)) for row in dict.fromkeys(values)] for values in cut]
+    made[INDEX_TABLES.index(IDX_DATE)] = dates.stored(number, rows.date)
     return [*made, [(number, *row) for row in dict.fromkeys(words)]]
 
 
@@ -373,7 +372,11 @@ def _index(view: View, rid: int, rows: IndexRows) -> None:
         if values:
             view.db.fill(bulk, values)
     if rows.scopes:
-        view.db.fill(SCOPE, [(rid, *row) for row in dict.fromkeys(rows.scopes)])
+        view.db.fill(SCOPE, _scopes(rid, rows))
+
+
+def _scopes(rid: int, rows: IndexRows) -> list[Row]:
+    return [(rid, *row) for row in dict.fromkeys(rows.scopes)]
 
 
 def unindex(view: View, rid: int) -> None:
@@ -399,8 +402,7 @@ def _fitting(row: Row) -> Row:
     return tuple(bounded(part) if isinstance(part, str) else part for part in row)
 
 
-def _unindex(view: View, current: _Current, *more: Bulk) -> None:
+def _unindex(view: View, current: HeldRow, *more: Bulk) -> None:
     if current.mask & _HOLDS:
         _empty(view, current.rid)
-    held = (bulk for bit, bulk in enumerate(INDEX_TABLES) if current.mask & (1 << bit))
-    view.db.clear((*held, *more), current.rid)
+    view.db.clear((*_marked(current.mask), *more), current.rid)

@@ -170,8 +170,9 @@ class Snapshot:
     def studies(self, wanted: StudyFilter | None = None) -> list[Study]:
         return instances.studies(self.view, wanted or StudyFilter())
 
-    def conflicts(self, study_uid: str = "") -> list[Conflicting]:
-        return instances.conflicts(self.view, study_uid)
+    def conflicts(self, study_uid: str = "", limit: int = 50) -> list[Conflicting]:
+        """Images that came under the SOP Instance UID of another, the latest first."""
+        return instances.conflicts(self.view, study_uid, limit)
 
     # audit, trace, blobs
     def audit_rows(self, wanted: AuditFilter | None = None) -> list[AuditRow]:

@@ -1,9 +1,9 @@
-"""SQLite: one writer thread with group commit, and a small pool of readers.
+"""SQLite: one writer at a time with group commit, and a small pool of readers.
 
-All writes queue in order of arrival. The writer runs each work in a savepoint and commits a group at once: a
-failing work undoes only itself, and nobody hears of success before the group's COMMIT is on the disk
-(WAL, synchronous=FULL). A statement that is stopped while it writes undoes the whole transaction; the group's other
-works then run again. Readers see the snapshot of their first statement and never wait for the writer.
+All writes queue in order of arrival (see `together`): a thread that writes does the work of those that wait behind it,
+and commits the group at once. Each work is undone alone when it fails, and nobody hears of success before the group's
+COMMIT is on the disk (WAL, synchronous=FULL). A statement that is stopped while it writes undoes the whole transaction;
+the group's other works then run again. Readers see the snapshot of their first statement and never wait for the writer.
 
 Sources: https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous,
 https://sqlite.org/c3ref/interrupt.html
@@ -15,23 +15,28 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fhir_server import errors
 from fhir_server.store.dialect import SQLITE, TOO_LONG, Dialect, Row, Session, insert_sqlite
 from fhir_server.store.soon import NotSoon
-from fhir_server.store.tables import Bulk
+from fhir_server.store.tables import VERSION, Bulk
+from fhir_server.store.together import Together, Turn
 
 T = TypeVar("T")
+_Work = Callable[["SqliteSession"], Any]
+_Turn = Turn[_Work]
 GROUP_WORKS = 128
 GROUP_SECONDS = 0.02
 BUSY_SECONDS = 10.0
 _STEPS_BETWEEN_CLOCK_LOOKS = 100_000
+_OLD = ", ".join(name for name, _ in VERSION.columns if name != "mask")
+_KEEP_OLD = f"INSERT INTO history ({_OLD}, txid) SELECT {_OLD}, txid FROM resource WHERE rid = ?"
+_NEW = ", ".join(f"{name} = ?" for name, _ in VERSION.columns if name != "rid")
+_PUT_NEW = f"UPDATE resource SET {_NEW}, txid = {SQLITE.txid} WHERE rid = ?"
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -81,9 +86,32 @@ class SqliteSession:
     def count(self, sql: str, params: Sequence[object] = ()) -> int:
         return self._execute(sql, params).rowcount
 
+    def later(self, sql: str, params: Sequence[object] = ()) -> Callable[[], int]:
+        changed = self.count(sql, params)
+        return lambda: changed
+
     def fill(self, bulk: Bulk, rows: Sequence[Row]) -> None:
         self._limit = time.monotonic() + self._seconds
         self._connection.executemany(insert_sqlite(bulk), rows)
+
+    def supersede(self, row: Row) -> None:
+        self._execute(_KEEP_OLD, (row[0],))
+        self._execute(_PUT_NEW, (*row[1:], row[0]))
+
+    def agree(self, rid: int, wanted: Mapping[Bulk, Sequence[Row]]) -> None:
+        for bulk, rows in wanted.items():
+            held = self._execute(f"SELECT rowid, {bulk.names} FROM {bulk.table} WHERE rid = ?", (rid,)).fetchall()
+            should, kept, gone = set(rows), set[Row](), list[tuple[int]]()
+            for number, *columns in held:
+                row = tuple(columns)
+                if row in should and row not in kept:
+                    kept.add(row)
+                else:
+                    gone.append((number,))
+            if gone:
+                self._connection.executemany(f"DELETE FROM {bulk.table} WHERE rowid = ?", gone)
+            if new := [row for row in rows if row not in kept]:
+                self.fill(bulk, new)
 
     def clear(self, bulks: Sequence[Bulk], rid: int) -> None:
         for bulk in bulks:
@@ -91,6 +119,9 @@ class SqliteSession:
 
     def next_rid(self) -> None:
         """The database gives it with the row."""
+
+    def steady(self) -> None:
+        """Nothing to do: a statement is planned once for all values."""
 
     def linger(self) -> None:
         """Nothing to do: a transaction may stand idle."""
@@ -104,45 +135,29 @@ class SqliteSession:
         """Nothing to do: one writer."""
 
 
-@dataclass(slots=True)
-class _Job:
-    work: Callable[[Session], Any]
-    future: Future[Any] = field(default_factory=Future)
-    value: Any = None
-    fault: BaseException | None = None
-
-
 class _Undone(Exception):
     """The transaction is gone with the last work of its group, which knows why; the others are to run again."""
 
 
 class SqliteDatabase:
-    """The writer thread and the readers of one database file."""
+    """The writer and the readers of one database file."""
 
     dialect = SQLITE
 
     def __init__(self, path: Path, *, readers: int = 8, statement_seconds: float = 30.0) -> None:
         self._path = path
         self._statement_seconds = statement_seconds
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         self._slots = threading.BoundedSemaphore(readers)
         self._closed = False
-        self._gate = threading.Lock()
         self._writer = connect(path)
-        self._thread = threading.Thread(target=self._serve, name="store-writer", daemon=True)
-        self._thread.start()
+        self._line = Together(self._serve)
 
     def transaction(self, work: Callable[[Session], T]) -> T:
-        """Runs `work` on the writer thread; returns or raises once the outcome is on the disk."""
-        if threading.current_thread() is self._thread:
+        """Runs `work` on this thread or on one that writes; returns or raises once the outcome is on the disk."""
+        if self._line.inside:
             raise errors.Fault("a write was started inside a write; pass the running transaction on instead")
-        job = _Job(work)
-        with self._gate:
-            if self._closed:
-                raise errors.Unavailable("The server is stopping; repeat the request in a moment.")
-            self._jobs.put(job)
-        result: T = job.future.result()
+        result: T = self._line.do(work)
         return result
 
     @contextmanager
@@ -158,7 +173,7 @@ class SqliteDatabase:
         finally:
             self._slots.release()
 
-    def once(self) -> AbstractContextManager[Session]:
+    def once(self, steady: bool = False) -> AbstractContextManager[Session]:
         """For a single statement; a read transaction costs nothing here."""
         return self.snapshot()
 
@@ -202,12 +217,10 @@ class SqliteDatabase:
 
     def close(self) -> None:
         """Finishes the queued writes, then closes every connection that is not in use."""
-        with self._gate:
-            if self._closed:
-                return
-            self._closed = True
-            self._jobs.put(None)
-        self._thread.join()
+        self._line.close()
+        if self._closed:
+            return
+        self._closed = True
         self._writer.close()
         while True:
             try:
@@ -215,76 +228,76 @@ class SqliteDatabase:
             except queue.Empty:
                 return
 
-    def _serve(self) -> None:
-        while True:
-            job = self._jobs.get()
-            if job is None:
-                return
-            again = [job]
-            while again:
-                again = self._served(again)
+    def _serve(self, first: _Turn, line: Together[_Work]) -> None:
+        again = [first]
+        while again:
+            again = self._served(again, line)
 
-    def _served(self, first: list[_Job]) -> list[_Job]:
+    def _served(self, first: list[_Turn], line: Together[_Work]) -> list[_Turn]:
         """Runs a group that begins with these works; those of it that must run again."""
-        group: list[_Job] = []
+        group: list[_Turn] = []
         try:
-            self._group(first, group)
+            self._group(first, group, line)
         except _Undone:
             last = group.pop()
-            last.future.set_exception(last.fault)
-            return [*(_Job(one.work, one.future) for one in group), *first[len(group) + 1 :]]
+            line.settle(last, fault=last.fault)
+            for one in group:
+                one.value = one.fault = None
+            return [*group, *first[len(group) + 1 :]]
         except BaseException as fault:
-            self._abandon([*group, *first[len(group) :]], fault)
+            self._abandon([*group, *first[len(group) :]], fault, line)
         return []
 
-    def _group(self, first: list[_Job], group: list[_Job]) -> None:
+    def _group(self, first: list[_Turn], group: list[_Turn], line: Together[_Work]) -> None:
         """Runs the first works and those waiting behind them, commits, answers; `group` tells who was run."""
         connection = self._writer
         connection.execute("BEGIN IMMEDIATE")
         deadline = time.monotonic() + GROUP_SECONDS
-        for job in first:
-            group.append(job)
-            self._one(job)
-        while len(group) < GROUP_WORKS and time.monotonic() < deadline:
-            try:
-                following = self._jobs.get_nowait()
-            except queue.Empty:
+        kept = False
+        for one in first:
+            group.append(one)
+            kept = self._one(one, kept)
+        while len(group) < GROUP_WORKS and (turn := line.following()) is not None:
+            group.append(turn)
+            kept = self._one(turn, kept)
+            if time.monotonic() > deadline:
                 break
-            if following is None:
-                self._jobs.put(None)
-                break
-            group.append(following)
-            self._one(following)
         connection.execute("COMMIT")
-        for job in group:
-            if job.fault is not None:
-                job.future.set_exception(job.fault)
-            else:
-                job.future.set_result(job.value)
+        for turn in group:
+            line.settle(turn, turn.value, turn.fault)
 
-    def _one(self, job: _Job) -> None:
+    def _one(self, turn: _Turn, kept: bool) -> bool:
+        """Runs one work, and undoes it alone when it fails; `kept`: whether there is anything else to be kept in this
+        transaction. Returns whether there is now."""
         connection = self._writer
-        connection.execute("SAVEPOINT work")
+        if kept:
+            connection.execute("SAVEPOINT work")
         try:
-            job.value = job.work(SqliteSession(connection, self._statement_seconds))
+            turn.value = turn.work(SqliteSession(connection, self._statement_seconds))
         except BaseException as fault:
-            job.fault = translated(fault) if isinstance(fault, sqlite3.OperationalError) else fault
+            turn.fault = translated(fault) if isinstance(fault, sqlite3.OperationalError) else fault
         finally:
             connection.set_progress_handler(None, 0)
         if not connection.in_transaction:
-            job.fault = job.fault or errors.Unavailable("The database undid the transaction; repeat it.")
+            turn.fault = turn.fault or errors.Unavailable("The database undid the transaction; repeat it.")
             raise _Undone
-        if job.fault is not None:
+        if not kept and turn.fault is not None:
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN IMMEDIATE")
+            return False
+        if turn.fault is not None:
             connection.execute("ROLLBACK TO work")
-        connection.execute("RELEASE work")
+        if kept:
+            connection.execute("RELEASE work")
+        return True
 
-    def _abandon(self, group: list[_Job], fault: BaseException) -> None:
+    def _abandon(self, group: list[_Turn], fault: BaseException, line: Together[_Work]) -> None:
         """The whole group is undone (disk full, I/O error): nobody was told of success, everybody may repeat."""
         if self._writer.in_transaction:
             self._writer.execute("ROLLBACK")
         told = translated(fault) if isinstance(fault, sqlite3.Error) else fault
-        for job in group:
-            job.future.set_exception(job.fault or told)
+        for turn in group:
+            line.settle(turn, fault=turn.fault or told)
 
 
 def translated(fault: sqlite3.Error) -> errors.PasserelleError:

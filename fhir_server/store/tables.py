@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, ForeignKey, Index, Integer, Table, UniqueConstraint, text
+from sqlalchemy import Column, ForeignKey, Index, Integer, SmallInteger, Table, UniqueConstraint, text
 from sqlalchemy.types import TypeEngine
 
 from fhir_server.store.columns import BIG, BYTES, DOUBLE, REAL, TXT, big, flag, key, only, small, txt
@@ -40,6 +40,17 @@ resource = Table(
     Index("resource_recent", "type", "last_updated", "rid", postgresql_where=_LIVE, sqlite_where=_LIVE),
 )
 """`mask` says which index tables hold rows of this resource (bit i = INDEX_TABLES[i])."""
+_OF_VERSION = (
+    ("version", "integer"),
+    ("last_updated", "bigint"),
+    ("deleted", "smallint"),
+    ("method", "text"),
+    ("mask", "integer"),
+    ("text", "text"),
+)
+RESOURCE = Bulk("resource", (("rid", "bigint"), ("type", "text"), ("id", "text"), *_OF_VERSION), numbered=True)
+VERSION = Bulk("resource", (("rid", "bigint"), *_OF_VERSION), numbered=True)
+"""What of a resource's row is new with each version."""
 
 history = Table(
     "history",
@@ -78,16 +89,20 @@ JOURNAL = Bulk(
 
 
 def _index_table(name: str, *columns: tuple[str, str]) -> Bulk:
-    types: dict[str, TypeEngine[Any]] = {"bigint": BIG, "text": TXT, DOUBLE: REAL}
+    types: dict[str, TypeEngine[Any]] = {"bigint": BIG, "text": TXT, DOUBLE: REAL, "smallint": SmallInteger()}
     made: list[Column[Any]] = [big("pid"), big("rid")]
-    made.extend(Column(column, types[kind], nullable=False) for column, kind in columns)
+    for column, kind in columns:
+        default = text("1") if column == "loose" else None
+        made.append(Column(column, types[kind], nullable=False, server_default=default))
     Table(name, METADATA, *made, Index(f"{name}_rid", "rid", "pid"))
     return Bulk(name, (("rid", "bigint"), ("pid", "bigint"), *columns))
 
 
 IDX_STRING = _index_table("idx_string", ("folded", "text"), ("exact", "text"))
 IDX_TOKEN = _index_table("idx_token", ("system", "text"), ("code", "text"), ("folded", "text"))
-IDX_DATE = _index_table("idx_date", ("low", "bigint"), ("high", "bigint"))
+IDX_DATE = _index_table("idx_date", ("low", "bigint"), ("high", "bigint"), ("loose", "smallint"))
+"""`loose`: whether a range of `low` finds the row, see `dates`."""
+
 IDX_NUMBER = _index_table("idx_number", ("low", DOUBLE), ("high", DOUBLE))
 IDX_QUANTITY = _index_table(
     "idx_quantity",
@@ -144,6 +159,7 @@ _SOUGHT: tuple[tuple[Bulk, str, tuple[str, ...], str | None], ...] = (
     (IDX_TOKEN, "idx_token_code", ("pid", "code", "system", "rid"), None),
     (IDX_DATE, "idx_date_low", ("pid", "low", "high", "rid"), None),
     (IDX_DATE, "idx_date_high", ("pid", "high", "rid"), None),
+    (IDX_DATE, "idx_date_loose", ("pid", "loose", "low", "high", "rid"), "loose > 0"),
     (IDX_NUMBER, "idx_number_low", ("pid", "low", "high", "rid"), None),
     (IDX_QUANTITY, "idx_quantity_low", ("pid", "code", "low", "rid"), None),
     (IDX_QUANTITY, "idx_quantity_canonical", ("pid", "unit", "canonical_low", "rid"), "unit <> ''"),

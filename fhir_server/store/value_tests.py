@@ -18,20 +18,26 @@ from fhir_server.store.view import Fragment
 
 MAX_VALUES = 2_000
 
-# Ranges of dates are half open, [low, high); those of numbers closed. L and H stand for the searched range.
+# Ranges of dates are half open, [low, high); those of numbers closed. L and H stand for the searched range. No date
+# ends before it begins: so `eq`, `ge` and `le` name a bound that follows, for an index to begin or to end with.
 DATE_TESTS = {
+    "eq": ("{low} >= L AND {low} <= H AND {high} <= H"),
+    "ne": ("NOT ({low} >= L AND {high} <= H)"),
+    "gt": ("{high} > H"),
+    "lt": ("{low} < L"),
+    "ge": ("{high} >= L AND ({low} >= L OR {high} > H)"),
+    "le": ("{low} <= H AND ({low} < L OR {high} <= H)"),
+    "sa": ("{low} >= H"),
+    "eb": ("{high} <= L"),
+    "ap": ("{low} < H AND {high} > L"),
+}
+_NUMBER_TESTS = {
     "eq": ("{low} >= L AND {high} <= H"),
     "ne": ("NOT ({low} >= L AND {high} <= H)"),
     "gt": ("{high} > H"),
     "lt": ("{low} < L"),
     "ge": ("{high} > H OR ({low} >= L AND {high} <= H)"),
     "le": ("{low} < L OR ({low} >= L AND {high} <= H)"),
-    "sa": ("{low} >= H"),
-    "eb": ("{high} <= L"),
-    "ap": ("{low} < H AND {high} > L"),
-}
-_NUMBER_TESTS = {
-    **DATE_TESTS,
     "sa": ("{low} > H"),
     "eb": ("{high} < L"),
     "ap": ("{low} <= H AND {high} >= L"),

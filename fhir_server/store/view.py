@@ -38,9 +38,23 @@ class Fragment:
     params: tuple[object, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class HeldRow:
+    """What a change needs to know of a resource's row."""
+
+    rid: int
+    type: str
+    id: str
+    version: int
+    last_updated: int
+    deleted: bool
+    mask: int
+
+
 @dataclass(slots=True)
 class View:
-    """One caller's transaction. `sends` wait for the end of a write, where lanes are locked in order of name."""
+    """One caller's transaction. `sends` wait for the end of a write, where lanes are locked in order of name; `held`
+    are the rows of resources that it has locked for itself and not changed, by (type, id)."""
 
     db: Session
     caller: Caller
@@ -48,6 +62,7 @@ class View:
     clock: Clock
     sends: list[NewDelivery] = field(default_factory=list)
     woken: bool = False
+    held: dict[tuple[str, str], HeldRow] = field(default_factory=dict)
 
     def content(self, sha256: str) -> bytes:
         """All of a content."""

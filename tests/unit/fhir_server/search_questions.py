@@ -249,6 +249,14 @@ class Asker:
             text = f"{int(text[:4]) + self.random.choice((-1, 1))}{text[4:]}".replace("-02-29", "-02-28")
         return "", self.random.choice(("", *PREFIXES)) + text
 
+    def stretch(self, kind: str) -> list[tuple[str, str]]:
+        """Two or three conditions on one date parameter, now and then beside another one; [] when luck found none."""
+        definition = self.random.choice([one for one in self.world.uses[kind] if one.type == "date"])
+        texts = [text for _ in range(4) if (text := self.date(kind, definition)[1]) is not None][:3]
+        pairs = [(definition.code, text) for text in texts[: self.random.choice((2, 2, 3))]]
+        further = self.pair(kind, 0) if self.random.random() < 0.3 else None
+        return [*pairs, *([further] if further else [])] if len(pairs) > 1 else []
+
     def number(self, kind: str, definition: Definition) -> tuple[str, str | None]:
         found = self.any_of([one for value in self.some(kind, definition.code) for one in numbers(value)])
         return "", None if found is None else self.amount(found[0])

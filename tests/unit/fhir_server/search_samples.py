@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import json
+import random
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ def synthea(folder: Path, patients: int, others: int) -> list[dict[str, Any]]:
         for i in one.get("identifier", ())
         if "value" in i
     }
+    every = {**names, **numbered}
     for one in unique.values():
-        _relink(one, {**names, **numbered})
+        _relink(one, every)
     return list(unique.values())
 
 
@@ -57,6 +59,28 @@ def _relink(value: Any, names: dict[str, str]) -> None:
     elif isinstance(value, list):
         for inner in value:
             _relink(inner, names)
+
+
+def dated() -> list[dict[str, Any]]:
+    """Visits with dates that are short or long, open at an end or turned round, and up to three of them each."""
+    dice = random.Random(5)
+    found: list[dict[str, Any]] = []
+    for n in range(60):
+        stays = [{"location": {"reference": "Location/l1"}, "period": _stay(dice)} for _ in range(n % 4)]
+        found.append(
+            {"resourceType": "Encounter", "id": f"v{n}", "status": "finished", "class": {"code": "AMB"}}
+            | {"period": _stay(dice), "location": stays, "subject": {"reference": f"Patient/p{n % 3}"}}
+        )
+    return found
+
+
+def _stay(dice: random.Random) -> dict[str, str]:
+    day = dice.choice((1, 2, 10, 11, 12, 28))
+    first = f"2025-0{dice.choice((2, 3))}-{day:02}"
+    last = dice.choice(
+        (first, f"{first}T10:00:00+01:00", f"2025-03-{day:02}", "2025-03", "2026-01-01", "2025-02-01", "")
+    )
+    return {"start": first, "end": last} if last and dice.random() < 0.9 else {dice.choice(("start", "end")): first}
 
 
 def own() -> list[dict[str, Any]]:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 from hubs import PARTNER, at_once, hub_on, results
 from rest_calls import BASE, OBSERVATION, PATIENT, Answer, ask, stored
 
 from fhir_server.changes import Hub
+from fhir_server.context import Caller
 from fhir_server.pending import Pending
+from fhir_server.search.plan import Plan
 from fhir_server.store.engine import Store
+from fhir_server.store.query import Page
+from fhir_server.store.session import Tx
 from fhir_server.targets import MOST_DELETED
 
 SYSTEM = "urn:oid:1.2.250.1.999"
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -197,6 +206,58 @@ def test_at_once_a_condition_creates_one_resource(hub: Hub) -> None:
     made = results(at_once(*[make] * 4))
     assert sorted(answer.status for answer in made) == [200, 200, 200, 201]
     assert len({answer.json()["id"] for answer in made}) == 1
+
+
+class Between:
+    """A store, and its transactions: something is begun right after the first search of the first of them, and waited
+    for until it is done or waits for that transaction itself."""
+
+    def __init__(self, store: Store | Tx, others: list[threading.Thread]) -> None:
+        self._inner, self._others = store, others
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write(self, caller: Caller, work: Callable[[Any], T]) -> T:
+        assert isinstance(self._inner, Store)
+        return self._inner.write(caller, lambda tx: work(Between(tx, self._others)))
+
+    def search(self, plan: Plan) -> Page:
+        assert isinstance(self._inner, Tx)
+        page = self._inner.search(plan)
+        while self._others:
+            other = self._others.pop()
+            other.start()
+            deadline, waiting = time.monotonic() + 10, "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            while other.is_alive() and self._inner.view.db.rows(waiting) == [(0,)]:
+                assert time.monotonic() < deadline
+        return page
+
+
+@pytest.mark.needs("postgresql")
+@pytest.mark.parametrize("form", ["alone", "in a transaction"])
+@pytest.mark.parametrize("meanwhile", ["DELETE", "PUT"])
+def test_what_a_conditional_create_finds_stays_as_it_was_found_until_it_is_told(
+    open_url: Callable[..., Store], migrated_postgres: str, meanwhile: str, form: str
+) -> None:
+    hub = hub_on(open_url(migrated_postgres))
+    three(hub)
+    later: list[Answer] = []
+    body = organization("no longer b", id="3") if meanwhile == "PUT" else None
+    other = threading.Thread(target=lambda: later.append(ask(hub, meanwhile, "Organization/3", body)))
+    between = dataclasses.replace(hub, store=Between(hub.store, [other]))  # type: ignore[arg-type]  # a stand-in
+    condition = f"identifier={SYSTEM}|b"
+    if form == "alone":
+        found = ask(between, "POST", "Organization", organization("b"), if_none_exist=condition)
+        assert (found.status, found.headers["etag"], found.json()["name"]) == (200, 'W/"1"', "b")
+    else:
+        request = {"method": "POST", "url": "Organization", "ifNoneExist": condition}
+        entries = [{"resource": organization("b"), "request": request}]
+        told = {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+        (entry,) = ask(between, "POST", "", told, prefer="return=representation").entries
+        assert (entry["response"]["etag"], entry["resource"]["name"]) == ('W/"1"', "b")
+    other.join(60)
+    assert later[0].headers["etag"] == 'W/"2"', "the other came after it"
 
 
 @pytest.mark.parametrize("condition", ["", "?", "?_format=json", "?colour=blue", "?_count=1", "?identifier="])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import stat
 import threading
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from fhir_server.errors import PasserelleError
 from fhir_server.rest import later
 from fhir_server.rest.asgi import Mounts
 from fhir_server.rest.http import Request, Response, error_response
-from fhir_server.rest.room import LEAST, MOST, SMALL, Room
+from fhir_server.rest.room import LEAST, MIB, MOST, SMALL, Room
 from fhir_server.store.engine import Store
 
 BUNDLE: dict[str, Any] = {
@@ -291,3 +293,70 @@ def test_what_goes_wrong_while_an_answer_is_kept_ends_that_request_alone(
         assert ask(hub, "GET", address).status == 404
     assert caplog.text.count("cannot be kept") == later.THREADS + 1
     assert ended(hub, started(hub, "GET", "Patient")).status == 200
+
+
+def test_fifty_small_requests_that_wait_hold_their_bodies_and_little_more(hub: Hub) -> None:
+    handler, size = Gated(), SMALL - 1
+
+    async def play() -> tuple[int, int]:
+        mounts = handler.mounts(hub)
+        await sent(mounts, b"{}")  # what is made once is made
+        tracemalloc.start()
+        try:
+            for _ in range(later.MOST_JOBS):
+                assert (await sent(mounts, bytes(size), prefer="respond-async"))[0] == 202
+            held = tracemalloc.get_traced_memory()[0]
+            for _ in range(5):
+                assert (await sent(mounts, bytes(size), prefer="respond-async"))[0] == 429
+            refused = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        handler.gate.set()
+        mounts.hands.close()
+        return held, refused
+
+    held, refused = asyncio.run(play())
+    assert later.MOST_JOBS * size <= held < later.MOST_JOBS * size + 4 * MIB
+    assert refused < held + MIB, "what is refused is not kept"
+    drained(hub)
+
+
+def test_bodies_that_come_packed_fill_no_memory_before_they_are_weighed(store: Store) -> None:
+    hub, size = hub_on(store, max_body_mib=16), 16 * MIB
+    packed, many = gzip.compress(bytes(size)), 12
+    assert len(packed) < SMALL // 32
+
+    async def play() -> tuple[list[tuple[int, str]], int]:
+        mounts = Gated().mounts(hub)
+        tracemalloc.start()
+        try:
+            every = [sent(mounts, packed, **{"content-encoding": "gzip"}) for _ in range(many)]
+            answers = await asyncio.gather(*every)
+            return answers, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            mounts.hands.close()
+
+    answers, peak = asyncio.run(play())
+    assert [status for status, _ in answers] == [200] * many
+    assert size <= peak < 4 * size, "unpacked one after the other"
+
+
+def test_who_waits_in_vain_to_be_unpacked_is_told_and_small_ones_pass_by(hub: Hub) -> None:
+    async def play() -> None:
+        mounts = Gated().mounts(hub)
+        mounts.unpacking = Room(1, patience=0.05)
+        await mounts.unpacking.enter(1)  # as if another were unpacked
+        large, small = gzip.compress(bytes(2 * SMALL)), gzip.compress(bytes(SMALL - 1))
+        told = {"content-encoding": "gzip"}
+        assert await sent(mounts, large, **told) == (429, "5")
+        assert (await sent(mounts, small, **told))[0] == 200
+        mounts.unpacking.leave(1)
+        for _ in range(2):
+            assert (await sent(mounts, large, **told))[0] == 200
+        assert (await sent(mounts, gzip.compress(bytes(65 * MIB)), **told))[0] == 413
+        assert (await sent(mounts, large[:-9], **told))[0] == 400
+        assert (await sent(mounts, large, **told))[0] == 200
+        mounts.hands.close()
+
+    asyncio.run(play())

@@ -37,7 +37,7 @@ def hub(store: Store) -> Hub:
 
 @pytest.fixture(scope="module")
 def document() -> Document:
-    return json.loads(json.dumps(openapi.described(BASE)))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(openapi.described(BASE)))  # type: ignore[no-any-return]  # parsed JSON
 
 
 def operations(document: Document) -> Iterator[tuple[str, str, Document]]:

@@ -150,7 +150,7 @@ def test_patches_at_once_are_all_applied(hub: Hub) -> None:
         family = [{"op": "add", "path": "/name/-", "value": {"family": f"N{number}"}}]
         return json_patch(hub, "Patient/p", family).status
 
-    assert results(at_once(*(lambda n=n: add(n) for n in range(4)))) == [200] * 4  # type: ignore[misc]
+    assert results(at_once(*(lambda n=n: add(n) for n in range(4)))) == [200] * 4  # type: ignore[misc]  # a default has no type
     names = ask(hub, "GET", "Patient/p").json()["name"]
     assert {name["family"] for name in names} == {"Martin", "N0", "N1", "N2", "N3"}
 

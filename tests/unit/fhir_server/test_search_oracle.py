@@ -20,7 +20,7 @@ import pytest
 from oracle_values import Definition, Key
 from search_oracle import Oracle
 from search_questions import Asker, World, rules
-from search_samples import create, official, own, synthea
+from search_samples import create, dated, official, own, synthea
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM
@@ -152,6 +152,20 @@ def compare_includes(world: World, seed: int, count: int) -> list[str]:
             more, less = sorted(found - expected)[:3], sorted(expected - found)[:3]
             differences.append(f"{told}: only ours {more}, only theirs {less}")
     return differences
+
+
+def test_several_conditions_on_a_date_are_answered_as_the_oracle_says(store: Store) -> None:
+    made, answered = world(store, [*own(), *dated()]), 0
+    asker = Asker(made, SEED)
+    kinds = [kind for kind in asker.kinds if any(one.type == "date" for one in made.uses[kind])]
+    for n in range(500):
+        kind = asker.random.choice(("Encounter", asker.random.choice(kinds)))
+        pairs = asker.stretch(kind)
+        expected = made.oracle.search(kind, pairs) if pairs else set()
+        if pairs:
+            assert set(asked(made, kind, pairs, 1000)) == expected, f"seed {SEED} #{n} {kind}?{pairs}"
+        answered += bool(expected)
+    assert answered > 120
 
 
 def test_what_is_included_is_what_the_oracle_includes(store: Store) -> None:

@@ -20,7 +20,7 @@ EXPERT = Caller("PractitionerRole/e", "Dr É", frozenset({"expert"}), channel="h
 def note(store: Store, count: int = 1, **more: object) -> None:
     def work(tx: Tx) -> None:
         for number in range(count):
-            tx.audit(AuditRow("U", entity_type="Task", entity_id=str(number), entity_version=2, **more))  # type: ignore[arg-type]
+            tx.audit(AuditRow("U", entity_type="Task", entity_id=str(number), entity_version=2, **more))  # type: ignore[arg-type]  # keywords of any type
 
     store.write(EXPERT, work)
 

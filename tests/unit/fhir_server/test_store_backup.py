@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stocked import LARGE, create, extract, fill, patient, update
+from stocked import LARGE, create, extract, fill, patient, unreadable, update
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM
@@ -115,14 +116,14 @@ def test_a_backup_holds_what_was_committed_together(
         try:
             while not done.is_set():
                 kept = store.blobs.keep(f"{number}".encode() * 20_000)
-                store.write(SYSTEM, lambda tx, n=number, kept=kept: group(tx, n, kept))  # type: ignore[misc]
+                store.write(SYSTEM, lambda tx, n=number, kept=kept: group(tx, n, kept))  # type: ignore[misc]  # a default has no type
                 number += 1
         except BaseException as fault:
             faults.append(fault)
 
     for number in range(60):
         kept = store.blobs.keep(f"{9_000_000 + number}".encode() * 20_000)
-        store.write(SYSTEM, lambda tx, n=number, kept=kept: group(tx, 9_000_000 + n, kept))  # type: ignore[misc]
+        store.write(SYSTEM, lambda tx, n=number, kept=kept: group(tx, 9_000_000 + n, kept))  # type: ignore[misc]  # a default has no type
     writers = [threading.Thread(target=write, args=(number,)) for number in range(3)]
     for thread in writers:
         thread.start()
@@ -166,6 +167,28 @@ def test_content_that_is_missing_or_altered_is_named_and_the_rest_is_kept(
     new = restored(tmp_path / "backup", tmp_path, elsewhere)
     assert {one.subject for one in check(new, extract).problems} == {gone, altered}
     new.close()
+
+
+def test_content_on_a_bad_sector_is_named_and_the_rest_is_kept(
+    stocked: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = sha256_of(LARGE)
+    unreadable(monkeypatch, errno.EIO, Path(stocked.blobs.at.copies(gone)[0].place))
+    made = backup(stocked, tmp_path / "backup")
+    assert made.damaged == (gone,) and made.content == 5 and verify(tmp_path / "backup") == made
+
+
+def test_content_this_user_may_not_read_stops_a_backup_which_leaves_nothing(
+    stocked: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, path = tmp_path / "backup", stocked.blobs.at.copies(sha256_of(LARGE))[0].place
+    with monkeypatch.context() as patched:
+        unreadable(patched, errno.EACCES, Path(path))
+        with pytest.raises(errors.Unavailable, match="Permission denied") as told:
+            backup(stocked, target)
+    assert path in told.value.diagnostics and "as the user the server runs as" in told.value.diagnostics
+    assert list(target.iterdir()) == []
+    assert backup(stocked, target).damaged == (), "the same folder serves once the rights are mended"
 
 
 def test_a_backup_goes_into_a_folder_of_its_own(store: Store, tmp_path: Path) -> None:
@@ -330,6 +353,7 @@ def test_a_full_disk_is_told(store: Store, tmp_path: Path) -> None:
         copies.export = real
     with pytest.raises(errors.Invalid, match="not finished"):
         read_header(target)
+    assert list(target.iterdir()) == [], "what was written is taken away again: the disk is full"
 
 
 def first_release(tmp_path: Path) -> dict[str, set[str]]:
@@ -383,7 +407,7 @@ def test_rows_of_a_busier_cluster_do_not_hide_the_journal(
     fill(store)
     ahead = 5_000_000_000
     for table in ("journal", "audit", "resource", "history"):
-        store.write(SYSTEM, lambda tx, table=table: tx.view.db.run(f"UPDATE {table} SET txid = txid + {ahead}"))  # type: ignore[misc]
+        store.write(SYSTEM, lambda tx, table=table: tx.view.db.run(f"UPDATE {table} SET txid = txid + {ahead}"))  # type: ignore[misc]  # a default has no type
     store.write(SYSTEM, lambda tx: tx.view.db.run("DELETE FROM audit_seal"))
     with store.read(SYSTEM) as snapshot:
         assert snapshot.journal() == [], "which is what a copy by other means gives, until the store is opened again"
@@ -397,7 +421,7 @@ def test_rows_of_a_busier_cluster_do_not_hide_the_journal(
             known = snapshot.journal(limit=1000)
             head = snapshot.journal_head()
             assert len(known) >= 19 and head == known[-1].position
-        new.write(SYSTEM, lambda tx, url=url: create(tx, patient(f"new{len(url)}")))  # type: ignore[misc]
+        new.write(SYSTEM, lambda tx, url=url: create(tx, patient(f"new{len(url)}")))  # type: ignore[misc]  # a default has no type
         with new.read(SYSTEM) as snapshot:
             (row,) = snapshot.journal(after=head)
             assert row.txid > ahead and len(snapshot.history("Patient").entries) > 9

@@ -271,7 +271,7 @@ def opened() -> Iterator[Open]:
     made: list[Store] = []
 
     def again(url: str, data: Path, settings: Settings, **more: object) -> Store:
-        made.append(open_store(url, data, migrate=False, blobs=blobs_of(settings, data), **more))  # type: ignore[arg-type]
+        made.append(open_store(url, data, migrate=False, blobs=blobs_of(settings, data), **more))  # type: ignore[arg-type]  # keywords of any type
         return made[-1]
 
     yield again

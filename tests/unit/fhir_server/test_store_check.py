@@ -200,7 +200,7 @@ def test_memory_is_bounded_by_the_batch_and_not_by_the_store(store: Store, monke
     monkeypatch.setattr(derived, "RESOURCES", 10)
     monkeypatch.setattr(derived, "PAGE", 50)
     for start in range(0, 120, 40):
-        store.write(SYSTEM, lambda tx, start=start: [create(tx, patient(f"p{start + n}")) for n in range(40)])  # type: ignore[misc]
+        store.write(SYSTEM, lambda tx, start=start: [create(tx, patient(f"p{start + n}")) for n in range(40)])  # type: ignore[misc]  # a default has no type
     for _ in range(60):
         store.write(SYSTEM, lambda tx: update(tx, patient("p7")))
     with store.read(SYSTEM) as snapshot:
@@ -212,11 +212,11 @@ def test_memory_is_bounded_by_the_batch_and_not_by_the_store(store: Store, monke
         most[0] = max(most[0], len(found))
         return found
 
-    kind.rows = counted  # type: ignore[method-assign,assignment]
+    kind.rows = counted  # type: ignore[method-assign,assignment]  # for the length of this test
     try:
         report = check(store, extract)
     finally:
-        kind.rows = real  # type: ignore[method-assign]
+        kind.rows = real  # type: ignore[method-assign]  # for the length of this test
     assert report.ok and report.versions == 180 and most[0] <= 50
 
 
@@ -232,9 +232,9 @@ def test_a_check_beside_writers_finds_nothing(store: Store, monkeypatch: pytest.
                 key = f"w{worker}-{number % 5}"
                 verb = (create, update, update, None)[number // 5 % 4]
                 if verb is not None:
-                    store.write(SYSTEM, lambda tx, key=key, verb=verb: verb(tx, patient(key, f"F{key}")))  # type: ignore[misc]
+                    store.write(SYSTEM, lambda tx, key=key, verb=verb: verb(tx, patient(key, f"F{key}")))  # type: ignore[misc]  # a default has no type
                 else:
-                    store.write(SYSTEM, lambda tx, key=key: tx.delete("Patient", key))  # type: ignore[misc]
+                    store.write(SYSTEM, lambda tx, key=key: tx.delete("Patient", key))  # type: ignore[misc]  # a default has no type
                 number += 1
         except BaseException as fault:
             faults.append(fault)
@@ -360,9 +360,9 @@ def test_a_reindex_beside_writers_ends_in_agreement(store: Store, monkeypatch: p
             while not done.is_set():
                 key = f"p{(worker * 5 + number) % 12}"
                 if number % 7 == 6:
-                    store.write(SYSTEM, lambda tx, key=key: tx.delete("Patient", key))  # type: ignore[misc]
+                    store.write(SYSTEM, lambda tx, key=key: tx.delete("Patient", key))  # type: ignore[misc]  # a default has no type
                 else:
-                    store.write(SYSTEM, lambda tx, key=key, n=number: update(tx, patient(key, f"N{n}")))  # type: ignore[misc]
+                    store.write(SYSTEM, lambda tx, key=key, n=number: update(tx, patient(key, f"N{n}")))  # type: ignore[misc]  # a default has no type
                 number += 1
         except BaseException as fault:
             faults.append(fault)

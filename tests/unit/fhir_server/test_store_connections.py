@@ -113,7 +113,7 @@ def test_a_transaction_that_stood_idle_too_long_is_not_said_to_be_written_perhap
         tx.next_epoch()
         tx.view.db.run(IMPATIENT)
         tx.epoch()
-        ended(tx.view.db._connection)  # type: ignore[attr-defined]
+        ended(tx.view.db._connection)  # type: ignore[attr-defined]  # PostgreSQL's own
         if last:
             tx.view.db.run(last, ("tx",))
 

@@ -72,6 +72,40 @@ def test_a_failing_work_in_a_group_undoes_only_itself(store: Store) -> None:
         assert snapshot.deliveries() == []
 
 
+def test_a_group_whose_first_work_fails_keeps_what_follows(
+    open_url: Callable[..., Store], sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of a transaction is undone with all of it: those behind it begin another."""
+    monkeypatch.setattr("fhir_server.store.sqlite.GROUP_SECONDS", 20.0)
+    store = open_url(sqlite_url)
+    entered, go_on, faults = threading.Event(), threading.Event(), list[str]()
+
+    def bad(tx: Tx) -> None:
+        entered.set()
+        assert go_on.wait(10)
+        tx.create(basic(f"bad{len(faults)}"), IndexRows())
+        raise ValueError("a defect")
+
+    def run(work: Callable[[Tx], object]) -> None:
+        try:
+            store.write(SYSTEM, work)
+        except ValueError as fault:
+            faults.append(str(fault))
+
+    works = [bad, bad, lambda tx: tx.create(basic("good"), IndexRows()), bad]
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for number, thread in enumerate(threads):
+        thread.start()
+        assert entered.wait(10)
+        wait_until(lambda number=number: store._database._line.waiting == number)  # type: ignore[misc, attr-defined]
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert faults == ["a defect"] * 3 and made(store, "good")
+    with store.read(SYSTEM) as snapshot:
+        assert snapshot.view.db.rows("SELECT id FROM resource") == [("good",)]
+
+
 def test_a_statement_that_fails_last_fails_the_work(store: Store) -> None:
     """Statements without a result travel late on PostgreSQL; their faults still arrive before success is told."""
 
@@ -230,9 +264,9 @@ def test_a_statement_of_a_write_that_takes_too_long_is_stopped_and_harms_no_othe
         thread.start()
     assert entered.wait(10)
     for thread in threads[1:] if store.engine == "sqlite" else ():
-        before = store._database._jobs.qsize()  # type: ignore[attr-defined]
+        before = store._database._line.waiting  # type: ignore[attr-defined]  # SQLite's own
         thread.start()
-        wait_until(lambda before=before: store._database._jobs.qsize() > before)  # type: ignore[misc, attr-defined]
+        wait_until(lambda before=before: store._database._line.waiting > before)  # type: ignore[misc, attr-defined]  # a default has no type; SQLite's own
     go_on.set()
     for thread in threads:
         thread.join(20)
@@ -285,17 +319,20 @@ def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
         threading.Event().wait(0.005)
 
 
-def test_writes_that_wait_share_one_commit_on_sqlite(open_url: Callable[..., Store], sqlite_url: str) -> None:
+def test_writes_that_wait_share_one_commit_on_sqlite(
+    open_url: Callable[..., Store], sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fhir_server.store.sqlite.GROUP_SECONDS", 20.0)
     store = open_url(sqlite_url)
     entered, go_on, commits = threading.Event(), threading.Event(), list[str]()
-    store._database._writer.set_trace_callback(  # type: ignore[attr-defined]
+    store._database._writer.set_trace_callback(  # type: ignore[attr-defined]  # SQLite's own
         lambda sql: commits.append(sql) if sql == "COMMIT" else None
     )
 
     def first(tx: Tx) -> None:
         entered.set()
         deadline = time.monotonic() + 10
-        while store._database._jobs.qsize() < 8 and time.monotonic() < deadline:  # type: ignore[attr-defined]
+        while store._database._line.waiting < 8 and time.monotonic() < deadline:  # type: ignore[attr-defined]  # SQLite's own
             go_on.wait(0.005)
         tx.create(basic("first"), IndexRows())
 

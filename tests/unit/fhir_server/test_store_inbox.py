@@ -17,7 +17,7 @@ ADT = b"MSH|^~\\&|A|B|C|D|20260101||ADT^A01|M1|P|2.5\rPID|1||1^^^X\r"
 
 
 def message(raw: bytes = ADT, control_id: str = "M1", **more: object) -> NewMessage:
-    return NewMessage("mllp", raw, endpoint="2575", peer="127.0.0.1:4", sender="A|B", control_id=control_id, **more)  # type: ignore[arg-type]
+    return NewMessage("mllp", raw, endpoint="2575", peer="127.0.0.1:4", sender="A|B", control_id=control_id, **more)  # type: ignore[arg-type]  # keywords of any type
 
 
 def shown(store: Store, inbox_id: str) -> InboxRow:

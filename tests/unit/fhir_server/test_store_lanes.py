@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import psycopg
 import pytest
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM, micros, new_delivery_id, now
 from fhir_server.search.rows import IndexRows
+from fhir_server.store import lanes
 from fhir_server.store.blob_seal import Keys
 from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
 from fhir_server.store.lanes import Claim, Delivery, NewDelivery, Outcome
 from fhir_server.store.outbox_desk import OutboxFilter, Policy
+from fhir_server.store.postgres import PostgresSession
 from fhir_server.store.session import Tx
 from fhir_server.store.view import LeaseLost
 
@@ -497,6 +503,71 @@ def test_the_next_due_time_is_that_of_the_first_lane_that_waits(store: Store) ->
     assert store.next_due() == NOON + 60 * SECOND
 
 
+@pytest.mark.parametrize("on_stuck", ["block", "skip"])
+def test_a_lane_whose_next_delivery_waits_for_a_person_is_due_at_no_time(store: Store, on_stuck: str) -> None:
+    first = queued(store, on_stuck=on_stuck, patient="Patient/1")
+    queued(store, patient="Patient/1")
+    store.finish(claimed(store), Outcome("retry", "transient", "", retry_at=NOON + SECOND), NOON)
+    assert store.next_due() == NOON + SECOND
+    store.write(SYSTEM, lambda tx: tx.hold(first, "look"))
+    assert store.next_due() == 0 and store.claim("w", 30, NOON + SECOND) is None
+    queued(store, patient="Patient/2")
+    assert store.next_due() == (NOON + SECOND if on_stuck == "skip" else 0)
+
+
+def test_claims_at_once_find_a_lane_each_however_many(open_at: Callable[..., Store]) -> None:
+    store = open_at(connections=30)
+    lanes_there = {f"lane {n}" for n in range(24)}
+    for lane in sorted(lanes_there):
+        queued(store, lane)
+    together, found = threading.Barrier(24, timeout=60), []
+
+    def work(tx: Tx) -> str:
+        held = lanes.claim(tx.view, "w", 30, NOON)
+        if tx.view.db.dialect.skip_locked:
+            together.wait()  # all transactions are open, each with the lanes it has locked
+        return held.lane if held else ""
+
+    def one() -> None:
+        found.append(store.write(SYSTEM, work))
+
+    threads = [threading.Thread(target=one) for _ in lanes_there]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert set(found) == lanes_there and len(found) == len(lanes_there)
+
+
+@pytest.mark.parametrize("change", ["held", "cancelled"])
+def test_a_delivery_moved_while_it_is_claimed_is_left_and_its_lane_goes_on(store: Store, change: str) -> None:
+    first, second = queued(store, on_stuck="skip"), queued(store)
+    moved: list[str] = []
+
+    def move(tx: Tx, claim: Claim) -> None:
+        """As another transaction did that was committed since the claim's statement began."""
+        if not moved:
+            moved.append(claim.delivery.id)
+            tx.view.db.run("UPDATE delivery SET state = ? WHERE id = ?", (change, claim.delivery.id))
+
+    held = store.take("w", 30, move, NOON)
+    assert (moved, held and held.delivery.id) == ([first], second)
+    with store.read(SYSTEM) as snapshot:
+        assert (shown(store, first).attempts, snapshot.attempts(first)) == (0, [])
+    assert held is not None and store.finish(held, SENT, NOON)
+    with store.read(SYSTEM) as snapshot:
+        assert [(lane.lease_until, lane.failures) for lane in snapshot.lanes()] == [(0, 0)]
+
+
+def test_a_lane_without_a_next_delivery_is_not_leased(store: Store) -> None:
+    key = queued(store)
+    store.write(SYSTEM, lambda tx: tx.hold(key, "look"))
+    assert store.claim("w", 30, NOON) is None and store.take("w", 30, may, NOON) is None
+    with store.read(SYSTEM) as snapshot:
+        (lane,) = snapshot.lanes()
+    assert (lane.lease_until, lane.lease_by) == (0, "")
+
+
 def test_a_replay_sends_the_same_bytes_under_a_new_id_and_is_counted(store: Store) -> None:
     key = queued(store, payload=b"L" * 100_000, second_leg="zam", patient="Patient/1", keys=[("ins", "279")])
     with pytest.raises(errors.RuleBroken, match="leaves anyway"):
@@ -623,3 +694,52 @@ def test_a_worker_that_lost_its_lane_still_takes_the_next(store: Store) -> None:
     assert not settled and following is not None and following.delivery.id == other
     with store.read(SYSTEM) as snapshot:
         assert snapshot.attempts(first)[0].outcome == "late: retry"
+
+
+def test_a_pause_stops_a_lane_behind_the_delivery_that_is_under_way(store: Store) -> None:
+    first, second = queued(store), queued(store)
+    claim = taken(store)
+    store.write(SYSTEM, lambda tx: tx.pause("dpi", "travaux"))
+    assert store.pass_on(claim, SENT, "w2", 30, may) == (True, None)
+    assert (shown(store, first).state, shown(store, second).state) == ("sent", "queued")
+    store.write(SYSTEM, lambda tx: tx.resume("dpi"))
+    assert taken(store).delivery.id == second
+
+
+@pytest.mark.needs("postgresql")
+def test_what_senders_ask_again_and_again_is_planned_once_and_waited_for_three_times(
+    open_url: Callable[..., Store], migrated_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning these statements anew each time took PostgreSQL longer than doing what they say. A plan that is kept
+    goes by the indexes although the tables are small when it is made: they may grow before they are looked at again."""
+    store, waits = open_url(migrated_postgres, connections=1), [0]
+    for _ in range(14):
+        queued(store)
+    with psycopg.connect(migrated_postgres, autocommit=True) as other:
+        other.execute("ANALYZE")
+    claim: Claim | None = taken(store)
+    answered = PostgresSession._answered
+
+    def counted(self: PostgresSession, sql: str, params: Sequence[object]) -> Any:
+        waits[0] += 1
+        return answered(self, sql, params)
+
+    monkeypatch.setattr(PostgresSession, "_answered", counted)
+    for _ in range(10):
+        assert claim is not None
+        settled, claim = store.pass_on(claim, SENT, "w2", 30, may)
+        assert settled
+    assert waits[0] == 10 * 3, "the lane given back, the next one, its attempt; the commit beside"
+    asked = (
+        "SELECT statement, generic_plans, custom_plans, name, cardinality(parameter_types) FROM pg_prepared_statements"
+    )
+    with store.read(SYSTEM) as snapshot:
+        db = snapshot.view.db
+        plans = [row for row in db.rows(asked) if "lane" in row[0] or "delivery" in row[0]]
+        assert len(plans) >= 6 and all(generic > 0 == custom for _, generic, custom, *_ in plans), plans
+        db.steady()
+        for _, _, _, name, count in plans:
+            values = ", ".join(["NULL"] * count)
+            shown = "\n".join(row[0] for row in db.rows(f"EXPLAIN EXECUTE {name} ({values})"))
+            assert "Scan" in shown or "Insert" in shown, shown
+            assert not re.search("Seq Scan on (delivery|attempt)", shown), shown

@@ -89,7 +89,7 @@ def test_a_thousand_versions_are_held_in_one_statement(store: Store) -> None:
 
     def work(tx: Tx) -> None:
         real = tx.view.db.rows
-        tx.view.db.rows = lambda sql, params=(): statements.append(sql) or real(sql, params)  # type: ignore
+        tx.view.db.rows = lambda sql, params=(): statements.append(sql) or real(sql, params)  # type: ignore  # listened to
         tx.expect_many({("Patient", key): 1 for key in keys})
 
     store.write(SYSTEM, work)
@@ -185,7 +185,7 @@ def test_what_one_reads_another_writes_and_the_other_way_round_never_deadlocks(s
         for _ in range(15):
             one(number, dice)
 
-    faults = together(*(lambda number=number: many(number) for number in range(6)))  # type: ignore[misc]
+    faults = together(*(lambda number=number: many(number) for number in range(6)))  # type: ignore[misc]  # a default has no type
     assert faults == [None] * 6
     assert next(tries) == 6 * 15, "the victim of a deadlock would have run again"
     flat = [key for one in written for key in one]

@@ -359,7 +359,7 @@ def play(store: Store, examples: int, steps: int, *, seeded: bool) -> None:
         suppress_health_check=list(HealthCheck),
     )
     machine: Callable[[], Machine] = lambda: Machine(store)  # noqa: E731
-    run_state_machine_as_test(machine, settings=chosen)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(machine, settings=chosen)  # type: ignore[no-untyped-call]  # hypothesis gives it no types
 
 
 def test_the_store_is_its_model_for_concurrent_callers(store: Store) -> None:

@@ -17,7 +17,7 @@ def listed(store: Store) -> list[Partner]:
 
 
 def note(store: Store, name: str, **more: object) -> None:
-    one = Partner("dicom", name, "192.0.2.1", "accepted", **more)  # type: ignore[arg-type]
+    one = Partner("dicom", name, "192.0.2.1", "accepted", **more)  # type: ignore[arg-type]  # keywords of any type
     store.write(SYSTEM, lambda tx: tx.note_partner(one))
 
 

@@ -354,7 +354,7 @@ def test_texts_that_differ_only_behind_the_cut_stay_apart(store: Store) -> None:
     head = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyzéèü0123456789", k=3000))
     for key in ("one", "two"):
         rows = IndexRows(token=[(GENDER, head + key, head + key, head)], uri=[(33, head + key)])
-        store.write(SYSTEM, lambda tx, key=key, rows=rows: tx.create(patient(key), rows))  # type: ignore[misc]
+        store.write(SYSTEM, lambda tx, key=key, rows=rows: tx.create(patient(key), rows))  # type: ignore[misc]  # a default has no type
     with store.read(SYSTEM) as snapshot:
         for column, table in (("code", "idx_token"), ("uri", "idx_uri")):
             texts = [row[0] for row in snapshot.view.db.rows(f"SELECT {column} FROM {table}")]

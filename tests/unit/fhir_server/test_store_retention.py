@@ -59,7 +59,7 @@ def received(store: Store, control_id: str, raw: bytes = b"MSH|", state: str = "
     if state == "done":
         store.write(SYSTEM, lambda tx: tx.integrate(got.id, b"AA"))
     elif state != "received":
-        store.reject(got.id, "no", "PID", b"AE", state=state)  # type: ignore[arg-type]
+        store.reject(got.id, "no", "PID", b"AE", state=state)  # type: ignore[arg-type]  # a word the test gives
     return got.id
 
 
@@ -71,7 +71,7 @@ def sent(store: Store, payload: bytes = b"1", state: str = "sent", **more: Any) 
         claim = store.claim("w", 30)
         assert claim is not None and claim.delivery.id == key
         store.start_attempt(claim)
-        store.finish(claim, Outcome(state))  # type: ignore[arg-type]
+        store.finish(claim, Outcome(state))  # type: ignore[arg-type]  # a word the test gives
     elif state == "cancelled":
         store.write(SYSTEM, lambda tx: tx.cancel(key, "no"))
     return key
@@ -302,11 +302,11 @@ def test_pruning_costs_the_same_however_many_finished_rows_are_young(store: Stor
         read.append(len(found))
         return found
 
-    kind.rows = counted  # type: ignore[method-assign,assignment]
+    kind.rows = counted  # type: ignore[method-assign,assignment]  # for the length of this test
     try:
         prune(store, DAY, batch=3)
     finally:
-        kind.rows = real  # type: ignore[method-assign]
+        kind.rows = real  # type: ignore[method-assign]  # for the length of this test
     assert sum(read) == 3
 
 
@@ -524,7 +524,7 @@ def test_content_that_comes_and_goes_at_once_is_never_lost(store: Store) -> None
                 payload = content(dice.randrange(40))
                 got = store.receive(NewMessage("mllp", payload, sender=f"{worker}", control_id=str(number)))
                 if dice.random() < 0.9:
-                    store.write(SYSTEM, lambda tx, got=got: tx.integrate(got.id, b"AA"))  # type: ignore[misc]
+                    store.write(SYSTEM, lambda tx, got=got: tx.integrate(got.id, b"AA"))  # type: ignore[misc]  # a default has no type
                 else:
                     with store.read(SYSTEM) as snapshot:
                         assert snapshot.message_raw(got.id) == payload

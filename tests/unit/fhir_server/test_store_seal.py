@@ -6,16 +6,19 @@ import base64
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stocked import unreadable
 
 from fhir_server import errors
-from fhir_server.store import blob_seal
+from fhir_server.store import blob_folder, blob_seal
 from fhir_server.store.blob_seal import CHUNK, HEADER, TAG, Damaged, Keys, MissingKey, plain_size, read_keys, unseal
 from fhir_server.store.blobs import Blobs
 
@@ -267,6 +270,27 @@ def test_another_key_of_the_same_id_never_takes_away_what_the_first_one_sealed(t
     assert list(mended.names()) == [[name]] and mended.remove(name, 1e12) and not mended.exists(name)
 
 
+def test_two_keys_of_one_id_that_seal_the_same_content_at_once_keep_a_copy_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    look, both = blob_folder._of_other_keys, threading.Barrier(2)
+
+    def slowly(arriving: Path, there: Path) -> bool:
+        found = look(arriving, there)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # where both may look before either writes, they do
+        return found
+
+    monkeypatch.setattr(blob_folder, "_of_other_keys", slowly)
+    ours, theirs = blobs(tmp_path), blobs(tmp_path, CHANGED)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(ours.put, b"at once"), pool.submit(theirs.put, b"at once")
+    name = first.result()
+    assert second.result() == name and len(ours.at.copies(name)) == 2
+    assert ours.read(name) == theirs.read(name) == b"at once"
+    assert "another key has the same id" in caplog.text and "give it its own id" in caplog.text
+
+
 @pytest.mark.parametrize("keys", [Keys(), KEYS], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO], ids=["another user's", "a bad sector"])
 def test_a_copy_that_cannot_be_read_is_no_copy(
@@ -292,20 +316,6 @@ def test_the_older_copy_stays_when_the_newer_cannot_be_read(
     store.put(b"twice")
     unreadable(monkeypatch, errno.EIO, *(Path(one.place) for one in store.at.copies(name) if one.key != "k1"))
     assert blobs(tmp_path).tidy(1e12) == 0 and len(store.at.copies(name)) == 2
-
-
-def unreadable(monkeypatch: pytest.MonkeyPatch, reason: int, *paths: Path) -> None:
-    """The system refuses to open these files, whoever asks; what takes their place opens."""
-    inodes, real = {path.stat().st_ino for path in paths}, Path.open
-    for path in paths:
-        path.with_name(f"held-{path.name}").hardlink_to(path)  # no new file gets the same inode
-
-    def refuse(path: Path, mode: str = "r") -> Any:
-        if mode == "rb" and path.exists() and path.stat().st_ino in inodes:
-            raise OSError(reason, os.strerror(reason))
-        return real(path, mode)
-
-    monkeypatch.setattr(Path, "open", refuse)
 
 
 @pytest.mark.parametrize("data", [b"", b"short", _DATA], ids=["empty", "short", "long"])

@@ -27,7 +27,7 @@ def put(store: Store, reference: str, rows: IndexRows | None = None) -> None:
 def page(
     store: Store, *clauses: Clause, types: tuple[str, ...] = ("Patient",), caller: Caller = SYSTEM, **more: object
 ) -> Page:
-    plan = Plan(types, clauses, **{"sort": (Sort("_id", "token", 0),), **more})  # type: ignore[arg-type]
+    plan = Plan(types, clauses, **{"sort": (Sort("_id", "token", 0),), **more})  # type: ignore[arg-type]  # keywords of any type
     with store.read(caller) as snapshot:
         return snapshot.search(plan)
 
@@ -154,7 +154,7 @@ def test_ranges(store: Store, kind: str, prefix: Prefix, expected: str) -> None:
         put(store, f"Patient/{key}", rows)
     put(store, "Patient/without")
     pid = {"date": DATE, "number": NUMBER, "quantity": QUANTITY}[kind]
-    clause = Clause("x", kind, pid, (Value(prefix=prefix, low=100, high=200),))  # type: ignore[arg-type]
+    clause = Clause("x", kind, pid, (Value(prefix=prefix, low=100, high=200),))  # type: ignore[arg-type]  # a word the test gives
     assert ids(page(store, clause)) == expected
 
 
@@ -171,7 +171,7 @@ def test_quantities_by_unit(store: Store) -> None:
     put(store, "Patient/b", IndexRows(quantity=[(QUANTITY, "http://u", "cm", 5.0, 5.0, "m", 0.05, 0.05)]))
 
     def by(**more: str) -> str:
-        return ids(page(store, Clause("q", "quantity", QUANTITY, (Value(low=4, high=6, **more),))))  # type: ignore[arg-type]
+        return ids(page(store, Clause("q", "quantity", QUANTITY, (Value(low=4, high=6, **more),))))  # type: ignore[arg-type]  # keywords of any type
 
     assert by() == "a b"
     assert by(code="mm") == "a"
@@ -191,7 +191,7 @@ def graph(store: Store) -> None:
         put(store, f"Observation/{key}", IndexRows(reference=refers("Patient", subject), token=[(CODE, "", code, "")]))
     put(store, "DiagnosticReport/r", IndexRows(reference=refers("Observation", "o1", OTHER)))
     external = [(SUBJECT, "", "", "http://elsewhere/Patient/9", "", ""), (SUBJECT, "", "", "", "urn:ins", "42")]
-    put(store, "Observation/o4", IndexRows(reference=external))  # type: ignore[arg-type]
+    put(store, "Observation/o4", IndexRows(reference=external))  # type: ignore[arg-type]  # a row as a plain tuple
 
 
 NAMED = Clause("name", "string", NAME, (Value(text="durand"),))
@@ -274,7 +274,7 @@ def test_ids_and_instants_are_columns(store: Store) -> None:
     at = found.last_updated
     assert ids(page(store, Clause("_id", "token", 0, (Value(code="a"), Value(code="c"))))) == "a c"
     for prefix, expected in {"eq": "b", "gt": "c", "lt": "a", "ge": "b c", "le": "a b", "ne": "a c"}.items():
-        value = Value(prefix=prefix, low=at, high=at + 1)  # type: ignore[arg-type]
+        value = Value(prefix=prefix, low=at, high=at + 1)  # type: ignore[arg-type]  # a word the test gives
         assert ids(page(store, Clause("_lastUpdated", "date", 0, (value,)))) == expected, prefix
 
 
@@ -351,7 +351,7 @@ def test_paging_under_writes_shows_the_unchanged_once_and_the_changed_at_most_on
             renamed = rows("zz" + key)
             store.write(
                 SYSTEM, lambda tx, key=key, renamed=renamed: tx.update({"resourceType": "Patient", "id": key}, renamed)
-            )  # type: ignore[misc]
+            )  # type: ignore[misc]  # a default has no type
         put(store, f"Patient/new{turn}", rows("zzz"))
         turn += 1
         plan = replace(plan, after=one.next)
@@ -511,9 +511,9 @@ def test_real_resources_are_found_by_real_queries(
     organization = {"resourceType": "Organization", "id": "chu", "name": "Centre hospitalier"}
     everybody = [{"resourceType": "Patient", "id": key, **rest} for key, rest in PEOPLE.items()]
     for resource in [organization, *everybody]:
-        store.write(SYSTEM, lambda tx, one=resource: tx.create(one, index.rows(one)))  # type: ignore[misc]
+        store.write(SYSTEM, lambda tx, one=resource: tx.create(one, index.rows(one)))  # type: ignore[misc]  # a default has no type
     pairs = [tuple(pair.split("=", 1)) for pair in text.split("&")]
-    plan = query.parse("Patient", pairs)  # type: ignore[arg-type]
+    plan = query.parse("Patient", pairs)  # type: ignore[arg-type]  # pairs of any strings
     plan = plan if plan.sort else replace(plan, sort=(Sort("_id", "token", 0),))
     with store.read(SYSTEM) as snapshot:
         assert ids(snapshot.search(plan)) == expected

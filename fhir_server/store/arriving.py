@@ -1,0 +1,88 @@
+"""Messages that arrive at once on PostgreSQL, stored by one statement, which is one wait and one commit for all.
+
+Hides who sends it: a thread that brings a message does so for those that came meanwhile (see `together`). Only what is
+new is stored here: a repeat, a conflict and what does not fit a row are left to `inbox.receive`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from fhir_server import errors
+from fhir_server.store.dialect import Session
+from fhir_server.store.inbox import COLUMNS, ONCE, NewMessage, Received, key_rows, new_row
+from fhir_server.store.together import Together, Turn
+
+log = logging.getLogger("passerelle.store")
+AT_A_TIME = 64
+
+_TYPES = {"size": "bigint", "received_at": "bigint", "original": "smallint"}
+_RECORD = ", ".join(f'"{name}" {_TYPES.get(name, "text")}' for name in COLUMNS)
+_VALUES = ", ".join("decode(x.raw, 'hex')" if name == "raw" else f"x.{name}" for name in COLUMNS)
+# Each message's own control id decides, in one order for all processes, so that no two wait for each other in a ring.
+_STORE = (
+    f"WITH kept AS (INSERT INTO inbox ({', '.join(COLUMNS)}) SELECT {_VALUES} FROM json_to_recordset(?::json) "
+    f"AS x({_RECORD}) ORDER BY x.sender, x.control_id {ONCE} RETURNING id), "
+    "keyed AS (INSERT INTO message_key (box, message, kind, value) SELECT k.box, k.message, k.kind, k.value "
+    "FROM json_to_recordset(?::json) AS k(box text, message text, kind text, value text) "
+    "JOIN kept ON kept.id = k.message) SELECT id FROM kept"
+)
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    message: NewMessage
+    sha256: str
+    received_at: int
+
+
+class Arriving:
+    """The messages that wait for the next statement. `once` opens a session for one statement, which is its own
+    transaction."""
+
+    def __init__(self, once: Callable[[], AbstractContextManager[Session]]) -> None:
+        self._once = once
+        self._line = Together(self._stored)
+
+    def receive(self, message: NewMessage, sha256: str, received_at: int) -> Received | None:
+        """Once it is stored; None when it is not new, or could not be stored together with others."""
+        received: Received | None = self._line.do(_Arrival(message, sha256, received_at))
+        return received
+
+    def _stored(self, first: Turn[_Arrival], line: Together[_Arrival]) -> None:
+        turns = [first]
+        while len(turns) < AT_A_TIME and (turn := line.following()) is not None:
+            turns.append(turn)
+        arrivals = [turn.work for turn in turns]
+        try:
+            stored = self._store(arrivals)
+        except errors.PasserelleError as fault:
+            for turn in turns:
+                line.settle(turn, fault=fault)
+        except Exception:
+            # One that cannot be stored, or a deadlock: alone, each learns what is wrong with it.
+            log.exception("%d messages could not be stored together", len(turns))
+            for turn in turns:
+                line.settle(turn)
+        else:
+            for turn, received in zip(turns, stored, strict=True):
+                line.settle(turn, received)
+
+    def _store(self, arrivals: Sequence[_Arrival]) -> list[Received | None]:
+        rows = [new_row(one.message, one.sha256, one.received_at) for one in arrivals]
+        told = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+        for values, one in zip(told, arrivals, strict=True):
+            values["raw"] = one.message.raw.hex()
+        keys = [
+            {"box": box, "message": of, "kind": kind, "value": value}
+            for row, one in zip(rows, arrivals, strict=True)
+            for box, of, kind, value in key_rows("in", row[0], one.message.keys)
+        ]
+        with self._once() as session:
+            kept = {found[0] for found in session.rows(_STORE, (_JSON(told), _JSON(keys)))}
+        return [Received(row[0], "received", False, None) if row[0] in kept else None for row in rows]

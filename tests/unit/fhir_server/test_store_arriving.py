@@ -1,0 +1,101 @@
+"""Messages that arrive at once on PostgreSQL: one commit for several, and the rules of the inbox for each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from test_store_together import until
+
+from fhir_server import errors
+from fhir_server.context import SYSTEM
+from fhir_server.store.engine import Store
+from fhir_server.store.inbox import InboxFilter, NewMessage, Received
+
+pytestmark = pytest.mark.needs("postgresql")
+
+
+WAITS = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'inbox'::regclass"
+
+
+def message(control_id: str, raw: bytes = b"MSH|", **more: str) -> NewMessage:
+    keys = (("msh-10", control_id), ("case", f"Case/{control_id}"), ("iep", ""), ("msh-10", control_id))
+    return NewMessage("mllp", raw, endpoint="mllp:1", peer="p", sender="A|B", control_id=control_id, keys=keys, **more)
+
+
+def together(store: Store, url: str, messages: list[NewMessage]) -> dict[int, Received | Exception]:
+    """Bring the messages while the first statement waits for a lock, so that all but the first travel together."""
+    outcomes: dict[int, Received | Exception] = {}
+
+    def bring(number: int) -> None:
+        try:
+            outcomes[number] = store.receive(messages[number])
+        except Exception as fault:
+            outcomes[number] = fault
+
+    threads = [threading.Thread(target=bring, args=(number,)) for number in range(len(messages))]
+    line = store._arriving._line  # type: ignore[union-attr]
+    with psycopg.connect(url) as other:
+        other.execute("LOCK TABLE inbox IN EXCLUSIVE MODE")
+        for number, thread in enumerate(threads):
+            thread.start()
+            until(lambda number=number: line._busy and line.waiting == number)  # type: ignore[misc]
+            if not number:
+                until(lambda: other.execute(WAITS).fetchone() == (1,))
+        other.rollback()
+    for thread in threads:
+        thread.join(30)
+    return outcomes
+
+
+def test_messages_that_wait_share_one_commit_and_keep_their_own_rows(
+    open_url: Callable[..., Store], migrated_postgres: str
+) -> None:
+    store = open_url(migrated_postgres)
+    wanted = [message(f"M{n}", b"\xff\x00\\ message %d" % n) for n in range(9)]
+    got = together(store, migrated_postgres, wanted)
+    assert all(isinstance(one, Received) and one.state == "received" and not one.known for one in got.values())
+    with store.read(SYSTEM) as snapshot:
+        assert len(snapshot.view.db.rows("SELECT DISTINCT xmin::text FROM inbox")) == 2
+        for number, one in got.items():
+            assert isinstance(one, Received)
+            row = snapshot.message(one.id)
+            assert row is not None and (row.control_id, row.case_key) == (f"M{number}", f"Case/M{number}")
+            assert snapshot.message_raw(one.id) == wanted[number].raw
+            assert snapshot.message_keys(one.id) == (("case", f"Case/M{number}"), ("msh-10", f"M{number}"))
+
+
+def test_repeats_and_rivals_among_those_that_wait_are_told_apart(
+    open_url: Callable[..., Store], migrated_postgres: str
+) -> None:
+    store = open_url(migrated_postgres)
+    before = store.receive(message("OLD"))
+    wanted = [message("X"), message("OLD"), message("M"), message("M"), message("M", b"other"), message("")]
+    got = together(store, migrated_postgres, [*wanted, message("")])
+    ones = [one for _, one in sorted(got.items()) if isinstance(one, Received)]
+    assert (ones[1].id, ones[1].known) == (before.id, True)
+    same = [one for one in ones[2:5] if not one.conflict]
+    with store.read(SYSTEM) as snapshot:
+        rows = {row.id: row for row in snapshot.messages(InboxFilter(limit=99))}
+        held = [row for row in rows.values() if row.control_id == "M"]
+        assert sorted(row.state for row in held) == ["conflict", "received"] and len(rows) == 6
+        rival = next(row for row in held if row.state == "conflict")
+        assert rows[rival.rival].state == "received"
+        assert sum(row.repeats for row in held) == 1, "three came under one control id: an original, a rival, a repeat"
+    assert len(same) >= 1 and ones[5].id != ones[6].id
+
+
+def test_one_that_cannot_be_stored_harms_no_other(open_url: Callable[..., Store], migrated_postgres: str) -> None:
+    store = open_url(migrated_postgres)
+    got = together(store, migrated_postgres, [message("A"), message("B"), message("C", media_type="\0"), message("D")])
+    assert isinstance(got.pop(2), psycopg.Error)
+    assert all(isinstance(one, Received) and not one.known for one in got.values())
+
+
+def test_a_database_that_is_gone_is_told_to_everybody(open_url: Callable[..., Store], migrated_postgres: str) -> None:
+    store = open_url(migrated_postgres)
+    store.close()
+    with pytest.raises(errors.Unavailable, match="stopping"):
+        store.receive(message("A"))
