@@ -23,12 +23,12 @@ from fhir_server import upkeep
 from fhir_server.changes import Change, Hub, apply
 from fhir_server.config import ConfigError, Settings, in_url, listed, startable
 from fhir_server.context import SYSTEM, Caller
-from fhir_server.delivery import images, intake, intake_sources, mailbox
+from fhir_server.delivery import images, intake, intake_sources, mailbox, merge_desk, transports
 from fhir_server.delivery.knocks import Knocks
 from fhir_server.delivery.listening import listeners
 from fhir_server.delivery.ports import load_ports
 from fhir_server.delivery.workers import Workers
-from fhir_server.errors import PasserelleError, Unavailable
+from fhir_server.errors import NotFound, PasserelleError, Unavailable
 from fhir_server.health import Health
 from fhir_server.outbox import inbox_replay, inbox_sources
 from fhir_server.patients.sites import Sites, load_sites, naming_systems, organization
@@ -52,7 +52,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("passerelle")
 MIB = 1024 * 1024
 BACKLOG = 2048
-STALE = "index rows were made by another version, searches may find too little: run `passerelle reindex`"
+STALE = (
+    "index rows were made by another version or under other base URLs, searches may find too little: run "
+    "`passerelle reindex`"
+)
 
 
 def operate(hub: Hub, caller: Caller, name: str, args: Mapping[str, str]) -> Any:
@@ -77,7 +80,25 @@ def _sources(hub: Hub, _: Caller, args: Mapping[str, str]) -> Any:
     return inbox_sources(hub.store, args, partial(intake_sources.sources, hub))
 
 
-_WIRES: Mapping[str, admin.Operation] = {"inbox-replay": _replay, "sources-show": _sources}
+def _reached(hub: Hub, caller: Caller, args: Mapping[str, str]) -> Any:
+    """Whether a destination takes connections from this server. Raises Unavailable when it does not."""
+    with hub.store.read(caller) as snapshot:
+        found = snapshot.lanes(args["lane"]) if args.get("lane") else []
+    if not found:
+        raise NotFound(f"there is no lane {args.get('lane', '')[:80]}; `passerelle lane list` shows them")
+    told = transports.reach(found[0].endpoint, hub.settings)
+    if told.verdict != "sent":
+        raise Unavailable(f"{found[0].name} is not reached ({told.code}): {told.text}")
+    return {"lane": found[0].name, "endpoint": found[0].endpoint, "reached": True, "text": told.text}
+
+
+_WIRES: Mapping[str, admin.Operation] = {
+    "inbox-replay": _replay,
+    "lane-echo": _reached,
+    "merges-list": merge_desk.listed,
+    "merges-undo": merge_desk.undone,
+    "sources-show": _sources,
+}
 _MOUNTS: dict[str, Handler] = {
     "fhir": routes.answer,
     "dicomweb": dicomweb.answer,
@@ -162,7 +183,7 @@ class Server:
         if not self.ready:
             return False, "starting or stopping\n"
         try:
-            stale = reindex.stale(self.hub.store, upkeep.meaning())
+            stale = reindex.stale(self.hub.store, upkeep.meaning(self.settings))
         except PasserelleError as fault:
             return False, f"not ready: {fault.diagnostics}\n"
         return True, "\n".join(["ready", *self.bound.told(), *([STALE] if stale else []), ""])
@@ -175,7 +196,8 @@ class Server:
             self.closing.append(lock.close)
         self.hub = open_hub(self.settings, self.sites, migrate=sqlite)
         self.closing.append(self.hub.store.close)
-        if reindex.stale(self.hub.store, upkeep.meaning()):  # asked before the first resource, which is of this version
+        # Asked before the first resource, which is of this version.
+        if reindex.stale(self.hub.store, upkeep.meaning(self.settings)):
             log.warning("%s", STALE)
         seed_sites(self.hub, self.sites)
 

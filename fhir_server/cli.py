@@ -73,7 +73,9 @@ LISTING = (
 _INBOX = ("id", "received_at", "channel", "state", "message_type", "control_id", "sender", "error")
 _OUTBOX = ("id", "created_at", "lane", "state", "attempts", "second_leg", "leg_state", "error")
 _STUDIES = ("study_uid", "match_state", "instances", "accession", "patient_id", "request", "note")
+_CONFLICTS = ("sop_uid", "study_uid", "received_at", "calling_ae", "peer", "size", "same_study", "blob")
 _LANES = ("name", "open", "stuck", "oldest", "failures", "paused", "paused_note", "on_stuck", "endpoint")
+_MERGES = ("id", "date", "survivor", "given_up", "moved", "state")
 _PARTNERS = ("channel", "name", "address", "outcome", "times", "first_at", "last_at", "reason")
 _WAIT = "seconds to go on trying"
 _LISTENING = ("serve", "demo")
@@ -144,6 +146,7 @@ COMMANDS: tuple[Command, ...] = (
          columns=_LANES),
     asks("lane pause", "stop a destination before its next delivery", LANE, REASON),
     asks("lane resume", "let a paused destination go on", LANE),
+    asks("lane echo", "whether a destination takes connections from the server; nothing is sent", LANE),
     asks("lane policy", "change what a destination wants", LANE,
          arg("--on-stuck", choices=("block", "skip"), help="a held message blocks the lane, or others pass"),
          arg("--on-silence", choices=("resend", "hold", "default"), help="sent and not answered: again, or a person"),
@@ -151,7 +154,14 @@ COMMANDS: tuple[Command, ...] = (
          arg("--answer-seconds", type=float, help="how long it may take to answer; 0 = send_timeout_seconds"),
          arg("--keep-open-seconds", type=float, help="how long an idle connection is kept; 0 = one a message")),
     asks("studies list", "images received, newest first", *LISTING, columns=_STUDIES),
+    asks("studies conflicts", "images under the UID of another one, kept beside it, newest first",
+         arg("--study", help="only those of this Study Instance UID"),
+         arg("--limit", type=int, default=50, help="how many (50)"), name="conflicts-list", columns=_CONFLICTS),
     asks("studies attach", "say which request a study belongs to", arg("study"), arg("request")),
+    asks("merges list", "records of patients that were merged, newest first",
+         arg("--patient", help="only those of this Patient"),
+         arg("--limit", type=int, default=50, help="how many (50)"), columns=_MERGES),
+    asks("merges undo", "part two merged records: what was moved goes back", ID),
     asks("partners list", "who knocked and is not declared, the last first", columns=_PARTNERS),
     asks("partners forget", "take one off that list", ID),
     asks("alerts", "what needs a person now"),
@@ -191,6 +201,7 @@ GROUPS = {
     "outbox": "deliveries",
     "lane": "destinations",
     "studies": "images received",
+    "merges": "records of patients that were merged",
     "partners": "callers no establishment declares",
     "send": "play a partner",
 }
@@ -205,6 +216,7 @@ _CHAPTERS = (
             "outbox",
             "lane",
             "studies",
+            "merges",
             "partners",
             "alerts",
             "metrics",

@@ -39,7 +39,7 @@ def inbox_list(store: Store, args: Args) -> Json:
     """Messages received, newest first; `state`, `channel`, a business key by its name (`ins`...) or any (`key`), and
     `limit` narrow."""
     wanted = InboxFilter(
-        state=args.get("state", ""), channel=args.get("channel", ""), key=_key(args), limit=_limit(args)
+        state=args.get("state", ""), channel=args.get("channel", ""), key=_key(args), limit=limit_of(args)
     )
     with store.read(SYSTEM) as snapshot:
         return _with_keys(snapshot, "in", snapshot.messages(wanted))
@@ -65,7 +65,7 @@ def inbox_sources(store: Store, args: Args, explain: Callable[[InboxRow, bytes],
 def outbox_list(store: Store, args: Args) -> Json:
     """Deliveries, newest first; `state`, `lane`, a business key by its name (`ins`...) or any (`key`), and `limit`
     narrow."""
-    wanted = OutboxFilter(state=args.get("state", ""), lane=args.get("lane", ""), key=_key(args), limit=_limit(args))
+    wanted = OutboxFilter(state=args.get("state", ""), lane=args.get("lane", ""), key=_key(args), limit=limit_of(args))
     with store.read(SYSTEM) as snapshot:
         return _with_keys(snapshot, "out", snapshot.deliveries(wanted))
 
@@ -471,7 +471,7 @@ def _with_keys(snapshot: Snapshot, box: str, rows: Sequence[Any]) -> Json:
     ]
 
 
-def _limit(args: Args) -> int:
+def limit_of(args: Args) -> int:
     text = args.get("limit", "50")
     return max(1, min(int(text), 1000)) if text.isdecimal() else 50
 

@@ -21,8 +21,9 @@ from typing import Any, Literal
 
 from fhir_server import soundness
 from fhir_server.changes import Hub
+from fhir_server.config import Settings
 from fhir_server.errors import Conflict, Invalid, PasserelleError
-from fhir_server.search import index
+from fhir_server.search import index, references
 from fhir_server.search.rows import IndexRows
 from fhir_server.store import backup as backups
 from fhir_server.store import check as checking
@@ -39,20 +40,21 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 
 
 def extract(hub: Hub) -> Callable[[Json], IndexRows]:
-    """The index and scope rows a resource ought to have: what the write path writes."""
-    zone = hub.sites.default.time_zone
+    """The index and scope rows a resource ought to have: what the write path writes, of what it would keep today."""
+    zone, bases = hub.sites.default.time_zone, references.own_bases(hub.settings)
 
     def rows(resource: Json) -> IndexRows:
-        found = index.rows(resource, zone=zone)
+        found = index.rows(references.at_home(resource, bases), zone=zone)
         found.scopes = scopes(resource)
         return found
 
     return rows
 
 
-def meaning() -> int:
-    """A number that changes when index rows mean something else."""
-    return index.meaning()
+def meaning(settings: Settings) -> int:
+    """A number that changes when index rows mean something else, or other base URLs mean this server."""
+    bases = sorted(set(references.declared_bases(settings)))
+    return index.hash63(f"{index.meaning()} {bases}") if bases else index.meaning()
 
 
 def check(hub: Hub, args: Args, tell: Tell) -> Json:
@@ -61,7 +63,7 @@ def check(hub: Hub, args: Args, tell: Tell) -> Json:
     deep = _flag(args, "deep")
     tell("checking resources, versions, messages, deliveries, images and the audit chain")
     report = checking.check(hub.store, extract(hub), deep=deep)
-    told: Json = {"stale": reindexing.stale(hub.store, meaning())}
+    told: Json = {"stale": reindexing.stale(hub.store, meaning(hub.settings))}
     if _flag(args, "repair") and set(report.counts) & {"index", "mask", "scope"}:
         told = {"repaired": reindex(hub, {}, tell), "stale": False}
         report = checking.check(hub.store, extract(hub), deep=deep)
@@ -71,7 +73,7 @@ def check(hub: Hub, args: Args, tell: Tell) -> Json:
 
 def reindex(hub: Hub, args: Args, tell: Tell) -> Json:
     """Make index rows, scopes and masks anew where they do not agree; goes on where an earlier run stopped."""
-    done = reindexing.reindex(hub.store, extract(hub), meaning=meaning(), tell=tell)
+    done = reindexing.reindex(hub.store, extract(hub), meaning=meaning(hub.settings), tell=tell)
     return asdict(done)
 
 

@@ -20,6 +20,7 @@ from fhir_server.delivery.intake_patients import patient_of
 from fhir_server.delivery.intake_stays import encounter_of
 from fhir_server.patients.identity import identifier_query
 from fhir_server.teleexpertise.case import is_case
+from mappers.fhir_to_report import own_root
 from mappers.hl7v2_codes_to_fhir import Enclosed
 from mappers.hl7v2_documents_to_fhir import DocumentMessage, document
 
@@ -80,7 +81,7 @@ def _store(arrival: Arrival, draft: Draft, said: DocumentMessage, patient: str, 
     context = dict(whole.get("context", {}))
     stay = encounter_of(draft, said.encounter_ids, patient, taken)
     context |= {"encounter": [stay["encounter"]]} if stay else {}
-    context["related"] = linked(draft, context.get("related", []), patient, taken)
+    context["related"] = linked(arrival, draft, context.get("related", []), patient, taken)
     whole["context"] = {name: value for name, value in context.items() if value}
     if not whole["context"]:
         del whole["context"]
@@ -98,11 +99,14 @@ def _letter(subject: str, text: str) -> Resource:
 
 
 def content_of(draft: Draft, enclosed: Enclosed, title: str) -> Resource:
-    """DocumentReference.content of enclosed bytes, which are kept as a Binary under their digest."""
+    """DocumentReference.content of enclosed bytes, which are kept as a Binary under their digest. What somebody wrote
+    there that is something else is replaced: what a document names is what was sent."""
     digest = hashlib.sha256(enclosed.data).hexdigest()[:40]
-    if draft.get(f"Binary/{digest}") is None:
-        encoded = base64.b64encode(enclosed.data).decode("ascii")
-        draft.put({"resourceType": "Binary", "id": digest, "contentType": enclosed.media_type, "data": encoded})
+    encoded = base64.b64encode(enclosed.data).decode("ascii")
+    kept = draft.get(f"Binary/{digest}")
+    if kept is None or kept.get("data") != encoded:
+        told = {"resourceType": "Binary", "id": digest, "contentType": enclosed.media_type, "data": encoded}
+        draft.put((kept or {}) | told)
     sha1 = hashlib.sha1(enclosed.data, usedforsecurity=False).digest()
     attachment = {
         "contentType": enclosed.media_type,
@@ -150,13 +154,19 @@ def _withdraw(draft: Draft, held: Resource, taken: Taken) -> None:
     taken.notes.append(f"DocumentReference/{held['id']} was withdrawn")
 
 
-def find_request(draft: Draft, ids: Iterable[tuple[str, str]], patient: str, place: str) -> Resource | None:
-    """The request under one of its numbers. Raises Rejected (207, 900) when it is that of another patient.
+def find_request(
+    arrival: Arrival, draft: Draft, ids: Iterable[tuple[str, str]], patient: str, place: str
+) -> Resource | None:
+    """The request under one of its numbers, or under our own as we tell it. Raises Rejected (207, 900) when it is that
+    of another patient.
 
     A number without an authority (a bare EI-1) is looked for among this patient's requests alone.
     """
+    own = {f"urn:oid:{own_root(site)}" for site in arrival.hub.sites.all}
     for system, value in ids:
         found = draft.find("ServiceRequest", identifier_query(system, value))
+        if not found and system in own and (ours := draft.get(f"ServiceRequest/{value}")):
+            found = [ours]
         mine = [one for one in found if one.get("subject", {}).get("reference") == patient]
         if mine:
             return mine[0]
@@ -166,13 +176,13 @@ def find_request(draft: Draft, ids: Iterable[tuple[str, str]], patient: str, pla
     return None
 
 
-def linked(draft: Draft, named: list[Resource], patient: str, taken: Taken) -> list[Resource]:
+def linked(arrival: Arrival, draft: Draft, named: list[Resource], patient: str, taken: Taken) -> list[Resource]:
     """References by order number turned into references to the stored request where it is known."""
     out = []
     for one in named:
         identifier = one.get("identifier", {})
         ids = [(str(identifier.get("system", "")), str(identifier.get("value", "")))]
-        request = find_request(draft, ids, patient, "ORC^1^2")
+        request = find_request(arrival, draft, ids, patient, "ORC^1^2")
         if request is None:
             out.append(one)
             taken.notes.append(f"ORC-2: no request {ids[0][1][:60]} is known here; it is kept as a number")

@@ -50,7 +50,7 @@ def orders(arrival: Arrival) -> Decide:
         new = any(order.action == "request" for order in said.orders)
         patient = patient_of(arrival, draft, said.patient, taken, create=new)
         for number, order in enumerate(said.orders, 1):
-            held = find_request(draft, (*order.placer, *order.filler), patient, f"ORC^{number}^2")
+            held = find_request(arrival, draft, (*order.placer, *order.filler), patient, f"ORC^{number}^2")
             if order.action == "request":
                 _asked(arrival, draft, said, order, held, controls[number - 1], patient, taken)
             elif order.action != "other":
@@ -182,6 +182,7 @@ def _completed(arrival: Arrival, draft: Draft, known: Resource, order: Order, pa
     study = order.study
     if study and study.accession[1]:
         system, value = study.accession
+        taken.keys.append(("accession", value))
         number = {"type": ACSN, **({"system": system} if system else {}), "value": value}
         held = whole.get("identifier", [])
         if all((one.get("system", ""), one.get("value")) != study.accession for one in held):

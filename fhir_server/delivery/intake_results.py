@@ -56,7 +56,7 @@ def _results(arrival: Arrival, draft: Draft, order: OrderResult, number: int, ab
     known = draft.get(f"DiagnosticReport/{report['id']}") or {}
     if known and known.get("subject", {}).get("reference") != patient:
         raise rejected("the report of this filler number is that of another patient", f"OBR^{number}^3", "207", "904")
-    based = linked(draft, report.pop("basedOn", []), patient, taken)
+    based = linked(arrival, draft, report.pop("basedOn", []), patient, taken)
     cases = [one for one in based if is_case(draft.get(one.get("reference", "")) or {})]
     if others := [one for one in based if one not in cases]:
         report["basedOn"] = others
@@ -138,7 +138,7 @@ def _support(arrival: Arrival, draft: Draft, case: str, report: str, taken: Take
 
 def _decision(arrival: Arrival, draft: Draft, order: OrderResult, patient: str, taken: Taken) -> None:
     """OK takes the request for the expert the answer names, OC refuses it with its reason."""
-    request = find_request(draft, (*order.requests, *order.fillers), patient, "ORC^1^2")
+    request = find_request(arrival, draft, (*order.requests, *order.fillers), patient, "ORC^1^2")
     if request is None or not is_case(request):
         named = ", ".join(value for _, value in order.requests)[:60]
         raise rejected(f"no request {named} of this patient is known here", "ORC^1^2", "204", "900")

@@ -31,7 +31,7 @@ def siu(arrival: Arrival) -> Decide:
             raise rejected(f"no appointment {number} is known here; book it with S12", "SCH^1^1", "204")
         patient = patient_of(arrival, draft, said.patient, taken, create=known is None) if said.patient else ""
         _check_patient(known, patient)
-        draft.put(_whole(draft, said, known, patient, taken))
+        draft.put(_whole(arrival, draft, said, known, patient, taken))
         taken.told(mapped.losses)
         return taken
 
@@ -53,7 +53,7 @@ def _check_patient(known: Resource | None, patient: str) -> None:
         raise rejected("the appointment is that of another patient", "PID^1^3", "207", "904")
 
 
-def _whole(draft: Draft, said: Slot, known: Resource | None, patient: str, taken: Taken) -> Resource:
+def _whole(arrival: Arrival, draft: Draft, said: Slot, known: Resource | None, patient: str, taken: Taken) -> Resource:
     new = dict(said.appointment.resource)
     held = {name: value for name, value in (known or {}).items() if name != "meta"}
     people = new.pop("participant", [])
@@ -63,6 +63,6 @@ def _whole(draft: Draft, said: Slot, known: Resource | None, patient: str, taken
         of_patient = [{"actor": {"reference": patient}, "status": "accepted"}]
     others = people or [one for one in before if one not in of_patient]
     if "basedOn" in new and patient:
-        new["basedOn"] = linked(draft, new["basedOn"], patient, taken)
+        new["basedOn"] = linked(arrival, draft, new["basedOn"], patient, taken)
     key = held.get("id") or stable_id("appointment", *(part for pair in sorted(said.ids) for part in pair))
     return {**held, **new, "id": key, "participant": [*of_patient, *others]}

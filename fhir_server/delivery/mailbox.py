@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from fhir_server.changes import Hub
+from fhir_server.context import SYSTEM
+from fhir_server.errors import PasserelleError
 from fhir_server.security.certificates import towards_partners
 from fhir_server.security.identity import mailbox_reader
 from fhir_server.store.audit import AuditRow
-from fhir_server.store.inbox import NewMessage
+from fhir_server.store.inbox import NewMessage, Received
 from fhir_server.store.lanes import Delivery
 from fhir_server.store.session import Tx
 from fhir_server.store.view import Stale
@@ -26,6 +28,8 @@ from mssante import received
 from mssante.imap import ImapFault, Mailbox
 
 log = logging.getLogger("passerelle.mail")
+_READ = b""
+"""What stands where another wire's acknowledgement does: a mail gets none, and was read."""
 
 
 def poll(hub: Hub) -> bool:
@@ -63,7 +67,8 @@ def poll(hub: Hub) -> bool:
 
 
 def take_in(hub: Hub, raw: bytes, mailbox: str) -> None:
-    """Store one mail and settle what it settles, once; the same bytes again change nothing."""
+    """Store one mail and settle what it settles, once; the same mail again changes nothing. Another one under a known
+    Message-ID settles nothing: it is kept in state `conflict`, with the reason and what it says."""
     mail, caller = _read(raw), mailbox_reader(mailbox)
     stored = hub.store.receive(
         NewMessage(
@@ -78,28 +83,63 @@ def take_in(hub: Hub, raw: bytes, mailbox: str) -> None:
         ),
         caller,
     )
-    if stored.state == "done":
+    if stored.state == "done" or stored.ack is not None:
         return
 
-    def work(tx: Tx) -> None:
-        notes: list[str] = []
-        keys: list[tuple[str, str]] = []
-        for told in told_by(mail):
-            delivery = _delivery(tx, told.delivery_id)
-            if delivery is None:
-                notes.append(f"{told.delivery_id}: not a delivery of ours")
-                continue
-            keys += [("delivery", delivery.id), ("case", delivery.case_key), ("patient", delivery.patient)]
-            notes.append(f"{told.delivery_id}: {told.text}{_settle(tx, delivery, told, stored.id)}")
-        tx.integrate(stored.id, b"", keys=keys, note="\n".join(notes) or f"{mail.kind}: kept for a person")
-        text = f"mail {mail.kind} {mail.message_id} of {mail.sender or 'nobody'} read from {mailbox}"
-        case = next((value for kind, value in keys if kind == "case"), "")
-        tx.audit(AuditRow("E", event="mail-read", case_key=case, text=text))
-
+    twin = stored.conflict and _is_copy(hub, stored.rival, raw)
     try:
-        hub.store.write(caller, work)
+        hub.store.write(caller, lambda tx: _settle_mail(tx, mail, stored, mailbox, twin=twin))
     except Stale:
         log.info("mail %s was taken in meanwhile", stored.id)
+        return
+    if stored.conflict and not twin:
+        log.warning("mail %s has the Message-ID of message %s and other content", stored.id, stored.rival)
+
+
+def _is_copy(hub: Hub, first: str, raw: bytes) -> bool:
+    """Whether a mail is a message that came before, delivered by another way; not where that one cannot be read."""
+    try:
+        with hub.store.read(SYSTEM) as snapshot:
+            return received.carried(snapshot.message_raw(first)) == received.carried(raw)
+    except PasserelleError:
+        log.exception("message %s cannot be compared", first)
+        return False
+
+
+def _settle_mail(tx: Tx, mail: received.Received, stored: Received, mailbox: str, *, twin: bool) -> None:
+    notes, keys = _told(tx, mail, stored)
+    text = f"mail {mail.kind} {mail.message_id} of {mail.sender or 'nobody'} read from {mailbox}"
+    case, outcome = next((value for kind, value in keys if kind == "case"), ""), "0"
+    if twin:
+        row = tx.message(stored.id)
+        if row is not None and row.state == "conflict":
+            tx.reopen(stored.id)
+        tx.integrate(stored.id, _READ, keys=keys, note=f"the mail of message {stored.rival}, come by another way")
+    elif stored.conflict:
+        why = (
+            f"its Message-ID came before with other content (message {stored.rival}): compare the two; "
+            "`passerelle inbox replay` takes this one in all the same"
+        )
+        tx.reject(stored.id, "\n".join([why, *notes]), "Message-ID", _READ, keys=keys)
+        text, outcome = f"{text}; settles nothing, for {why}", "4"
+    else:
+        tx.integrate(stored.id, _READ, keys=keys, note="\n".join(notes) or f"{mail.kind}: kept for a person")
+    tx.audit(AuditRow("E", event="mail-read", case_key=case, outcome=outcome, text=text))
+
+
+def _told(tx: Tx, mail: received.Received, stored: Received) -> tuple[list[str], list[tuple[str, str]]]:
+    """What a mail says of our deliveries, settled unless its Message-ID is another's, and the keys it is found by."""
+    notes: list[str] = []
+    keys: list[tuple[str, str]] = []
+    for told in told_by(mail):
+        delivery = _delivery(tx, told.delivery_id)
+        if delivery is None:
+            notes.append(f"{told.delivery_id}: not a delivery of ours")
+            continue
+        keys += [("delivery", delivery.id), ("case", delivery.case_key), ("patient", delivery.patient)]
+        outcome = " (settles nothing)" if stored.conflict else _settle(tx, delivery, told, stored.id)
+        notes.append(f"{told.delivery_id}: {told.text}{outcome}")
+    return notes, keys
 
 
 def _read(raw: bytes) -> received.Received:

@@ -105,9 +105,25 @@ def _answer_seconds(claim: Claim, default: float) -> float:
 
 
 def _send_mllp(claim: Claim, payload: bytes, settings: Settings, line: Line, connections: Connections) -> Receipt:
-    parts = urlsplit(claim.delivery.endpoint)
+
+    def converse(way: Way, made: Callable[[], Sender]) -> Receipt:
+        with connections.borrowed(claim, way, made) as sender:
+            sender.before_send = line.may_send
+            raw = sender.send(payload, timeout=_answer_seconds(claim, settings.send_timeout_seconds))
+            line.let_go()
+        told = ack.read(raw)
+        words = told.text or "; ".join(error.text for error in told.errors if error.text)
+        return Receipt(classify("mllp", "ack", told.code), told.code, words, raw)
+
+    return _by_mllp(claim.delivery.endpoint, settings, converse)
+
+
+def _by_mllp(endpoint: str, settings: Settings, converse: Callable[[Way, Callable[[], Sender]], Receipt]) -> Receipt:
+    """What came of a conversation with an MLLP partner, or of the attempt to hold one: `converse` is handed the way
+    there, and what makes a connection."""
+    parts = urlsplit(endpoint)
     if not parts.hostname or not parts.port:
-        return Receipt("permanent", "address", f"{claim.delivery.endpoint} has no host and port")
+        return Receipt("permanent", "address", f"{endpoint} has no host and port")
     try:
         address, secured = destination(parts.hostname, parts.port, allowed_by(settings)), parts.scheme == "mllps"
         way = Way(address, parts.hostname, tls_files(settings) if secured else None)
@@ -116,19 +132,13 @@ def _send_mllp(claim: Claim, payload: bytes, settings: Settings, line: Line, con
             tls = towards_partners(settings) if secured else None
             return Sender(address, timeout=settings.send_timeout_seconds, tls=tls, server_name=way.host)
 
-        with connections.borrowed(claim, way, made) as sender:
-            sender.before_send = line.may_send
-            raw = sender.send(payload, timeout=_answer_seconds(claim, settings.send_timeout_seconds))
-            line.let_go()
+        return converse(way, made)
     except Refused as refused:
         return Receipt("held", "address", str(refused))
     except socket.gaierror as unknown:
         return Receipt(classify("mllp", "connect", "name"), "name", f"{parts.hostname} has no address now: {unknown}")
     except MllpFault as fault:
         return Receipt(classify("mllp", fault.stage, fault.code), fault.code, fault.text)
-    told = ack.read(raw)
-    words = told.text or "; ".join(error.text for error in told.errors if error.text)
-    return Receipt(classify("mllp", "ack", told.code), told.code, words, raw)
 
 
 def _send_mail(claim: Claim, payload: bytes, settings: Settings, line: Line, _connections: Connections) -> Receipt:
@@ -156,6 +166,29 @@ def _send_mail(claim: Claim, payload: bytes, settings: Settings, line: Line, _co
     except smtp.SmtpFault as fault:
         return Receipt(classify("mssante", fault.stage, str(fault.code)), str(fault.code), fault.text)
     return Receipt("sent", "250", accepted.text)
+
+
+def reach(endpoint: str, settings: Settings) -> Receipt:
+    """Whether a destination takes connections from here, by the rules and the TLS of a sending; nothing is sent. "sent"
+    when it does."""
+
+    def connect(way: Way, made: Callable[[], Sender]) -> Receipt:
+        sender = made()
+        try:
+            sender.connect()
+        finally:
+            sender.close()
+        return Receipt("sent", "connected", f"{way.host}:{way.address[1]} takes connections; nothing was sent")
+
+    scheme = urlsplit(endpoint).scheme
+    try:
+        if scheme in ("mllp", "mllps"):
+            return _by_mllp(endpoint, settings, connect)
+    except ValueError as error:
+        return Receipt("permanent", "address", f"{endpoint} cannot be used: {error}")
+    if scheme == "pull":
+        return Receipt("held", "pull", "its partner fetches: there is nobody to connect to")
+    return Receipt("held", "scheme", f"whether {endpoint} is there is known by sending: look at its last attempts")
 
 
 _SENDERS: Mapping[str, Callable[[Claim, bytes, Settings, Line, Connections], Receipt]] = {

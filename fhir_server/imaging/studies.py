@@ -21,8 +21,9 @@ from fhir_server.patients import identity, merge
 from fhir_server.patients.sites import Sites
 from fhir_server.patients.traits import birth_name, differences, doubt, fold, strict_traits
 from fhir_server.store.engine import Store
-from fhir_server.store.instances import Instance, Study, StudyFilter
+from fhir_server.store.instances import Conflicting, Instance, Study, StudyFilter
 from fhir_server.store.session import Tx
+from fhir_server.store.view import instant_of
 from fhir_server.teleexpertise.accession import bare_or_ours, number_queries
 from fhir_server.teleexpertise.case import is_case
 from mappers.dicom_to_fhir import accession, imaging_study, patient_ids, study_id, study_record
@@ -168,10 +169,36 @@ def reference_of(study_uid: str) -> str:
     return f"ImagingStudy/{study_id(study_uid)}"
 
 
-def listed(store: Store, args: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Studies, latest first; `state` (matched, patient, unmatched, manual, new) narrows."""
+def listed(store: Store, args: Mapping[str, str], limit: int) -> list[dict[str, Any]]:
+    """Studies, latest first; `state` (matched, patient, unmatched, manual, new) and `key` (a patient's or accession
+    number, a reference) narrow."""
+    wanted = StudyFilter(match_state=args.get("state", ""), key=args.get("key", ""), limit=limit)
     with store.read(SYSTEM) as snapshot:
-        return [asdict(study) for study in snapshot.studies(StudyFilter(match_state=args.get("state", "")))]
+        return [asdict(study) for study in snapshot.studies(wanted)]
+
+
+def conflicts(store: Store, study_uid: str, limit: int) -> list[dict[str, Any]]:
+    """Images that came under the SOP Instance UID of another and were kept beside it, latest first; '' is any study.
+
+    `first` is what the UID stands for here, as it came: sha256 and size of the file, who sent it, and when.
+    """
+    with store.read(SYSTEM) as snapshot:
+        return [_told_apart(one, snapshot.instance(one.sop_uid)) for one in snapshot.conflicts(study_uid, limit)]
+
+
+def _told_apart(one: Conflicting, first: Instance | None) -> dict[str, Any]:
+    shown = asdict(one) | {"received_at": instant_of(one.received_at), "same_study": False, "first": None}
+    if first is not None:
+        shown["same_study"] = first.study_uid == one.study_uid
+        shown["first"] = {
+            "study_uid": first.study_uid,
+            "blob": first.blob,
+            "size": first.size,
+            "calling_ae": first.calling_ae,
+            "peer": first.peer,
+            "received_at": instant_of(first.received_at),
+        }
+    return shown
 
 
 def attach(store: Store, study_uid: str, request_id: str) -> dict[str, str]:

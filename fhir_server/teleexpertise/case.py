@@ -17,6 +17,7 @@ from fhir_server.context import Caller, View, instant
 from fhir_server.errors import Invalid, RuleBroken
 from fhir_server.patients.sites import Sites
 from fhir_server.teleexpertise.states import TASK_STATUS, State
+from profiles import json_edit
 
 Resource = dict[str, Any]
 CATEGORY = "35"
@@ -110,12 +111,15 @@ def based_on(resource: Mapping[str, Any]) -> list[str]:
 
 
 def same(before: Resource, after: Resource, filled: Iterable[str] = ()) -> bool:
-    """Whether `after` says again what is stored. `filled`: elements this server adds when the client leaves them out;
-    version and instant of the stored one do not count."""
+    """Whether `after` says again what is stored, to the last digit: `1.00` is another measure than `1.0`. `filled`:
+    elements this server adds when the client leaves them out; version and instant of the stored one do not count.
+
+    Source: https://hl7.org/fhir/R4/datatypes.html#decimal
+    """
     said = {name: value for name, value in after.items() if name != "meta"}
     said |= {name: before[name] for name in filled if name not in said and name in before}
     kept = {name: value for name, value in before.items() if name != "meta"}
-    return said == kept and _own_meta(before) == _own_meta(after)
+    return json_edit.same(said, kept) and json_edit.same(_own_meta(before), _own_meta(after))
 
 
 def _own_meta(resource: Resource) -> Resource:

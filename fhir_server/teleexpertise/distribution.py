@@ -37,7 +37,7 @@ class Flavour:
     """What a message to an Endpoint is. `ins_alone`: the receiver knows a patient by the INS of PID-3, without a number
     of its own; `platform`: it serves the DMP, not a patient file."""
 
-    message: Literal["mdm", "oru", "plain-mdm", "plain-oru", "answer", "slot"]
+    message: Literal["mdm", "oru", "plain-mdm", "plain-oru", "answer", "order", "slot"]
     profile: Literal["lps-1.1", "push-2.1", ""]
     ins_alone: bool
     platform: bool
@@ -52,17 +52,24 @@ FLAVOURS: Mapping[str, Flavour] = {
 }
 WORKFLOW: Mapping[str, Flavour] = {
     "tlr-1.0": Flavour("answer", "", True, False),
+    "tlr-1.0-orm": Flavour("order", "", True, False),
     "siu-2.5": Flavour("slot", "", False, False),
 }
-"""What an Endpoint may ask for beside reports, with them or alone: answers to its orders, appointments (`orders`)."""
-WORKFLOW_NAMES: Mapping[str, str] = {"tlr-1.0": "Réponse à la demande non remise", "siu-2.5": "Rendez-vous non remis"}
+"""What an Endpoint may ask for beside reports, with them or alone: answers to its orders, the orders it is to answer,
+appointments (`orders`)."""
+WORKFLOW_NAMES: Mapping[str, str] = {
+    "tlr-1.0": "Réponse à la demande non remise",
+    "tlr-1.0-orm": "Demande non remise",
+    "siu-2.5": "Rendez-vous non remis",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
     """One road of one report. `lane` orders deliveries; `second_leg` says what confirms the handing over; `addressee`
-    is who is at its end, in one spelling, and `person` whose mailbox or software it is. `trigger`: new (T02), in the
-    place of the document `replaces` (T10), or taking that back (T04); the delivery `after` brought that document."""
+    is who is at its end, in one spelling, and `person` whose mailbox or software it is; `site` the key of the
+    establishment whose patient and visit numbers are known there, or ''. `trigger`: new (T02), in the place of the
+    document `replaces` (T10), or taking that back (T04); the delivery `after` brought that document."""
 
     kind: Literal["hl7", "mail"]
     lane: str
@@ -79,6 +86,7 @@ class Destination:
     trigger: Trigger = "T02"
     replaces: str = ""
     after: str = ""
+    site: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +234,7 @@ def hl7_road(candidate: Candidate, code: str, *, platform: bool = False) -> Dest
         facility=query.get("facility", [""])[0],
         dmp=platform,
         person=candidate.person,
+        site=candidate.site,
     )
 
 

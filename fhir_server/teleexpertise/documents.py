@@ -147,7 +147,7 @@ def _recalled(case: _Case, before: Held, lane: str = "") -> Rendered:
     plan = Plan((), ())
     if before.holders:
         patient = _patient(case, before.latest)
-        plan = succession.recall(before, patient, ctx.view, mailing=bool(ctx.settings.smtp))
+        plan = succession.recall(before, patient, ctx.view, ctx.sites, mailing=bool(ctx.settings.smtp))
     out: list[NewDelivery] = []
     for road in plan.destinations:
         if lane in ("", road.lane):

@@ -20,6 +20,8 @@ from fhir_server.teleexpertise.case import Context
 from fhir_server.teleexpertise.distribution import Destination
 from mappers import fhir_to_hl7v2, fhir_to_xdm
 from mappers.fhir_to_hl7v2_plain import plain
+from mappers.fhir_to_hl7v2_segments import Visit
+from mappers.fhir_to_hl7v2_visit import visit_of
 from mappers.fhir_to_report import Report
 from mappers.identity import Mailbox, Site
 from mssante import envelope
@@ -48,7 +50,7 @@ def freeze(road: Destination, key: str, content: Content, ctx: Context) -> NewDe
     content = replace(content, value=value)
     if road.kind == "mail":
         payload, media = _mail(road, key, content, ctx), "message/rfc822"
-        endpoint = f"mssante:{road.mailbox}?from={_sender(content.site).address}"
+        endpoint = mail_endpoint(road, content.site)
     else:
         payload, media, endpoint = _message(road, key, content, ctx), "x-application/hl7-v2+er7", road.endpoint
     return NewDelivery(
@@ -80,15 +82,25 @@ def _message(road: Destination, key: str, content: Content, ctx: Context) -> byt
         "trigger": road.trigger,
     }  # fmt: skip
     sent: Mapping[str, Any] = to
+    visit = stay_for(road, ctx.view.get(f"ServiceRequest/{value.request_id}") or {}, ctx)
+    options = fhir_to_hl7v2.Options(visit=visit)
     match flavour.message:
         case "mdm":
             profile = flavour.profile or "lps-1.1"
-            return fhir_to_hl7v2.mdm(value, content.cda, profile=profile, dmp=road.dmp, **sent).value
+            return fhir_to_hl7v2.mdm(value, content.cda, profile=profile, dmp=road.dmp, options=options, **sent).value
         case "oru":
-            return fhir_to_hl7v2.oru(value, content.cda, dmp=road.dmp, **sent).value
+            return fhir_to_hl7v2.oru(value, content.cda, dmp=road.dmp, options=options, **sent).value
         case "plain-mdm":
-            return plain(value, content.pdf, kind="MDM", **sent).value
-    return plain(value, content.pdf, kind="ORU", **sent).value
+            return plain(value, content.pdf, kind="MDM", visit=visit, **sent).value
+    return plain(value, content.pdf, kind="ORU", visit=visit, **sent).value
+
+
+def stay_for(road: Destination, request: Resource, ctx: Context) -> Visit | None:
+    """The stay of a request, for the establishment that counts it; None for everybody else."""
+    stay = ctx.view.get(request.get("encounter", {}).get("reference", "")) or {}
+    if not road.site or stay.get("subject", {}).get("reference") != request.get("subject", {}).get("reference"):
+        return None
+    return visit_of(stay, ctx.sites.by_key(road.site))
 
 
 def _sender(site: Site) -> Mailbox:
@@ -101,20 +113,30 @@ def _sender(site: Site) -> Mailbox:
     return box
 
 
-def _mail(road: Destination, key: str, content: Content, ctx: Context) -> bytes:
-    site, value = content.site, content.value
+def mail_endpoint(road: Destination, site: Site) -> str:
+    """Where a mail goes, and which of the site's mailboxes sends it. Raises Invalid when it has none."""
+    return f"mssante:{road.mailbox}?from={_sender(site).address}"
+
+
+def letterhead(mailbox: str, key: str, site: Site, ctx: Context) -> dict[str, Any]:
+    """What every mail of a site to a mailbox begins with, as `envelope` takes it. Raises Invalid as above."""
     box = _sender(site)
     us = Address(box.address, box.display)
-    to: dict[str, Any] = {
+    return {
         "delivery_id": key,
         "date": ctx.now.astimezone(ZoneInfo(site.time_zone)),
         "sender": us,
-        "recipients": (Address(road.mailbox),),
+        "recipients": (Address(mailbox),),
         "product": ctx.settings.mail_product,
         "reply_to": us,
         "notify_to": us,
-        "about": envelope.message_id_of(road.after, box.address) if road.after else "",
     }
+
+
+def _mail(road: Destination, key: str, content: Content, ctx: Context) -> bytes:
+    site, value = content.site, content.value
+    to = letterhead(road.mailbox, key, site, ctx)
+    to["about"] = envelope.message_id_of(road.after, to["sender"].address) if road.after else ""
     if road.trigger == "T04":
         return envelope.notice(fhir_to_xdm.withdrawal(value, site, content.reason), **to)
     files = fhir_to_xdm.files(

@@ -67,7 +67,7 @@ def candidates(
             reference = str(item.get("reference", ""))
             if reference and reference not in found:
                 endpoint = view.get(reference) or {}
-                key = _site(view.get(endpoint.get("managingOrganization", {}).get("reference", "")) or {}, sites)
+                key = site_at(endpoint, view, sites)
                 found[reference] = Candidate(reference, endpoint, key or _site(house, sites), person)
     return list(found.values())
 
@@ -108,6 +108,11 @@ def _house(owner: Resource, view: View) -> Resource:
         return owner
     reference = (owner.get("organization") or owner.get("providedBy") or {}).get("reference", "")
     return view.get(reference) or {}
+
+
+def site_at(endpoint: Resource, view: View, sites: Sites) -> str:
+    """The key of the declared establishment that an Endpoint says it is managed by, or ''."""
+    return _site(view.get(endpoint.get("managingOrganization", {}).get("reference", "")) or {}, sites)
 
 
 def _site(house: Resource, sites: Sites) -> str:

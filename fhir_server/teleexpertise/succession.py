@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fhir_server.context import View
+from fhir_server.patients.sites import Sites
 from fhir_server.teleexpertise.case import STEP_SYSTEM, Handed
 from fhir_server.teleexpertise.distribution import (
     FLAVOURS,
@@ -28,7 +29,7 @@ from fhir_server.teleexpertise.distribution import (
     mail_road,
     report_flavour,
 )
-from fhir_server.teleexpertise.parties import OPPOSED, Candidate
+from fhir_server.teleexpertise.parties import OPPOSED, Candidate, site_at
 from mappers.fhir_to_report import PatientIdentity
 
 Resource = Mapping[str, Any]
@@ -151,13 +152,13 @@ def _shuts(shut: Shut, holders: Sequence[Holder]) -> bool:
     return any((shut.lane and shut.lane == one.lane) or (shut.person and shut.person == one.person) for one in holders)
 
 
-def recall(before: Held, patient: PatientIdentity, view: View, *, mailing: bool) -> Plan:
+def recall(before: Held, patient: PatientIdentity, view: View, sites: Sites, *, mailing: bool) -> Plan:
     """The plan of a withdrawal: everybody who holds a version is told, by the road it came, whatever has become of
     their part in the case since."""
     roads: list[Destination] = []
     shut: list[Shut] = []
     for had in before.holders:
-        road, why = _way_back(had, patient, view, mailing)
+        road, why = _way_back(had, patient, view, sites, mailing)
         if road is None:
             shut.append(Shut(had.display or had.lane, why, NOT_RECALLED, had.lane))
         else:
@@ -170,7 +171,9 @@ def assumed(plan: Plan, before: Held) -> tuple[Holder, ...]:
     return tuple(Holder(one.lane, one.addressee, one.person, one.display, before.latest) for one in plan.destinations)
 
 
-def _way_back(had: Holder, patient: PatientIdentity, view: View, mailing: bool) -> tuple[Destination | None, str]:
+def _way_back(
+    had: Holder, patient: PatientIdentity, view: View, sites: Sites, mailing: bool
+) -> tuple[Destination | None, str]:
     if had.lane.startswith(MAIL_LANE):
         road = mail_road(had.lane.partition(":")[2], had.person, had.display) if mailing else None
         return road, "aucun opérateur MSSanté n'est configuré (réglage smtp)"
@@ -183,7 +186,8 @@ def _way_back(had: Holder, patient: PatientIdentity, view: View, mailing: bool) 
         return None, f"{had.lane} n'est plus en service"
     if patient.ins is None and (flavour.platform or not patient.local_ids):
         return None, "le patient n'a plus l'identifiant sous lequel il y était connu"
-    return hl7_road(Candidate(had.lane, endpoint), code, platform=flavour.platform), ""
+    found = Candidate(had.lane, endpoint, site_at(endpoint, view, sites))
+    return hl7_road(found, code, platform=flavour.platform), ""
 
 
 def _holder(road: Destination, holders: Sequence[Holder]) -> Holder | None:

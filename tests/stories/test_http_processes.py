@@ -113,7 +113,7 @@ def test_a_killed_process_takes_its_own_requests_along_and_nothing_else(house: H
             before = children(house)
             os.kill(min(before), signal.SIGKILL)
             flowing.grew()  # the other one goes on, or this one again
-            until(lambda before=before: len(children(house) - {min(before)}) == 2)  # type: ignore[misc]
+            until(lambda before=before: len(children(house) - {min(before)}) == 2)  # type: ignore[misc]  # a default has no type
             assert max(flowing.cut) <= kills, "a client lost more than what was under way"
         flowing.grew()
     assert flowing.wrong == []

@@ -283,7 +283,7 @@ def test_a_fault_on_the_way_to_a_mail_operator(
 
 def test_a_mail_destination_has_its_own_time_to_answer(hub: Hub, post: operator.Running) -> None:
     at = {"smtp": f"127.0.0.1:{post.smtp_port}", "send_timeout_seconds": 10.0, "mail_answer_seconds": 600.0}
-    hub = dataclasses.replace(hub, settings=dataclasses.replace(hub.settings, **at))  # type: ignore[arg-type]
+    hub = dataclasses.replace(hub, settings=dataclasses.replace(hub.settings, **at))  # type: ignore[arg-type]  # keywords of any type
     queue(hub, f"mssante:{RECIPIENT}?from={SENDER}", FIRST, protocol="mail", lane="mail")
     hub.store.write(SYSTEM, lambda tx: tx.set_policy("mail", Policy(on_silence="hold", answer_seconds=1)))
     operator.set_faults(post.settings.data, [{"at": "stored", "do": "hang", "times": 1}])

@@ -105,8 +105,15 @@ def test_rows_of_another_version_are_told_at_the_start_in_readyz_and_by_check(
     assert asked(second.bound.http, "/readyz") == (200, "\n".join(["ready", *second.bound.told(), STALE, ""]))
     told = upkeep.check(second.hub, {}, lambda line: None)
     assert (told["ok"], told["stale"]) == (True, True)
-    reindex.reindex(second.hub.store, upkeep.extract(second.hub), meaning=upkeep.meaning())
+    reindex.reindex(second.hub.store, upkeep.extract(second.hub), meaning=upkeep.meaning(second.settings))
     assert STALE not in asked(second.bound.http, "/readyz")[1]
+
+    second.close()
+    caplog.clear()
+    third = serve(base_aliases="https://old.example.org/fhir")  # what is ours now was not when it was indexed
+    assert STALE in caplog.text and STALE in asked(third.bound.http, "/readyz")[1]
+    upkeep.reindex(third.hub, {}, lambda line: None)
+    assert STALE not in asked(third.bound.http, "/readyz")[1]
 
 
 # --- who may send images ---------------------------------------------------------------------------------------------

@@ -75,11 +75,12 @@ def test_a_packed_body_is_read(client: httpx.Client) -> None:
     [
         ("gzip", gzip.compress(b" " * 200_000_000, 1, mtime=0), 413),
         ("gzip", gzip.compress(b"{}" * 1000, mtime=0)[:-12], 400),
+        ("gzip", gzip.compress(b"", mtime=0) * 20_000, 413),
         ("gzip", b"no gzip at all", 400),
         ("br", b"x", 415),
         ("gzip, gzip", b"x", 415),
     ],
-    ids=["bomb", "cut off", "no gzip", "other coding", "twice"],
+    ids=["bomb", "cut off", "many", "no gzip", "other coding", "twice"],
 )
 def test_a_bomb_and_what_is_no_gzip_are_refused(client: httpx.Client, coding: str, content: bytes, status: int) -> None:
     answer = client.post("/fhir/Patient", content=content, headers=JSON | {"content-encoding": coding})

@@ -17,7 +17,7 @@ from fhir_server.config import Settings
 from fhir_server.context import SYSTEM, Caller, Clock, now
 from fhir_server.demo import people, seed
 from fhir_server.demo.run import SITES
-from fhir_server.errors import PasserelleError
+from fhir_server.errors import PasserelleError, Unavailable
 from fhir_server.patients.sites import load_sites
 from fhir_server.search.rows import IndexRows
 from fhir_server.store.engine import Store
@@ -37,6 +37,16 @@ ADMIN = Caller("", "Exploitant", frozenset({"admin"}))
 DEVICE = Caller("", "Échographe", frozenset({"device"}), channel="dicom")
 CONSENT_URL = Settings().extension_patient_consent
 
+OTHER_SITE: dict[str, Any] = dict(SITES[0]) | {
+    "key": "autre",
+    "name": "Clinique en production",
+    "mode": "production",
+    "finess_eg": "990000992",
+    "finess_ej": "990000984",
+    "namespaces": [{"name": "ipp", "kind": "PI", "hd": ["AUTRE", "990000992", "N"], "oid": "1.2.3.4.5"}],
+}
+"""A second establishment, which is not one of the demo's."""
+
 
 class Ticking:
     """A clock that stands at one moment and moves a second each time it is looked at."""
@@ -47,6 +57,25 @@ class Ticking:
     def __call__(self) -> datetime:
         self.moment += timedelta(seconds=1)
         return self.moment
+
+
+class Full:
+    """A store that reads as ever, and whose every write fails for want of space."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def write(self, *_: Any) -> None:
+        raise Unavailable("the disk is full")
+
+
+def full(hub: Hub) -> Hub:
+    """The same hub on a full disk."""
+    store: Any = Full(hub.store)
+    return dataclasses.replace(hub, store=store)
 
 
 def hub_on(store: Store, *, site: dict[str, Any] | None = None, clock: Clock = now, **settings: Any) -> Hub:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from operator import methodcaller
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from fhir_server.context import SYSTEM
 from fhir_server.search import index
@@ -101,3 +105,17 @@ def image(store: Store, number: int) -> None:
     blob = store.blobs.put(b"DICM" + bytes([number]))
     new = NewInstance(f"1.2.{number}", "1.1", f"1.3.{number % 2}", "c", "t", blob, 5, str(number), "{}")
     store.write(SYSTEM, lambda tx: tx.add_instance(new))
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, reason: int, *paths: Path) -> None:
+    """The system refuses to open these files, whoever asks; what takes their place opens."""
+    inodes, real = {path.stat().st_ino for path in paths}, Path.open
+    for path in paths:
+        path.with_name(f"held-{path.name}").hardlink_to(path)  # no new file gets the same inode
+
+    def refuse(path: Path, mode: str = "r", **more: Any) -> Any:
+        if mode == "rb" and path.exists() and path.stat().st_ino in inodes:
+            raise OSError(reason, os.strerror(reason), str(path))
+        return real(path, mode, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)

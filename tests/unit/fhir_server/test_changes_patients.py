@@ -8,7 +8,7 @@ from typing import Any
 
 import hubs
 import pytest
-from hubs import PARTNER, at_once, found, hub_on, post, put, results
+from hubs import OTHER_SITE, PARTNER, at_once, found, hub_on, post, put, results
 from identities import QUERY, about, doubtful, in_a_bundle, person, provisional
 
 from fhir_server.changes import Applied, Change, Hub, apply, view_of
@@ -288,16 +288,8 @@ def test_a_production_site_takes_no_test_identity_by_any_door(store: Store, verb
 
 def test_with_two_sites_the_one_that_owns_the_patient_decides_about_test_identities(store: Store) -> None:
     """The default site is a test site; a Patient nobody can place is judged by the strictest of all."""
-    clinic = dict(SITES[0]) | {
-        "key": "clinique",
-        "name": "Clinique en production",
-        "mode": "production",
-        "finess_eg": "990000992",
-        "finess_ej": "990000984",
-        "namespaces": [{"name": "ipp", "kind": "PI", "hd": ["CLI", "990000992", "N"], "oid": "1.2.3.4.5"}],
-    }
     hub = hub_on(store)
-    hub = dataclasses.replace(hub, sites=load_sites([*hub.settings.sites, clinic]))
+    hub = dataclasses.replace(hub, sites=load_sites([*hub.settings.sites, OTHER_SITE]))
     assert post(hub, PARTNER, person()).status == 201
     theirs = [*person(1)["identifier"][:1], {"system": "urn:oid:1.2.3.4.5", "value": "1"}]
     unplaced = {name: value for name, value in person(2, without=people.IPP_SYSTEM).items() if "managing" not in name}
@@ -305,7 +297,7 @@ def test_with_two_sites_the_one_that_owns_the_patient_decides_about_test_identit
         with pytest.raises(Invalid, match="Clinique en production is a production site") as refused:
             post(hub, PARTNER, patient)
         assert refused.value.issues[0].expression == "Patient.identifier[0]"
-    for managing in ({"reference": "Organization/clinique"}, {"identifier": FINESS | {"value": "990000984"}}):
+    for managing in ({"reference": "Organization/autre"}, {"identifier": FINESS | {"value": "990000984"}}):
         with pytest.raises(Invalid, match="Clinique en production is a production site"):
             post(hub, PARTNER, person(3, managingOrganization=managing))
     loud = person(1, identifier=[person(1)["identifier"][0] | {"system": people.INS_SYSTEM.upper()}, theirs[1]])

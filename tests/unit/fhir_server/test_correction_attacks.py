@@ -9,8 +9,7 @@ from typing import Any
 
 import hubs
 import pytest
-from hubs import ADMIN, EXPERT, PARTNER, REQUESTER, SYSTEM, asked, directory, found, hub_on, meddled, opinion, put, read
-from test_corrections import (
+from corrected import (
     DPI,
     MAIL,
     PFI,
@@ -26,14 +25,14 @@ from test_corrections import (
     waiting,
     withdraw,
 )
-from test_declared_doctor import DOCTOR, declared, refusal
+from hubs import ADMIN, EXPERT, PARTNER, REQUESTER, SYSTEM, asked, found, meddled, opinion, put, read
+from test_declared_doctor import DOCTOR, PRIVACY, declared, refusal
 
 from fhir_server import outbox
 from fhir_server.changes import Hub, view_of
 from fhir_server.demo import people
 from fhir_server.errors import Invalid, RuleBroken
 from fhir_server.search import index
-from fhir_server.store.engine import Store
 from fhir_server.store.session import Snapshot
 from fhir_server.teleexpertise import overtaken
 from fhir_server.teleexpertise.case import Context
@@ -43,26 +42,10 @@ from mappers.cda_to_report import expert_sent, requester_sent
 from mappers.fhir_to_report import oid_of
 
 Resource = dict[str, Any]
-PRIVACY = {
-    "coding": [{"system": "http://terminology.hl7.org/CodeSystem/consentscope", "code": "patient-privacy"}],
-}
 TRIED = (
     "INSERT INTO attempt (delivery_id, n, worker, token, started_at, outcome, error_class) "
     "VALUES (?, 1, 'w', 1, 1, 'retry', ?)"
 )
-
-
-@pytest.fixture
-def hub(open_url: Callable[..., Store], sqlite_url: str) -> Hub:
-    return directory(hub_on(open_url(sqlite_url)))
-
-
-@pytest.fixture
-def signed(hub: Hub) -> Hub:
-    """A report everybody received."""
-    asked(hub, state="completed")
-    received(hub)
-    return hub
 
 
 def without(hub: Hub, reference: str, element: str) -> None:

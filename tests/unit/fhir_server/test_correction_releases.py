@@ -12,9 +12,9 @@ from typing import Any
 
 import hubs
 import pytest
+from corrected import DPI, MAIL, PFI, correct, message, payload, received, record, waiting, withdraw
 from hubs import SYSTEM, asked, at_once, directory, hub_on, meddled, put, read
 from test_correction_attacks import TRIED, regenerate, run
-from test_corrections import DPI, MAIL, PFI, correct, message, payload, received, record, waiting, withdraw
 
 from fhir_server import outbox
 from fhir_server.changes import Hub

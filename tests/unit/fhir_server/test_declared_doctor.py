@@ -114,12 +114,21 @@ def test_the_document_names_the_declared_doctor(hub: Hub) -> None:
     assert document(hub).xpath(ATTENDING, namespaces={"h": CDA}) == ["LEFEVRE"]
 
 
-@pytest.mark.parametrize("why", ["opposed", "no RPPS", "unknown", "none"])
+def test_the_document_names_a_declared_doctor_of_whom_only_the_name_is_known(hub: Hub) -> None:
+    put(hub, PARTNER, {"resourceType": "Practitioner", "id": "bourg", "name": [{"family": "PETIT", "given": ["Jean"]}]})
+    declared(hub, {"reference": "Practitioner/bourg"})
+    asked(hub, state="completed")
+    made = document(hub)
+    assert made.xpath(ATTENDING, namespaces={"h": CDA}) == ["PETIT"]
+    assert made.xpath("//h:participant[@typeCode='INF']/h:associatedEntity/h:id", namespaces={"h": CDA}) == []
+
+
+@pytest.mark.parametrize("why", ["opposed", "no name", "unknown", "none"])
 def test_the_document_names_no_doctor_who_is_not_known_or_not_wanted(hub: Hub, why: str) -> None:
     if why == "opposed":
         put(hub, PARTNER, refusal("Practitioner/lefevre", scope=PRIVACY))
-    if why == "no RPPS":
-        put(hub, PARTNER, {k: v for k, v in read(hub, "Practitioner/lefevre").items() if k != "identifier"})
+    if why == "no name":
+        put(hub, PARTNER, {k: v for k, v in read(hub, "Practitioner/lefevre").items() if k != "name"})
     named = {"display": "Jean PETIT"} if why == "unknown" else {"reference": "Practitioner/lefevre"}
     declared(hub, *([] if why == "none" else [named]))
     asked(hub, state="completed")
@@ -143,8 +152,7 @@ def refusal(actor: str, **changes: Any) -> Resource:
 
 @pytest.mark.parametrize("actor", ["Practitioner/lefevre", "PractitionerRole/lefevre"])
 def test_a_patient_who_does_not_want_it_is_heard(hub: Hub, actor: str) -> None:
-    scope = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/consentscope", "code": "patient-privacy"}]}
-    put(hub, PARTNER, refusal(actor, scope=scope))
+    put(hub, PARTNER, refusal(actor, scope=PRIVACY))
     declared(hub, {"reference": "Practitioner/lefevre"})
     assert mailed(hub) == [ASKER]
     assert untold(hub) == [
@@ -154,8 +162,7 @@ def test_a_patient_who_does_not_want_it_is_heard(hub: Hub, actor: str) -> None:
 
 @pytest.mark.parametrize("change", [{"status": "inactive"}, {"patient": {"reference": "Patient/patient-02"}}])
 def test_a_refusal_that_is_over_or_of_somebody_else_stops_nothing(hub: Hub, change: Resource) -> None:
-    scope = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/consentscope", "code": "patient-privacy"}]}
-    put(hub, PARTNER, refusal("Practitioner/lefevre", scope=scope, **change))
+    put(hub, PARTNER, refusal("Practitioner/lefevre", scope=PRIVACY, **change))
     declared(hub, {"reference": "Practitioner/lefevre"})
     assert mailed(hub) == [ASKER, DOCTOR]
 

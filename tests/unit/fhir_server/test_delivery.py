@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,14 @@ from delivery_hub import FIRST, SECOND, attempts, message, queue, row
 from hubs import hub_on
 
 from conformance.peers.mllp import Peer
+from fhir_server.app import operate
 from fhir_server.changes import Hub
-from fhir_server.context import SYSTEM
+from fhir_server.context import SYSTEM, new_delivery_id
 from fhir_server.delivery import workers
 from fhir_server.delivery.line import ticks
 from fhir_server.delivery.transports import TABLE, classify
 from fhir_server.delivery.workers import Lines, backoff
-from fhir_server.errors import Unavailable
+from fhir_server.errors import NotFound, Unavailable
 from fhir_server.store.blob_seal import Keys
 from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
@@ -275,3 +277,32 @@ def test_a_partner_counts_as_slow_only_while_it_is_spoken_to(hub: Hub, monkeypat
         with line.talking():
             assert lines.slow() == 1
         assert lines.slow() == 0
+
+
+def test_an_id_fits_msh_10_whatever_the_version_and_is_not_drawn_twice() -> None:
+    drawn = [new_delivery_id() for _ in range(20_000)]
+    assert len(set(drawn)) == len(drawn)
+    assert all(re.fullmatch("[A-Z2-7]{20}", one) for one in drawn)
+    assert all(len({one[place] for one in drawn}) == 32 for place in range(20)), "every character is drawn anew"
+
+
+def test_a_destination_is_asked_for_without_being_sent_anything(hub: Hub, free_port: Callable[[], int]) -> None:
+    with Peer() as peer:
+        queue(hub, f"mllp://127.0.0.1:{peer.port}", FIRST, lane="there")
+        told = operate(hub, SYSTEM, "lane-echo", {"lane": "there"})
+        assert (told["reached"], told["endpoint"]) == (True, f"mllp://127.0.0.1:{peer.port}")
+        assert peer.received == [] and row(hub).state == "queued"
+    for lane, endpoint, words in (
+        ("away", f"mllp://127.0.0.1:{free_port()}", "away is not reached (refused)"),
+        ("nameless", "mllp://partner.invalid:2575", "not reached (name)"),
+        ("forbidden", "mllp://169.254.1.1:80", "not reached (address)"),
+        ("strange", "mllp://h:99999999", "cannot be used"),
+        ("fetches", "pull:CH-NORD", "its partner fetches"),
+        ("mail", "mssante:a@b.fr?from=c@d.fr", "known by sending"),
+    ):
+        queue(hub, endpoint, new_delivery_id(), lane=lane)
+        with pytest.raises(Unavailable, match=re.escape(words)):
+            operate(hub, SYSTEM, "lane-echo", {"lane": lane})
+    for unknown in ({"lane": "nowhere"}, {}):
+        with pytest.raises(NotFound, match="passerelle lane list"):
+            operate(hub, SYSTEM, "lane-echo", unknown)

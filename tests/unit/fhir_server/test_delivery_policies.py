@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import hubs
@@ -236,8 +238,12 @@ def test_a_conversation_beyond_the_limit_is_cut(open_url: Callable[..., Store], 
     assert [one.error_class for one in attempts(hub)] == ["ambiguous", ""]
 
 
-def test_idle_workers_wait_for_the_bell(open_url: Callable[..., Store], sqlite_url: str) -> None:
+@pytest.mark.parametrize("behind", [False, True], ids=["nothing waits", "all waits for a person"])
+def test_idle_workers_wait_for_the_bell(open_url: Callable[..., Store], sqlite_url: str, behind: bool) -> None:
     store, looked = open_url(sqlite_url), [0]
+    if behind:
+        queue(hub_of(store), "mllp://127.0.0.1:9", SECOND, "B" * 20, lane="blocked")
+        store.write(SYSTEM, lambda tx: tx.hold(SECOND, "look"))
     real = store.take
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -374,6 +380,27 @@ def test_a_destination_is_paused_throttled_and_explained(hub: Hub) -> None:
     json.dumps(outbox.lane_list(store, {}))
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "asked", "words"),
+    [
+        ("pull:CH-NORD", {"answer_seconds": "45"}, "answer_seconds of dpi: its partner fetches"),
+        ("pull:CH-NORD", {"keep_open_seconds": "60", "per_second": "2"}, "keep_open_seconds of dpi: its partner fetch"),
+        (f"mssante:{RECIPIENT}?from={SENDER}", {"keep_open_seconds": "60"}, "a mail has a session of its own"),
+    ],
+)
+def test_what_means_nothing_to_a_destination_is_refused(
+    hub: Hub, endpoint: str, asked: dict[str, str], words: str
+) -> None:
+    queue(hub, endpoint, FIRST)
+    before = outbox.lane_list(hub.store, {"lane": "dpi"})
+    with pytest.raises(Invalid, match=words) as refused:
+        outbox.lane_policy(hub.store, {"lane": "dpi"} | asked)
+    assert refused.value.issues[0].expression == next(iter(asked))
+    assert outbox.lane_list(hub.store, {"lane": "dpi"}) == before, "nothing of it is kept"
+    shown = outbox.lane_policy(hub.store, {"lane": "dpi", "per_second": "2"} | dict.fromkeys(asked, "0"))
+    assert (shown["answer_seconds"], shown["keep_open_seconds"]) == (0, 0)
+
+
 def test_the_policy_of_a_destination_decides_about_silence(hub: Hub) -> None:
     with Peer(script=("silence", "silence")) as peer:
         for lane, key in (("asks", FIRST), ("repeats", SECOND)):
@@ -404,6 +431,16 @@ def test_a_replay_is_a_new_delivery_that_the_first_one_shows(hub: Hub) -> None:
     assert row(hub, made["id"]).state == "sent"
 
 
+def test_sending_again_concerns_one_destination_alone(hub: Hub) -> None:
+    for lane, key in (("one", FIRST), ("other", SECOND)):
+        queue(hub, "mllp://127.0.0.1:9", key, lane=lane, document="DiagnosticReport/x", patient="Patient/x")
+    assert sorted(sent(hub)) == [FIRST, SECOND]
+    before = replace(row(hub, SECOND), endpoint=""), outbox.lane_list(hub.store, {"lane": "other"})
+    made = outbox.outbox_replay(hub.store, {"id": FIRST})
+    assert (row(hub, made["id"]).lane, sent(hub)) == ("one", [FIRST])
+    assert (replace(row(hub, SECOND), endpoint=""), outbox.lane_list(hub.store, {"lane": "other"})) == before
+
+
 def test_every_metric_has_a_name_that_is_documented(hub: Hub, clock: Shifted) -> None:
     from fhir_server.store.inbox import NewMessage
 
@@ -417,6 +454,9 @@ def test_every_metric_has_a_name_that_is_documented(hub: Hub, clock: Shifted) ->
     clock.advance(100)
     found = watch.metrics(hub.store)
     assert {one.name for one in found} == set(watch.NAMES), "each is seen here, and none that is not promised"
+    manual = (Path(__file__).parents[3] / "docs" / "delivery.md").read_text(encoding="utf-8")
+    table = manual.partition("## Metrics and alerts")[2]
+    assert set(re.findall(r"^\| `(passerelle_\w+)`", table, re.M)) == set(watch.NAMES)
     told = watch.text(found)
     assert "passerelle_inbox_received_total 1\n" in told
     assert 'passerelle_outbox_waiting{lane="a \\"b\\"\\\\c"} 0\n' in told
@@ -444,3 +484,31 @@ def test_alerts_are_data_with_their_limits(hub: Hub, clock: Shifted) -> None:
     assert [one["alert"] for one in watch.alerts(hub.store, calm)] == ["stuck"]
     with pytest.raises(Invalid):
         watch.alerts(hub.store, {"oldest_seconds": "long"})
+
+
+def test_every_alert_is_raised_by_what_it_names_and_by_nothing_less(hub: Hub, clock: Shifted) -> None:
+    from fhir_server.store.inbox import NewMessage
+
+    queue(hub, "mllp://127.0.0.1:9", FIRST, lane="refuses")
+    queue(hub, f"mssante:{RECIPIENT}?from={SENDER}", SECOND, lane="mail", protocol="mail", second_leg="dsn")
+    hub.store.write(SYSTEM, lambda tx: tx.view.db.run("UPDATE delivery SET state = 'sent' WHERE id = ?", (SECOND,)))
+    for _ in range(9):
+        assert deliver(hub)
+    outbox.lane_pause(hub.store, {"lane": "refuses", "reason": "travaux"})
+    message = hub.store.receive(NewMessage("mllp", b"MSH|"))
+    clock.advance(900)
+    told = {one["alert"]: one for one in watch.alerts(hub.store, {"oldest_seconds": "10000"})}
+    assert told == {}, "nine failures are too few, a message that waits is no fault, and two days are not over"
+    (paused,) = (one for one in watch.alerts(hub.store, {"oldest_seconds": "800"}))
+    assert (paused["alert"], paused["subject"]) == ("oldest", "refuses") and "paused: travaux" in paused["text"]
+    outbox.lane_resume(hub.store, {"lane": "refuses"})
+    assert deliver(hub)
+    hub.store.reject(message.id, "no segment PID", "", None)
+    clock.advance(2 * 86_400)
+    told = {one["alert"]: one for one in watch.alerts(hub.store, {"oldest_seconds": "1e9"})}
+    assert set(told) == {"failed", "unconfirmed", "inbox"}
+    assert (told["failed"]["subject"], told["failed"]["text"]) == (
+        "refuses", "10 of the last 10 attempts to refuses failed",
+    )  # fmt: skip
+    assert (told["unconfirmed"]["subject"], told["unconfirmed"]["limit"]) == ("dsn", 172_800)
+    assert (told["inbox"]["subject"], told["inbox"]["value"]) == ("mllp error", 1)

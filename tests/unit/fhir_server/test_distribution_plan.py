@@ -200,7 +200,7 @@ def test_each_addressee_sees_a_report_its_corrections_and_its_withdrawal_in_orde
     case.settle(late=False)
     last = case.before(taken_back=True)
     assert {"waits", "kept"}.isdisjoint(case.fates.values()), "nothing can leave after a withdrawal"
-    back = recall(last, PATIENT, case, mailing=True)
+    back = recall(last, PATIENT, case, HOSPITAL, mailing=True)
     for one in back.destinations:
         case.tell(one, "")
     told = {shut.lane for shut in back.shut}

@@ -12,7 +12,7 @@ from typing import Any
 import hubs
 import pydicom
 import pytest
-from hubs import PARTNER, REQUESTER, directory, found, hub_on, post, put, read
+from hubs import ADMIN, PARTNER, REQUESTER, directory, found, hub_on, post, put, read
 
 from dicom_node import archive, sample, scu
 from dicom_node.contexts import DEFLATED_LE, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
@@ -22,8 +22,9 @@ from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM
 from fhir_server.delivery import images
 from fhir_server.demo import people
-from fhir_server.errors import Invalid, NotFound, Unavailable
+from fhir_server.errors import Invalid, NotFound
 from fhir_server.imaging import studies
+from fhir_server.rest import admin
 from fhir_server.store.engine import Store
 from fhir_server.store.instances import Instance, Study
 
@@ -137,6 +138,14 @@ def test_other_data_under_a_known_uid_is_kept_beside_the_first(hub: Hub, node: N
     assert conflict.sop_uid == "2.25.1" and hub.store.blobs.exists(conflict.blob)
     assert conflict.blob != first[0].blob
     assert any("conflict of 2.25.1" in text for text in rows)
+    assert send(node, clip(tmp_path, **other | {"study_uid": "2.25.9"})) == [0x0000]
+    latest, shown = admin.run(hub, ADMIN, "conflicts-list", {})
+    assert (latest["study_uid"], latest["same_study"]) == ("2.25.9", False)
+    assert (shown["sop_uid"], shown["blob"], shown["calling_ae"]) == ("2.25.1", conflict.blob, "ECHO1")
+    assert shown["same_study"] and shown["received_at"] > shown["first"]["received_at"]
+    assert (shown["first"]["blob"], shown["first"]["study_uid"]) == (first[0].blob, "2.25.2")
+    assert admin.run(hub, ADMIN, "conflicts-list", {"study": "2.25.2", "limit": "5"}) == [shown]
+    assert admin.run(hub, ADMIN, "conflicts-list", {"limit": "1"}) == [latest]
 
 
 def test_the_same_content_written_otherwise_is_the_same_object(hub: Hub, node: Node, tmp_path: Path) -> None:
@@ -186,15 +195,7 @@ def test_an_object_that_comes_again_in_another_syntax_is_the_same_or_kept_beside
 
 
 def test_nothing_is_accepted_when_the_commit_fails(hub: Hub, tmp_path: Path) -> None:
-    class Full:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(hub.store, name)
-
-        def write(self, *_: Any) -> None:
-            raise Unavailable("the disk is full")
-
-    full = dataclasses.replace(hub, store=Full())  # type: ignore[arg-type]  # a stand-in
-    broken = Node(("127.0.0.1", 0), images.policy(hub.settings, tmp_path / "data"), images.receiver(full))
+    broken = Node(("127.0.0.1", 0), images.policy(hub.settings, tmp_path / "data"), images.receiver(hubs.full(hub)))
     broken.start()
     try:
         assert send(broken, clip(tmp_path)) == [0xA700]
@@ -331,7 +332,7 @@ def test_a_person_says_where_a_study_belongs_and_that_stays(hub: Hub, node: Node
     hub.store.write(SYSTEM, lambda tx: tx.mark_dirty(study_uid=uid))
     work_off(hub)
     assert (the_study(hub).match_state, the_study(hub).request) == ("manual", "ServiceRequest/r")
-    assert [row["match_state"] for row in studies.listed(hub.store, {"state": "manual"})] == ["manual"]
+    assert [row["match_state"] for row in studies.listed(hub.store, {"state": "manual"}, 10)] == ["manual"]
 
 
 def test_a_decision_taken_while_the_study_is_matched_is_not_overwritten(hub: Hub, node: Node, tmp_path: Path) -> None:

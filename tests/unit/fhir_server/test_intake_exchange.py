@@ -8,6 +8,7 @@ import pytest
 from hubs import REQUESTER, deliveries, found, put, read, stored
 from sylve import IPP, patient, person, sample, say, sylve, tell
 
+from fhir_server import outbox
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM
 from fhir_server.delivery.ports import Port
@@ -274,6 +275,8 @@ def test_the_complement_adds_study_accession_and_viewer(hub: Hub) -> None:
     assert "ACN101" in {one["value"] for one in request["identifier"]}
     assert "urn:oid:2.25.999001" in str(request["supportingInfo"])
     assert request["note"][-1]["text"] == "Visionneuse : /viewer/ACN101"
+    (message,) = outbox.inbox_list(hub.store, {"accession": "ACN101"})
+    assert message["message_type"].startswith("OMI^O23"), "it is found by what it brought"
     version = stored(hub, f"ServiceRequest/{request['id']}")
     tell(hub, "omi-o23-tlr-complement")
     assert version and asked_by_order(hub)["note"] == request["note"], "the same complement adds nothing"

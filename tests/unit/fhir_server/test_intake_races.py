@@ -109,6 +109,41 @@ def test_a_merge_is_parted_with_all_it_moved_or_not_at_all(hub: Hub, moment: Mom
     assert subjects(hub) == [given_up]
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["known before", "new"])
+@MOMENTS
+def test_a_document_names_what_was_sent_whoever_wrote_under_its_name_meanwhile(
+    hub: Hub, moment: Moment, there: bool
+) -> None:
+    two(hub)
+    document(hub)
+    (sent,) = found(hub, "Binary")
+    if not there:
+        for one in found(hub, "DocumentReference"):
+            delete(hub, ADMIN, f"DocumentReference/{one['id']}")
+        delete(hub, ADMIN, f"Binary/{sent['id']}")
+    other = {"resourceType": "Binary", "id": sent["id"], "contentType": "text/plain", "data": "YXV0cmU="}
+    document(moment(hub, lambda: put(hub, SYSTEM, other)), "2.25.310002")
+    (kept,) = found(hub, "Binary")
+    assert (kept["id"], kept["data"]) == (sent["id"], sent["data"]) and sent["data"] != other["data"]
+    named = {one["content"][0]["attachment"]["url"] for one in found(hub, "DocumentReference")}
+    assert named == {f"Binary/{sent['id']}"}
+
+
+def test_a_document_and_a_write_under_its_name_at_once_end_in_one_order_or_the_other(hub: Hub) -> None:
+    two(hub)
+    document(hub)
+    (sent,) = found(hub, "Binary")
+    other = {name: value for name, value in sent.items() if name != "meta"} | {"data": "YXV0cmU="}
+    for number in range(6):
+        say_document = functools.partial(document, hub, f"2.25.3200{number}1")
+        results(at_once(say_document, lambda: put(hub, SYSTEM, other)))
+        (kept,) = found(hub, "Binary")
+        last = kept["data"] == other["data"]  # the other came after it, or it replaced what came before
+        assert last or kept["data"] == sent["data"]
+        document(hub, f"2.25.3200{number}2")
+        assert found(hub, "Binary")[0]["data"] == sent["data"]
+
+
 @MOMENTS
 def test_a_result_names_no_stay_that_went_to_somebody_else_meanwhile(hub: Hub, moment: Moment) -> None:
     tell(hub, "adt-a01-admission")

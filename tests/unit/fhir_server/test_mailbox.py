@@ -15,12 +15,15 @@ from hubs import at_once, hub_on
 
 from conformance.peers import mail as operator
 from conformance.peers.mailbox import Box
+from fhir_server import app
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM
 from fhir_server.delivery import mailbox
 from fhir_server.errors import Unavailable
+from fhir_server.outbox import OPERATIONS
+from fhir_server.rest import admin
 from fhir_server.store.engine import Store
-from fhir_server.store.inbox import InboxFilter, InboxRow
+from fhir_server.store.inbox import InboxFilter, InboxRow, NewMessage
 from fhir_server.store.lanes import Outcome
 
 DATA = Path(__file__).parents[2] / "data" / "mssante"
@@ -113,6 +116,74 @@ def test_the_same_notice_again_changes_nothing(sent: tuple[Hub, str]) -> None:
     assert leg(hub, key)[0] == "confirmed"
 
 
+def test_another_mail_under_a_known_message_id_settles_nothing_and_is_seen(sent: tuple[Hub, str]) -> None:
+    hub, key = sent
+    first, other = sample("dsn-delivered.eml", "NEVERSENTNEVERSENT22"), sample("dsn-delivered.eml", key)
+    for raw in (first, other, other):
+        mailbox.take_in(hub, raw, BOX)
+    assert leg(hub, key) == ("waiting", "")
+    kept, earlier = rows(hub)
+    assert (earlier.state, kept.state, kept.rival, kept.repeats) == ("done", "conflict", earlier.id, 1)
+    assert kept.location == "Message-ID" and kept.case_key == "ServiceRequest/r" and kept.settled_at
+    assert kept.error.startswith(f"its Message-ID came before with other content (message {earlier.id})")
+    assert "(settles nothing)" in kept.error
+    with hub.store.read(SYSTEM) as snapshot:
+        assert [snapshot.message_raw(row.id) for row in (earlier, kept)] == [first, other]
+        audited = [(row.outcome, row.case_key) for row in snapshot.audit_rows() if row.event == "mail-read"]
+    assert sorted(audited) == [("0", ""), ("4", "ServiceRequest/r")]
+    shown = OPERATIONS["inbox-list"](hub.store, {"state": "conflict"})
+    assert [row["error"] for row in shown] == [kept.error]
+    assert "1 messages of mail are in state conflict" in str(OPERATIONS["alerts"](hub.store, {}))
+
+
+def test_one_mail_that_came_by_two_of_our_addresses_is_no_conflict(sent: tuple[Hub, str]) -> None:
+    hub, key = sent
+    first = b"Received: from a\n by b; now\n" + sample("dsn-delivered.eml", key)
+    other = (
+        b"Return-Path: <>\nDelivered-To: alias@x.fr\nReceived: from c\n\tby d; later\n" + first.partition(b"now\n")[2]
+    )
+    for raw in (first, other, other):
+        mailbox.take_in(hub, raw, BOX)
+    assert leg(hub, key)[0] == "confirmed"
+    again, earlier = rows(hub)
+    assert (earlier.state, again.state, again.case_key) == ("done", "done", "ServiceRequest/r")
+    assert again.note == f"the mail of message {earlier.id}, come by another way"
+    assert OPERATIONS["inbox-list"](hub.store, {"state": "conflict"}) == []
+
+
+def test_a_mail_whose_first_copy_cannot_be_read_any_more_is_left_to_a_person(sent: tuple[Hub, str]) -> None:
+    hub, _ = sent
+    large = sample("dsn-delivered.eml", "NEVERSENTNEVERSENT22") + b"x\n" * 50_000
+    mailbox.take_in(hub, b"Received: a\n" + large, BOX)
+    assert hub.store.blobs.remove(rows(hub)[0].sha256, 1e12)
+    mailbox.take_in(hub, b"Received: b\n" + large, BOX)
+    assert rows(hub)[0].state == "conflict" and "came before" in rows(hub)[0].error
+
+
+def test_a_mail_in_conflict_that_was_stored_before_a_crash_is_settled_when_it_is_read_again(
+    sent: tuple[Hub, str],
+) -> None:
+    hub, key = sent
+    mailbox.take_in(hub, sample("dsn-delivered.eml", "NEVERSENTNEVERSENT22"), BOX)
+    (first,), raw = rows(hub), sample("dsn-delivered.eml", key)
+    other = NewMessage("mail", raw, sender=first.sender, control_id=first.control_id)
+    assert hub.store.receive(other).conflict, "stored, and then the process died"
+    with pytest.raises(Unavailable):
+        mailbox.take_in(hubs.full(hub), raw, BOX)
+    assert (rows(hub)[0].state, rows(hub)[0].error) == ("conflict", "")
+    mailbox.take_in(hub, raw, BOX)
+    assert "came before" in rows(hub)[0].error
+
+
+def test_a_person_may_have_a_mail_in_conflict_taken_in_all_the_same(sent: tuple[Hub, str]) -> None:
+    hub, key = sent
+    for about in ("NEVERSENTNEVERSENT22", key):
+        mailbox.take_in(hub, sample("dsn-delivered.eml", about), BOX)
+    assert admin.run(hub, hubs.ADMIN, "inbox-show", {"id": rows(hub)[0].id})["error"].endswith("(settles nothing)")
+    app.operate(hub, hubs.ADMIN, "inbox-replay", {"id": rows(hub)[0].id})
+    assert (rows(hub)[0].state, leg(hub, key)[0]) == ("done", "confirmed")
+
+
 def test_a_failure_told_after_a_success_does_not_undo_it(sent: tuple[Hub, str]) -> None:
     hub, key = sent
     mailbox.take_in(hub, sample("dsn-delivered.eml", key), BOX)
@@ -176,11 +247,11 @@ def post(tmp_path: Path) -> Iterator[operator.Running]:
     running.stop()
 
 
-def listening(hub: Hub, post: operator.Running, store: Any = None) -> Hub:
+def listening(hub: Hub, post: operator.Running) -> Hub:
     """The hub reading the sandbox's mailbox."""
     changed: dict[str, Any] = {"imap": f"127.0.0.1:{post.imap_port}", "imap_security": "none", "mail_password": "x"}
     settings = dataclasses.replace(hub.settings, **changed)
-    return dataclasses.replace(hub, settings=settings, store=store or hub.store)
+    return dataclasses.replace(hub, settings=settings)
 
 
 def seen(post: operator.Running) -> list[bool]:
@@ -204,16 +275,8 @@ def test_new_mails_are_taken_in_and_then_seen(sent: tuple[Hub, str], post: opera
 def test_a_mail_is_not_seen_before_the_commit_that_keeps_it(sent: tuple[Hub, str], post: operator.Running) -> None:
     hub, key = sent
     deliver(post, sample("dsn-delivered.eml", key))
-
-    class Full:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(hub.store, name)
-
-        def write(self, *_: Any) -> None:
-            raise Unavailable("the disk is full")
-
     with pytest.raises(Unavailable):
-        mailbox.poll(listening(hub, post, Full()))
+        mailbox.poll(listening(hubs.full(hub), post))
     assert (seen(post), leg(hub, key)[0]) == ([False], "waiting")
     assert mailbox.poll(listening(hub, post)) is True
     assert (seen(post), leg(hub, key)[0]) == ([True], "confirmed")

@@ -9,6 +9,7 @@ import pytest
 from hubs import EXPERT, REQUESTER, SYSTEM, directory, hub_on, opinion, put, read
 from test_distribution import endpoint, notes, payload
 
+from fhir_server import outbox
 from fhir_server.changes import Hub
 from fhir_server.demo import people
 from fhir_server.store.engine import Store
@@ -74,6 +75,32 @@ def test_every_message_about_an_order_names_its_own_number(hub: Hub) -> None:
     assert {(msg.at("ORC-2").encoded, msg.at("OBR-2").encoded) for msg in told} == {(EI, EI)}
 
 
+def test_whatever_is_sent_is_found_by_each_business_key(hub: Hub) -> None:
+    stay = {
+        "resourceType": "Encounter", "id": "stay", "status": "in-progress", "class": {"code": "AMB"},
+        "subject": {"reference": "Patient/patient-01"}, "identifier": [{"system": "urn:oid:2.25.47", "value": "SEJ-7"}],
+    }  # fmt: skip
+    put(hub, SYSTEM, stay)
+    asked = hubs.request(status="active", identifier=[PLACER], encounter={"reference": "Encounter/stay"})
+    put(hub, REQUESTER, people.consent("r", 0), asked)
+    hubs.take(hub)
+    put(hub, EXPERT, opinion(hub))
+    (answer, _), *_ = answers(hub)
+    sent = {one.id for one in hubs.deliveries(hub)}
+    number = read(hub, "ServiceRequest/r")["identifier"][-1]["value"]
+    person = people.patient(0)["identifier"]
+    by_key = {"iep": "SEJ-7", "accession": number, "finess": hub.sites.default.finess_eg}
+    by_key |= {kind: person[place]["value"] for place, kind in enumerate(("ins", "ipp"))}
+
+    def listed(kind: str, value: str) -> set[str]:
+        return {row["id"] for row in outbox.outbox_list(hub.store, {kind: value})}
+
+    assert {kind: listed(kind, value) for kind, value in by_key.items()} == dict.fromkeys(by_key, sent)
+    assert listed("rpps", "99000000037") == sent - {answer.id}, "who wrote a report; an answer has no author"
+    assert listed("msh-10", answer.id) == {answer.id}
+    assert set(outbox.KEYS) == {*by_key, "rpps", "msh-10"}
+
+
 def test_a_refusal_carries_its_reason(hub: Hub) -> None:
     ordered(hub)
     step(hub, status="revoked", note=[{"text": "Hors du champ de l'échographie"}])
@@ -121,7 +148,7 @@ def test_every_step_is_either_told_or_named_as_silent() -> None:
     assert set(ANSWERS) <= steps and steps - set(ANSWERS) == {
         "record", "ask", "publish", "question", "answer", "report", "amend", "withdraw"
     }  # fmt: skip
-    assert set(WORKFLOW) == {"tlr-1.0", "siu-2.5"}
+    assert set(WORKFLOW) == {"tlr-1.0", "tlr-1.0-orm", "siu-2.5"}
 
 
 def slot(**changes: Any) -> Resource:

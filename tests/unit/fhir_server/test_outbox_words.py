@@ -18,6 +18,7 @@ from fhir_server.errors import Invalid, NotFound, PasserelleError, RuleBroken
 from fhir_server.outbox import OPERATIONS, why
 from fhir_server.store.engine import Store
 from fhir_server.store.lanes import NewDelivery, Outcome
+from fhir_server.store.outbox_desk import Policy
 from fhir_server.store.session import Tx
 
 A, B, C = ("A" * 20, "B" * 20, "C" * 20)
@@ -69,6 +70,36 @@ def test_a_delivery_says_why_it_has_not_left(hub: Hub) -> None:
     assert words(hub, A) == "cancelled: doublon"
     ended(hub, Outcome("sent"))
     assert words(hub, B) == "handed over"
+
+
+def test_the_rarer_reasons_are_told_too(hub: Hub) -> None:
+    send(hub, A)
+    claim = hub.store.claim("w", 60.0)
+    assert claim is not None
+    hub.store.start_attempt(claim)
+    assert words(hub, A).startswith("it is being sent, since 20")
+    hub.store.finish(claim, Outcome("held", "overtaken", "Patient/x was merged into Patient/y"))
+    assert words(hub, A).endswith("release it as it is, regenerate it, or cancel it")
+    with hub.store.read(SYSTEM) as snapshot:
+        told = why(snapshot.waiting(A), [B])
+    assert told == f"held: Patient/x was merged into Patient/y; {B} follows and tells what stands now: cancel this one"
+    one = NewDelivery("nord", "pull:CH-NORD", "hl7", b"x", id=C)
+    hub.store.write(SYSTEM, methodcaller("send", one))
+    assert words(hub, C) == "it waits to be fetched by its partner"
+    send(hub, B, lane="slow")
+    hub.store.write(SYSTEM, lambda tx: tx.set_policy("slow", Policy(per_second=0.5)))
+    assert words(hub, B) == "it is next; its destination takes 0.5 a second"
+
+
+def test_under_skip_what_waits_names_the_one_of_its_patient_or_report(hub: Hub) -> None:
+    send(hub, A, on_stuck="skip", patient="Patient/1")
+    send(hub, B, patient="Patient/1")
+    send(hub, C, patient="Patient/2")
+    op(hub, "outbox-hold", id=A, reason="relire")
+    assert words(hub, B) == f"waits behind {A}, which is held: relire"
+    assert words(hub, C) == "1 deliveries of its lane go first"
+    ended(hub, Outcome("sent"))
+    assert (words(hub, C), words(hub, B)) == ("handed over", f"waits behind {A}, which is held: relire")
 
 
 @pytest.mark.parametrize(

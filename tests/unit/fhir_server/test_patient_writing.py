@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hubs import OTHER_SITE
 from identities import (
     INS,
     NIA,
@@ -128,19 +129,13 @@ def test_a_production_site_refuses_test_identities() -> None:
     check_mode(person(), SITES_)
 
 
-OTHER = dict(SITES[0]) | {
-    "key": "autre",
-    "name": "Clinique en production",
-    "mode": "production",
-    "finess_eg": "990000992",
-    "finess_ej": "990000984",
-    "namespaces": [{"name": "ipp", "kind": "PI", "hd": ["AUTRE", "990000992", "N"], "oid": "1.2.3.4.5"}],
-}
 OTHER_IPP = {"system": "urn:oid:1.2.3.4.5", "value": "7"}
 FINESS = {"system": people.FINESS, "value": "990000992"}
 
 
-@pytest.mark.parametrize("order", [(SITES[0], OTHER), (OTHER, SITES[0])], ids=["test first", "production first"])
+@pytest.mark.parametrize(
+    "order", [(SITES[0], OTHER_SITE), (OTHER_SITE, SITES[0])], ids=["test first", "production first"]
+)
 @pytest.mark.parametrize(
     ("change", "taken"),
     [
@@ -215,7 +210,7 @@ def test_a_test_ins_is_one_however_its_namespace_is_spelled(system: str) -> None
 def test_a_patient_with_a_test_ins_is_not_asked_about_at_a_production_site(
     performer: dict[str, Any], refused: bool
 ) -> None:
-    sites = load_sites((SITES[0], OTHER))
+    sites = load_sites((SITES[0], OTHER_SITE))
     stored = [
         performer | {"id": "asked"},
         {"resourceType": "Organization", "id": "service", "partOf": {"reference": "Organization/autre"}},

@@ -44,7 +44,7 @@ def test_it_is_found_elsewhere_when_the_mapped_segment_has_none() -> None:
             for one in check({"resourceType": "Patient", "name": [{"family": "un\x02fit"}]})
         )
     )
-    (found,) = located(fault, clean).found  # type: ignore[attr-defined]
+    (found,) = located(fault, clean).found  # type: ignore[attr-defined]  # a Rejected, which has it
     assert found.location == "NTE-3"
 
 

@@ -35,6 +35,7 @@ from fhir_server.demo import people
 from fhir_server.errors import Conflict, Invalid, PasserelleError, RuleBroken
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.engine import Store
+from profiles.json_text import Number
 
 Resource = dict[str, Any]
 EVERYBODY = [REQUESTER, EXPERT, PARTNER, ADMIN, SYSTEM]
@@ -138,6 +139,20 @@ def test_only_the_very_same_content_counts_as_said_again(hub: Hub) -> None:
     for change in (said | {"sent": "2020-01-01T00:00:00Z"}, said | {"topic": {"text": "x"}}, tagged):
         assert "already sent" in refused(partial(put, hub, EXPERT, change))
     assert "no role" in refused(lambda: put(hub, OTHER_REQUESTER, said))
+
+
+def test_a_measure_with_another_precision_is_not_the_same_again(hub: Hub) -> None:
+    def weighed(weight: str) -> Resource:
+        question = message("r-question") | {"sent": "2026-11-21T09:00:00Z"}
+        url, value = "urn:x:weight", {"value": Number(weight), "unit": "kg"}
+        return question | {"extension": [{"url": url, "valueQuantity": value}]}
+
+    asked(hub, state="in_progress")
+    put(hub, EXPERT, weighed("1.0"))
+    assert put(hub, EXPERT, weighed("1.0"))[0].status == 200, "sent twice"
+    for other in ("1.00", "1", "1.01"):
+        assert "already sent" in refused(partial(put, hub, EXPERT, weighed(other)))
+    assert str(read(hub, "Communication/r-question")["extension"]).count("Number('1.0')") == 1
 
 
 def test_a_report_is_changed_by_a_correction_or_a_withdrawal_alone(hub: Hub) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import hubs
 import pytest
-from hubs import EXPERT, PARTNER, REQUESTER, SYSTEM, asked, directory, hub_on, opinion, put, read, request
+from hubs import EXPERT, OTHER_SITE, PARTNER, REQUESTER, SYSTEM, asked, directory, hub_on, opinion, put, read, request
 from rest_calls import ask
 
 from fhir_server.changes import Hub
@@ -125,20 +125,11 @@ def test_nobody_takes_a_request_without_being_somebody(hub: Hub) -> None:
 
 # --- test identities and production ----------------------------------------------------------------------------------
 
-OTHER = dict(SITES[0]) | {
-    "key": "autre",
-    "name": "Clinique en production",
-    "mode": "production",
-    "finess_eg": "990000992",
-    "finess_ej": "990000984",
-    "namespaces": [{"name": "ipp", "kind": "PI", "hd": ["AUTRE", "990000992", "N"], "oid": "1.2.3.4.5"}],
-}
-
 
 @pytest.fixture
 def two_sites(hub: Hub) -> Hub:
     """A second establishment, in production, with an expert group."""
-    both = dataclasses.replace(hub, sites=load_sites((SITES[0], OTHER)))
+    both = dataclasses.replace(hub, sites=load_sites((SITES[0], OTHER_SITE)))
     house = {"resourceType": "Organization", "id": "autre", "name": "Clinique en production", "active": True}
     group = read(hub, "HealthcareService/avis-echo") | {"id": "prod", "providedBy": {"reference": "Organization/autre"}}
     put(both, SYSTEM, house, group)

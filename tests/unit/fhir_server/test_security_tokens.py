@@ -345,7 +345,7 @@ def conditional(hub: Hub, rights: str, form: str, condition: str, kind: str = ""
         headers["content-type"] = "application/json-patch+json"
     query = () if way in ("none", "reference") else (tuple(condition.split("=")),)
     body = b"" if method == "DELETE" else json.dumps(patch if method == "PATCH" else basic).encode()
-    request = Request(method, "/Basic", query, headers, body, caller, "http://x/fhir", {})  # type: ignore[arg-type]
+    request = Request(method, "/Basic", query, headers, body, caller, "http://x/fhir", {})  # type: ignore[arg-type]  # a pair as a plain tuple
     return routes.answer(hub, request).status
 
 

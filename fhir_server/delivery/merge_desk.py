@@ -1,0 +1,69 @@
+"""The operator's view of merged records: which ones there are, and how one is undone.
+
+A merge is the List that `patients.merge.record` writes; what undoing does and leaves stands in `intake_merges.unmerge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from fhir_server.changes import Hub, plan_of
+from fhir_server.context import Caller
+from fhir_server.delivery.intake_merges import unmerge
+from fhir_server.errors import NotFound
+from fhir_server.outbox import limit_of
+from fhir_server.patients import merge
+
+Args = Mapping[str, str]
+_STATES = {"current": "merged", "retired": "undone"}
+
+
+def listed(hub: Hub, caller: Caller, args: Args) -> list[dict[str, Any]]:
+    """The merges on record, newest first; `patient` (`Patient/x` or x) narrows to those it survived or was given up
+    in, `limit` to so many."""
+    query = f"code={merge.RECORD_SYSTEM}|fusion&_sort=-date"
+    whom = quote(args.get("patient", "").removeprefix("Patient/"), safe="")
+    if not whom:
+        return _found(hub, caller, query, args)
+    rows = {
+        row["id"]: row
+        for place in ("subject", "item")
+        for row in _found(hub, caller, f"{query}&{place}=Patient/{whom}", args)
+    }
+    return sorted(rows.values(), key=lambda row: str(row["date"]), reverse=True)[: limit_of(args)]
+
+
+def undone(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
+    """Part the two records of a merge, named by `id`: what went back, and what could not. Raises NotFound, and what
+    `unmerge` raises."""
+    key = args.get("id", "").removeprefix("List/")
+    with hub.store.read(caller) as snapshot:
+        stored = snapshot.get("List", key) if key else None
+    held = stored.resource() if stored and not stored.deleted else {}
+    if not merge.is_record(held):
+        raise NotFound(f"no merge {key[:80]!r} is on record; `passerelle merges list` shows them")
+    told = _row(held)
+    back, lost = unmerge(hub, caller, told["survivor"], told["given_up"])
+    return {**told, "state": "undone", "moved_back": back, "not_moved": lost}
+
+
+def _found(hub: Hub, caller: Caller, query: str, args: Args) -> list[dict[str, Any]]:
+    with hub.store.read(caller) as snapshot:
+        page = snapshot.search(replace(plan_of("List", query), count=limit_of(args)))
+    return [_row(one.resource()) for one in page.matches]
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    given_up, moved = merge.moved_of(record)
+    state = str(record.get("status", ""))
+    return {
+        "id": str(record["id"]),
+        "date": str(record.get("date", "")),
+        "survivor": str(record.get("subject", {}).get("reference", "")),
+        "given_up": given_up,
+        "moved": len(moved),
+        "state": _STATES.get(state, state),
+    }
