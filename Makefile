@@ -39,7 +39,7 @@ fix: setup-dev ## format and mend what ruff can mend
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-test: check system ## everything but the full counts, some 12 minutes on two cores
+test: check system ## everything but the full counts, some 9 minutes on two cores
 	$(PY) -m pytest -n 3 --dist loadgroup -m "not long" $(PYTEST_ARGS)
 
 coverage: check system ## the same, with line coverage; takes longer

@@ -23,12 +23,12 @@ from fhir_server import upkeep
 from fhir_server.changes import Change, Hub, apply
 from fhir_server.config import ConfigError, Settings, in_url, listed, startable
 from fhir_server.context import SYSTEM, Caller
-from fhir_server.delivery import images, intake, intake_sources, mailbox, merge_desk, transports
+from fhir_server.delivery import images, intake, intake_sources, mailbox, merge_desk, partner_desk
 from fhir_server.delivery.knocks import Knocks
 from fhir_server.delivery.listening import listeners
 from fhir_server.delivery.ports import load_ports
 from fhir_server.delivery.workers import Workers
-from fhir_server.errors import NotFound, PasserelleError, Unavailable
+from fhir_server.errors import PasserelleError, Unavailable
 from fhir_server.health import Health
 from fhir_server.outbox import inbox_replay, inbox_sources
 from fhir_server.patients.sites import Sites, load_sites, naming_systems, organization
@@ -80,23 +80,12 @@ def _sources(hub: Hub, _: Caller, args: Mapping[str, str]) -> Any:
     return inbox_sources(hub.store, args, partial(intake_sources.sources, hub))
 
 
-def _reached(hub: Hub, caller: Caller, args: Mapping[str, str]) -> Any:
-    """Whether a destination takes connections from this server. Raises Unavailable when it does not."""
-    with hub.store.read(caller) as snapshot:
-        found = snapshot.lanes(args["lane"]) if args.get("lane") else []
-    if not found:
-        raise NotFound(f"there is no lane {args.get('lane', '')[:80]}; `passerelle lane list` shows them")
-    told = transports.reach(found[0].endpoint, hub.settings)
-    if told.verdict != "sent":
-        raise Unavailable(f"{found[0].name} is not reached ({told.code}): {told.text}")
-    return {"lane": found[0].name, "endpoint": found[0].endpoint, "reached": True, "text": told.text}
-
-
 _WIRES: Mapping[str, admin.Operation] = {
     "inbox-replay": _replay,
-    "lane-echo": _reached,
+    "lane-echo": partner_desk.reached,
     "merges-list": merge_desk.listed,
     "merges-undo": merge_desk.undone,
+    "send-hl7": partner_desk.sent,
     "sources-show": _sources,
 }
 _MOUNTS: dict[str, Handler] = {

@@ -233,7 +233,9 @@ class _Deciding:
 
     def _context(self) -> workflow.Context:
         handed = partial(overtaken.handed, self.view.snapshot)
-        return workflow.Context(self.caller, self.view, self.hub.settings, self.hub.sites, self.hub.clock(), handed)
+        ordered = partial(orders.ordered, self.view.snapshot)
+        hub = self.hub
+        return workflow.Context(self.caller, self.view, hub.settings, hub.sites, hub.clock(), handed, ordered)
 
     def _consequence(self, write: Write) -> None:
         if write.after is None:
@@ -264,6 +266,7 @@ class _Deciding:
             {**self.rendered.notes, **more.notes},
             (*self.rendered.unsent, *more.unsent),
             (*self.rendered.kept, *more.kept),
+            (*self.rendered.reached, *more.reached),
         )
         for document in more.resources:
             self.pending.add(document)
@@ -293,12 +296,13 @@ def _commit(tx: Tx, decided: _Decided, also: Callable[[Tx, list[Applied]], None]
     stored: dict[str, Stored | None] = {}
     for reference, write in pending.writes.items():
         stored[reference] = _put(tx, write)
-    earlier = (tx.delivery(one) for one in (*decided.rendered.unsent, *decided.rendered.kept))
-    lanes = [one.lane for one in earlier if one] + [one.lane for one in decided.rendered.deliveries]
+    rendered = decided.rendered
+    earlier = (tx.delivery(one) for one in (*rendered.unsent, *rendered.kept, *rendered.reached))
+    lanes = [one.lane for one in earlier if one] + [one.lane for one in rendered.deliveries]
     tx.lock_lanes(lanes)
-    overtaken.stay(tx, decided.rendered.kept)
-    overtaken.give_up(tx, decided.rendered.unsent, "nobody had received it when its report was corrected or withdrawn")
-    for delivery in decided.rendered.deliveries:
+    overtaken.stay(tx, rendered.kept, rendered.reached)
+    overtaken.give_up(tx, rendered.unsent, "nobody had received it when its report was corrected or withdrawn")
+    for delivery in rendered.deliveries:
         tx.send(delivery)
     for row in decided.audit:
         written = stored.get(f"{row.entity_type}/{row.entity_id}")

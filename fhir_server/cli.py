@@ -133,6 +133,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("inbox show", "one message, its answer, why it was refused", desk.inbox_show,
             (ID, arg("--sources", action="store_true", help="also where each element it became came from"))),
     asks("inbox replay", "process a message that was not taken in once more", ID),
+    asks("inbox refuse", "put one in error or in conflict away for good: no alert, gone in time", ID, REASON),
     asks("outbox list", "deliveries, newest first", *LISTING, arg("--lane", help="only this lane"), columns=_OUTBOX),
     asks("outbox show", "one delivery, its attempts, why it waits", ID),
     asks("outbox retry", "send a held or failed one again, the same bytes", ID),

@@ -16,6 +16,7 @@ from fhir_server import watch
 from fhir_server.context import SYSTEM, instant
 from fhir_server.errors import Invalid, NotFound, RuleBroken
 from fhir_server.search import index
+from fhir_server.store import inbox
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter, InboxRow
 from fhir_server.store.instances import Study
@@ -277,6 +278,15 @@ def inbox_replay(store: Store, args: Args, take_in: Callable[[InboxRow, bytes], 
     return {"id": row.id, "state": after.state if after else "", "ack": _text(answer)}
 
 
+def inbox_refuse(store: Store, args: Args) -> Json:
+    """Say that a message in error or in conflict will not be taken in; it raises no alert, and goes in time."""
+    with store.read(SYSTEM) as snapshot:
+        row = _message(snapshot, args)
+    reason = f"refused: {args.get('reason', 'by an operator')}"
+    store.write(SYSTEM, lambda tx: inbox.refuse(tx.view, row.id, reason))
+    return {"id": row.id, "state": "refused"}
+
+
 # --- destinations ----------------------------------------------------------------------------------------------------
 
 
@@ -423,6 +433,7 @@ def _status(stored: Stored) -> str:
 
 OPERATIONS: Mapping[str, Callable[[Store, Args], Json]] = {
     "inbox-list": inbox_list,
+    "inbox-refuse": inbox_refuse,
     "inbox-show": inbox_show,
     "outbox-list": outbox_list,
     "outbox-show": outbox_show,

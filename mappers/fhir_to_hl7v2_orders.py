@@ -2,6 +2,8 @@
 
 Hides ORC, OBR and the codes of the téléradiologie profile. A request is named by the placer number it came with, else
 by ours; the report itself goes later, by `fhir_to_hl7v2`. The guide has no question flow: see `fhir_to_question`.
+An order names the profile (MSH-21) only when it has all that the profile requires of it: a téléexpertise may say no
+modality and no region, which a téléradiologie must.
 
 Sources: CI-SIS téléradiologie 1.0 (ballot), flows 1 to 3 (https://interop.esante.gouv.fr/ig/hl7v2/teleradiologie); HL7
 v2.5.1 chapters 4 (ORC, OBR) and 7 (ORU); HL7 tables 0119 and 0485.
@@ -9,13 +11,16 @@ v2.5.1 chapters 4 (ORC, OBR) and 7 (ORU); HL7 tables 0119 and 0485.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
 from hl7v2.write import Component, Fields, dtm
 from mappers.fhir_to_hl7v2_segments import PERSONS, STRUCTURES, Envelope, Segments, Visit, finished, pid, pv1, xcn
 from mappers.fhir_to_report import PatientIdentity, Professional
+from mappers.hl7v2_codes_to_fhir import SYSTEMS
 from mappers.identity import Site
 from mappers.mapped import Loss, Mapped
 from mappers.order_number import OrderNumber
@@ -32,15 +37,26 @@ PROCEDURES: Final[Mapping[Order, tuple[str, str, str]]] = {
     "CA": ("ANNULATION_DEMANDE", "Annulation d'une demande d'examen d'imagerie", "TLR_OBR_PROCEDURE"),
 }
 """ORC-1 of an order -> OBR-4."""
-PRIORITIES: Final = {"stat": "S", "asap": "A", "urgent": "UR", "routine": "R"}
-"""ServiceRequest.priority -> OBR-5 (HL7 table 0485)."""
+PRIORITIES: Final = {"stat": "S", "asap": "A", "urgent": "A", "routine": "R"}
+"""ServiceRequest.priority -> OBR-5 (HL7 table 0485, which has no `urgent`: the nearest one, and a loss)."""
+DETAIL: Final = "urn:passerelle:tlr-observation"
+"""Extension of ServiceRequest.orderDetail: by which OBX-3 (TLR_OBSERVATION) it came."""
+MODALITY, REGION = "MODALITE_IMAGERIE", "REGION_ANATOMIQUE"
+_OBSERVATIONS: Final = {MODALITY: "Modalité d'imagerie", REGION: "Région anatomique de l'examen d'imagerie"}
+_CODED_IN: Final = {MODALITY: "DCM", REGION: "SCT"}
+_NAMES: Final = {system: name for name, system in reversed(SYSTEMS.items())}
+"""Coding.system -> its name in HL7 table 0396."""
+_SUB_ID: Final = re.compile(r"[1-9]\d?\.[12]\Z", re.ASCII)
+_ACQUIRED: Final = re.compile(r"[A-Z]{2,16}\Z", re.ASCII)
+"""The codes of DCM that are modalities; its other concepts have numbers."""
 _ASKER: Final = ("STRUCTURE_IMAGERIE", None, "TLR_TYPE_ORGANISATION")
 _ABOUT: Final = (
     "resourceType", "id", "meta", "text", "extension", "status", "intent", "category", "subject", "encounter",
     "authoredOn", "performer", "identifier", "code", "supportingInfo",
 )  # fmt: skip
-_CARRIED: Final = frozenset((*_ABOUT, "priority", "requester", "reasonCode", "note"))
+_CARRIED: Final = frozenset((*_ABOUT, "priority", "requester", "reasonCode", "note", "orderDetail", "bodySite"))
 _NOTES: Final = 20
+_SITES: Final = 20
 
 
 def order_answer(
@@ -109,9 +125,10 @@ def order_request(
 ) -> Mapped[bytes]:
     """The order NW, or its cancellation CA with its `reason`, as ORM^O01; arguments and charset as `order_answer`.
 
-    `request` is the ServiceRequest: priority, reasons and notes are carried, each other element that says what is
-    asked is a loss. Raises ValueError for a control id that does not fit, an empty order number, an order without a
-    reason to ask, and a reason without a cancellation.
+    `request` is the ServiceRequest: priority, reasons, notes, modality and body sites are carried, each other element
+    that says what is asked is a loss; so is MSH-21 where something is missing that the profile requires. Raises
+    ValueError for a control id that does not fit, an empty order number, an order without a reason to ask, and a
+    reason without a cancellation.
     """
     envelope = Envelope(site, control_id, now, receiving_application, receiving_facility)
     if not number.number:
@@ -122,33 +139,126 @@ def order_request(
     if control == "NW" and not why:
         raise ValueError("the order says no reason to ask")
     person, place = _who(requester)
-    told = now.astimezone(envelope.zone)
-    orc: Fields = {
-        1: control, 2: number.components, 9: dtm(told), 12: person, 16: (None, reason) if reason else None,
-        17: _ASKER, 21: place,
-    }  # fmt: skip
     new = control == "NW"
-    urgency = PRIORITIES.get(str(request.get("priority") or "")) if new else None
-    obr: Fields = {
-        1: "1", 2: number.components, 4: PROCEDURES[control], 5: urgency, 13: why if new else None, 16: person,
-    }  # fmt: skip
     losses: list[Loss] = []
-    notes: Segments = []
-    if new:
-        texts = [text for note in request.get("note", ()) if (text := str(note.get("text") or "").strip())]
-        notes = [("NTE", {1: str(n), 3: text}) for n, text in enumerate(texts[:_NOTES], 1)]
-        losses += [
-            Loss(f"ServiceRequest.{name}", "is not carried by an ORM") for name in request if name not in _CARRIED
-        ]
+    asked = [*_notes(request, losses), *_details(request, losses)] if new else []
+    lacking = [*_unnamed(number, place), *(_undetailed(asked) if new else ())]
+    if lacking:
+        losses.append(Loss("MSH-21", f"left out, the profile requires {', '.join(lacking)}"))
+    urgency = str(request.get("priority") or "") if new else ""
+    if urgency == "urgent":
+        losses.append(Loss("ServiceRequest.priority", "HL7 table 0485 has no `urgent`; told as A, asap"))
+    at = _asked_at(request, envelope) if new else ""
+    orc: Fields = {
+        1: control, 2: number.components, 9: at or dtm(now.astimezone(envelope.zone)), 12: person,
+        16: (None, reason) if reason else None, 17: _ASKER, 21: place,
+    }  # fmt: skip
+    obr: Fields = {
+        1: "1", 2: number.components, 4: PROCEDURES[control], 5: PRIORITIES.get(urgency), 13: why if new else None,
+        16: person,
+    }  # fmt: skip
     segments: Segments = [
-        ("MSH", envelope.msh(("ORM", "O01", "ORM_O01"), "2.5.1", PROFILE)),
+        ("MSH", envelope.msh(("ORM", "O01", "ORM_O01"), "2.5.1", None if lacking else PROFILE)),
         ("PID", pid(patient, visit, losses)),
         ("PV1", pv1(visit, envelope.zone)),
         ("ORC", orc),
         ("OBR", obr),
-        *notes,
+        *asked,
     ]
     return finished(segments, site, losses)
+
+
+def _asked_at(request: Mapping[str, Any], envelope: Envelope) -> str:
+    """ServiceRequest.authoredOn as a TS, as precise as it is; '' when it is none."""
+    said = str(request.get("authoredOn") or "")
+    if "T" not in said:
+        return said.replace("-", "")
+    try:
+        moment = datetime.fromisoformat(said)
+    except ValueError:
+        return ""
+    return dtm(moment.astimezone(envelope.zone)) if moment.tzinfo else ""
+
+
+def _notes(request: Mapping[str, Any], losses: list[Loss]) -> Iterator[tuple[str, Fields]]:
+    """The NTE behind OBR. NTE-4 stays empty: nothing says that a note is about the purpose (FINALITE_EXAMEN)."""
+    losses += [Loss(f"ServiceRequest.{name}", "is not carried by an ORM") for name in request if name not in _CARRIED]
+    texts = [text for note in request.get("note", ()) if (text := str(note.get("text") or "").strip())]
+    if len(texts) > _NOTES:
+        losses.append(
+            Loss("ServiceRequest.note", f"{len(texts) - _NOTES} notes beyond the first {_NOTES} are left out")
+        )
+    for number, text in enumerate(texts[:_NOTES], 1):
+        yield "NTE", {1: str(number), 3: text}
+
+
+def _details(request: Mapping[str, Any], losses: list[Loss]) -> Iterator[tuple[str, Fields]]:
+    """One OBX for the modality, one for each body site; OBX-4 as it came, else the next free occurrence."""
+    rows: list[tuple[str, str, Mapping[str, Any]]] = []
+    for index, detail in enumerate(request.get("orderDetail", ())):
+        if rows or not _is_modality(detail):
+            losses.append(Loss(f"ServiceRequest.orderDetail[{index}]", "is not carried by an ORM"))
+        else:
+            rows.append((MODALITY, "", detail))
+    sites = request.get("bodySite", ())
+    rows += zip(itertools.repeat(REGION), _occurrences(sites), sites, strict=False)
+    if len(sites) > _SITES:
+        losses.append(Loss("ServiceRequest.bodySite", f"{len(sites) - _SITES} beyond the first {_SITES} are left out"))
+    for number, (code, sub, concept) in enumerate(rows, 1):
+        name = (code, _OBSERVATIONS[code], "TLR_OBSERVATION")
+        yield "OBX", {1: str(number), 2: "CE", 3: name, 4: sub or None, 5: _ce(concept), 11: "O"}
+
+
+def _occurrences(sites: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """OBX-4 of each body site: its element id where it came as one, else a new occurrence; no two alike."""
+    said = [str(one.get("id") or "") for one in sites[:_SITES]]
+    used: set[str] = set()
+    for sub in said:
+        if not _SUB_ID.match(sub) or sub in used:
+            sub = next(free for n in itertools.count(1) if (free := f"{n}.1") not in used and free not in said)
+        used.add(sub)
+        yield sub
+
+
+def _is_modality(detail: Mapping[str, Any]) -> bool:
+    """Whether a detail of the order is the modality: it came as such, or is a code of DCM for one."""
+    came = next((str(one.get("valueCode")) for one in detail.get("extension", ()) if one.get("url") == DETAIL), "")
+    if came:
+        return came == MODALITY
+    return any(
+        _NAMES.get(str(one.get("system"))) == "DCM" and _ACQUIRED.match(str(one.get("code") or ""))
+        for one in detail.get("coding", ())
+    )
+
+
+def _ce(concept: Mapping[str, Any]) -> tuple[Component, ...]:
+    """A CodeableConcept as CE: its first coding, else its text alone."""
+    coding: Mapping[str, Any] = next((one for one in concept.get("coding", ()) if one.get("code")), {})
+    system = str(coding.get("system") or "")
+    text = str(coding.get("display") or concept.get("text") or "").strip() or None
+    if not coding:
+        return None, text or _text(concept) or None
+    return str(coding["code"]), text, _NAMES.get(system, system.removeprefix("urn:oid:")) or None
+
+
+def _unnamed(number: OrderNumber, place: tuple[Component, ...] | None) -> Iterator[str]:
+    """What flows 1 and 2 require to say who asks, and does not stand here."""
+    if not number.universal:
+        yield "the authority of the order number (ORC-2.3)"
+    if place is None:
+        yield "a requester with a structure (ORC-12, ORC-21)"
+
+
+def _undetailed(asked: Sequence[tuple[str, Fields]]) -> Iterator[str]:
+    """What flow 1 requires of the examination and does not stand here: one modality and one main region, both coded."""
+    for code, system in _CODED_IN.items():
+        subs = []
+        for name, fields in asked:
+            kind, value = fields.get(3), fields.get(5)
+            if name == "OBX" and isinstance(kind, tuple) and isinstance(value, tuple) and kind[0] == code:
+                subs.append(str(fields.get(4) or "") if value[0] and value[2:] == (system,) else "uncoded")
+        if "uncoded" in subs or len([sub for sub in subs if not sub.endswith(".2")]) != 1 or len(subs) > 2:
+            yield f"one coded {code}"
 
 
 def _who(professional: Professional | None) -> tuple[tuple[Component, ...] | None, tuple[Component, ...] | None]:

@@ -14,6 +14,7 @@ from typing import Final
 
 from hl7v2.message import Message, parse
 from hl7v2.text import codec_of
+from mappers.fhir_to_hl7v2_orders import MODALITY, REGION
 from mappers.fhir_to_hl7v2_segments import METADATA, PERSONS, STRUCTURES
 from mappers.fhir_to_identity import INS_OIDS
 from mappers.identity import Site
@@ -25,7 +26,8 @@ FIELDS: Final[Mapping[str, Mapping[int, str]]] = {
         5: "Receiving application", 6: "Receiving facility", 7: "Date/time of message", 9: "Message type",
         10: "Message control id: the delivery's id, unique for ever; a resend has the same",
         11: "Processing id: P for a production site, T for a test site", 12: "Version id", 17: "Country code",
-        18: "Character set", 21: "Message profile",
+        18: "Character set",
+        21: "Message profile; an order without a coded modality and region names none",
     },
     "EVN": {1: "Event type code", 2: "Recorded date/time", 6: "Event occurred: the signature"},
     "PID": {
@@ -54,8 +56,11 @@ FIELDS: Final[Mapping[str, Mapping[int, str]]] = {
         22: "Authenticator: the expert who signed",
     },
     "OBX": {
-        1: "Set id", 2: "Value type", 3: "Observation identifier: document type, or a code of MetaDMPMSS",
-        5: "Value: the document in base64, or Y/N", 11: "Result status", 14: "Date/time of the observation",
+        1: "Set id", 2: "Value type",
+        3: "Observation identifier: document type, a code of MetaDMPMSS, or in an order one of TLR_OBSERVATION",
+        4: "Sub-id: n.1 a region, n.2 what makes it more precise",
+        5: "Value: the document in base64, or Y/N; in an order the modality or the region",
+        11: "Result status", 14: "Date/time of the observation",
     },
     "PRT": {2: "Action code", 4: "Role: SB sender, RCT recipient, REPLY reply-to", 5: "Person", 8: "Organisation",
             15: "MSSanté address"},
@@ -79,13 +84,14 @@ TABLES: Final = (
         "NW RO CA: a report, its correction, its withdrawal; RE of each in a plain ORU; "
         "NW CA of an order; OK OC of an answer",
     ),
-    ("HL7 0485 (OBR-5)", "S A UR R"),
-    ("HL7 0085 (OBX-11)", "F C D: a report, its correction, its withdrawal"),
+    ("HL7 0485 (OBR-5)", "S A R"),
+    ("HL7 0085 (OBX-11)", "F C D: a report, its correction, its withdrawal; O: a detail of an order"),
     ("HL7 0123 (OBR-25)", "F C X, the same"),
     ("HL7 0271 (TXA-17)", "AU"),
     ("HL7 0273 (TXA-19)", "AV, CA of a withdrawal"),
     ("HL7 0278 (SCH-25)", "Booked, Started, Complete, Noshow, Cancelled, Deleted"),
     ("MetaDMPMSS (OBX-3)", ", ".join(code for code, _ in METADATA)),
+    ("TLR_OBSERVATION (OBX-3)", f"{MODALITY}, {REGION}"),
 )
 _ANSWERS: Final = (
     ("AA, CA", "Handed over. The next message of this destination follows."),

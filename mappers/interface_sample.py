@@ -18,6 +18,7 @@ from mappers.fhir_to_hl7v2_plain import plain
 from mappers.fhir_to_hl7v2_schedule import siu
 from mappers.fhir_to_pdf import pdf
 from mappers.fhir_to_report import Code, Org, PatientIdentity, Professional, Report, own_root
+from mappers.hl7v2_codes_to_fhir import SYSTEMS
 from mappers.identity import Site
 from mappers.order_number import OrderNumber
 
@@ -115,7 +116,11 @@ def _answers(report: Report, site: Site, to: To) -> Sequence[Sample]:
 
 
 def _orders(report: Report, site: Site, to: To) -> Sequence[Sample]:
-    request = {"priority": "routine", "reasonCode": [{"text": report.reason}], "note": [{"text": "Exemple"}]}
+    request = {
+        "priority": "routine", "reasonCode": [{"text": report.reason}], "note": [{"text": "Exemple"}],
+        "orderDetail": [{"coding": [{"system": SYSTEMS["DCM"], "code": "US", "display": "Échographie"}]}],
+        "bodySite": [{"coding": [{"system": SYSTEMS["SCT"], "code": "12921003", "display": "Pelvis"}]}],
+    }  # fmt: skip
     new = order_request("NW", _ORDER, report.patient, report.requester, request, visit=_visit(site), **to())
     cancelled = order_request("CA", _ORDER, report.patient, report.requester, request, reason="Exemple", **to())
     return [

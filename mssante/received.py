@@ -26,9 +26,11 @@ _ANGLE = re.compile(r"<\s*([^<>\s]{1,320})\s*>")
 _BARE = re.compile(r"[^\s<>()\[\],;:\"\\]{1,160}@[^\s<>()\[\],;:\"\\]{1,255}")
 _MESSAGE_ID = re.compile(r"<[^<>\s]{1,998}>")
 _FIELD = re.compile(rb"([!-9;-~]{1,80}):[^\n]*\n(?:[ \t][^\n]*\n)*")
-_PUT_BEFORE = frozenset({
-    b"return-path", b"received", b"received-spf", b"authentication-results", b"delivered-to", b"x-original-to",
-})  # fmt: skip
+_PUT_BEFORE = re.compile(
+    rb"return-path|received|x-received|received-spf|authentication-results|delivered-to|x-original-to|envelope-to"
+    rb"|dkim-signature|arc-[!-9;-~]+|x-spam-[!-9;-~]+|x-virus-[!-9;-~]+",
+    re.IGNORECASE,
+)
 _STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
 _TEXT_LIMIT = 1024 * 1024
 _REPORT_LIMIT = 256 * 1024
@@ -139,10 +141,11 @@ def carried(raw: bytes) -> bytes:
     """The mail without the fields that operators put before it on its way: two copies of one mail, come by two of our
     addresses, are the same in this.
 
-    Sources: RFC 5321, 4.4 (trace); RFC 7208, 9.1; RFC 8601, 4.1; Delivered-To and X-Original-To as Postfix writes them.
+    Sources: RFC 5321, 4.4 (trace); RFC 7208, 9.1; RFC 8601, 4.1; RFC 6376, 3.5 (DKIM-Signature); RFC 8617, 4 (ARC);
+    Delivered-To and X-Original-To as Postfix writes them, X-Spam-* and X-Virus-* as mail filters do.
     """
     at = 0
-    while (field := _FIELD.match(raw, at)) is not None and field[1].lower() in _PUT_BEFORE:
+    while (field := _FIELD.match(raw, at)) is not None and _PUT_BEFORE.fullmatch(field[1]):
         at = field.end()
     return raw[at:]
 

@@ -22,6 +22,7 @@ sys.dont_write_bytecode = False
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 POSTGRES_BIN = Path("/usr/lib/postgresql")
+IN_MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30
 
 
 def _program(*names: str) -> Callable[[], bool]:
@@ -41,8 +42,25 @@ COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The short run keeps its files in memory where there is room: on a disk every commit of its thousands of small
+    databases waits for the disk. What survives the end of a process is the same there; the long run is on the disk."""
+    if config.getoption("markexpr") == "not long" and _roomy(IN_MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+def _roomy(folder: Path) -> bool:
+    """Whether a folder has room, and programs in it may be run."""
+    if not os.access(folder, os.W_OK):
+        return False
+    there = os.statvfs(folder)
+    return there.f_bavail * there.f_frsize >= ROOM and not there.f_flag & os.ST_NOEXEC
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs an absent component; under REQUIRE_ALL=1 leave it in so that it fails in setup."""
+    """Begin with the groups, each of which keeps one process busy: at the end the others would wait for it. Skip what
+    needs an absent component; under REQUIRE_ALL=1 leave it in so that it fails in setup."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     if os.environ.get("REQUIRE_ALL") == "1":
         return
     for item in items:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM, new_delivery_id
+from fhir_server.delivery import message_keys
 from fhir_server.delivery.arrivals import Arrival, Decide, Rejected, Settled, rejected, take
 from fhir_server.delivery.intake_acks import zam
 from fhir_server.delivery.intake_adt import adt
@@ -158,15 +159,9 @@ def _received(hub: Hub, raw: bytes, peer: str, port: Port, head: _Head) -> Recei
             control_id=msg.text("MSH-10") if msg else "",
             message_type=f"{msg.kind}^{msg.trigger}" if msg else "",
             media_type=MEDIA,
-            keys=_keys(hub, port, msg) if msg else (),
+            keys=message_keys.keys(msg, _site(hub, port, msg).finess_eg) if msg else (),
         )
     )
-
-
-def _keys(hub: Hub, port: Port, head: Message) -> tuple[tuple[str, str], ...]:
-    """What a message can be found by before anybody knows what it means, also when it is refused."""
-    stay = head.text("PV1-19.1").strip('"')
-    return ("msh-10", head.text("MSH-10")), ("iep", stay), ("finess", _site(hub, port, head).finess_eg)
 
 
 def _answered(hub: Hub, raw: bytes, peer: str, port: Port, head: _Head, received: Received) -> bytes:

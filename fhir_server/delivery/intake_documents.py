@@ -103,10 +103,10 @@ def content_of(draft: Draft, enclosed: Enclosed, title: str) -> Resource:
     there that is something else is replaced: what a document names is what was sent."""
     digest = hashlib.sha256(enclosed.data).hexdigest()[:40]
     encoded = base64.b64encode(enclosed.data).decode("ascii")
-    kept = draft.get(f"Binary/{digest}")
-    if kept is None or kept.get("data") != encoded:
-        told = {"resourceType": "Binary", "id": digest, "contentType": enclosed.media_type, "data": encoded}
-        draft.put((kept or {}) | told)
+    kept = draft.get(f"Binary/{digest}") or {}
+    told = {"resourceType": "Binary", "id": digest, "contentType": enclosed.media_type, "data": encoded}
+    if kept | told != kept:
+        draft.put(kept | told)
     sha1 = hashlib.sha1(enclosed.data, usedforsecurity=False).digest()
     attachment = {
         "contentType": enclosed.media_type,
@@ -157,16 +157,17 @@ def _withdraw(draft: Draft, held: Resource, taken: Taken) -> None:
 def find_request(
     arrival: Arrival, draft: Draft, ids: Iterable[tuple[str, str]], patient: str, place: str
 ) -> Resource | None:
-    """The request under one of its numbers, or under our own as we tell it. Raises Rejected (207, 900) when it is that
-    of another patient.
+    """The request under one of its numbers, or the téléexpertise under our own as we tell it. Raises Rejected (207,
+    900) when it is that of another patient.
 
     A number without an authority (a bare EI-1) is looked for among this patient's requests alone.
     """
     own = {f"urn:oid:{own_root(site)}" for site in arrival.hub.sites.all}
     for system, value in ids:
         found = draft.find("ServiceRequest", identifier_query(system, value))
-        if not found and system in own and (ours := draft.get(f"ServiceRequest/{value}")):
-            found = [ours]
+        if not found and system in own:
+            ours = draft.get(f"ServiceRequest/{value}") or {}
+            found = [ours] if is_case(ours) else []
         mine = [one for one in found if one.get("subject", {}).get("reference") == patient]
         if mine:
             return mine[0]

@@ -8,20 +8,28 @@ Sources: IHE PAM (ITI-30 A40 "merge", A47 "change"; ITI-31 A44), IHE PAM France 
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from fhir_server.changes import Hub, apply
 from fhir_server.context import Caller, View, instant
-from fhir_server.delivery.arrivals import Arrival, Draft, Resource, Taken, rejected
+from fhir_server.delivery.arrivals import MOST_MOVED, Arrival, Draft, Resource, Taken, rejected
 from fhir_server.delivery.intake_patients import Person, record_person, who
 from fhir_server.errors import Conflict, NotFound
 from fhir_server.patients import identity, merge
 from fhir_server.patients.identity import identifier_query
 from fhir_server.patients.sites import INS_SYSTEMS, Sites
+from fhir_server.store.session import Snapshot
+from fhir_server.teleexpertise.scopes import scopes
 from mappers.hl7v2_to_fhir import AdtResult
 
 Ids = tuple[tuple[str, str], ...]
+_PARTS = ("Observation/", "Specimen/", "ImagingStudy/", "Media/")
+"""What a report is made of."""
+_REFERENCE = re.compile(r"([A-Z][A-Za-z]+/[A-Za-z0-9.-]{1,64})(/_history/.*)?\Z")
 
 
 def merged(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> None:
@@ -251,11 +259,24 @@ def _renumber(draft: Draft, stays: list[Resource], result: AdtResult) -> None:
         draft.put(whole)
 
 
-def unmerge(hub: Hub, caller: Caller, survivor: str, given_up: str) -> tuple[list[str], list[str]]:
-    """Part two merged records (`Patient/x` both): the references that were moved go back.
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """What undoing a merge did, as references: what went `back`; what was written since in a case that went back, and
+    `followed` it; what such a case names and was `left` to the survivor, for a person to look at; and what was `lost`
+    to it, being gone or no longer the survivor's."""
 
-    Returns (what went back, what could not: it is gone or no longer refers to the survivor). What came for the
-    survivor after the merge stays there. Raises NotFound without such a merge, Conflict when it was undone before.
+    back: list[str]
+    followed: list[str]
+    left: list[str]
+    lost: list[str]
+
+
+def unmerge(hub: Hub, caller: Caller, survivor: str, given_up: str) -> Parted:
+    """Part two merged records (`Patient/x` both): the references that were moved go back, and what was written since
+    in a request that goes back goes with it, since a case is about one person.
+
+    What else came for the survivor after the merge stays there. Raises NotFound without such a merge, Conflict when it
+    was undone before, or when the survivor was itself merged since: the later merge is undone first.
     """
     key = merge.record_id("fusion", survivor, given_up)
     with hub.store.read(caller) as snapshot:
@@ -266,18 +287,79 @@ def unmerge(hub: Hub, caller: Caller, survivor: str, given_up: str) -> tuple[lis
         source, moved_then = merge.moved_of(listed)
         if listed.get("status") != "current" or source != given_up or merge.replaced_by(left) != survivor:
             raise Conflict(f"the merge of {given_up} into {survivor} is not in force")
-        back, lost = [], []
-        for reference in moved_then:
-            one = draft.get(reference)
-            turned = merge.swapped(one, survivor, given_up) if one else None
-            if turned is None or turned == one:
-                lost.append(reference)
-            else:
-                back.append(draft.put(turned))
+        if further := merge.replaced_by(remains):
+            raise Conflict(f"{survivor} was itself merged into {further} since; undo that merge first")
+        parted = _parted(draft, moved_then, survivor, given_up, partial(_made_since, snapshot, f"List/{key}"))
         for patient in merge.parted(remains, left):
             draft.put(patient, identity_change=True)
-        draft.put({**listed, "status": "retired"})
+        draft.put(merge.with_followers(listed, parted.followed) | {"status": "retired"})
         draft.put(_provenance(caller, "defusion", [survivor, given_up, f"List/{key}"], instant(hub.clock())))
         changes = draft.changes()
     apply(hub, caller, changes, upon=draft.upon)
-    return back, lost
+    return parted
+
+
+def _made_since(snapshot: Snapshot, listed: str, reference: str) -> bool:
+    """Whether a resource was made after the merge that a List tells of."""
+    merged = snapshot.get(*_place(listed))
+    first = snapshot.version(*_place(reference), 1)
+    return merged is not None and first is not None and first.last_updated > merged.last_updated
+
+
+def _place(reference: str) -> tuple[str, str]:
+    kind, _, key = reference.partition("/")
+    return kind, key
+
+
+def _parted(
+    draft: Draft, moved_then: Iterable[str], survivor: str, given_up: str, made_since: Callable[[str], bool]
+) -> Parted:
+    """Turn what a merge moved back, and what was written since in the requests among it."""
+    back, lost = [], []
+    for reference in moved_then:
+        one = draft.get(reference)
+        turned = merge.swapped(one, survivor, given_up) if one else None
+        if turned is None or turned == one:
+            lost.append(reference)
+        else:
+            back.append(draft.put(turned))
+    case = _case_of(draft, back, survivor)
+    its_own = {name: one for name, one in case.items() if ("patient", survivor) in scopes(one)}
+    since = {name: one for name, one in sorted(its_own.items()) if made_since(name)}
+    followed = [draft.put(merge.swapped(one, survivor, given_up)) for one in since.values()]
+    named = {reference for one in case.values() for reference in _named(one)} - {survivor, *case}
+    left = {name for name in named if ("patient", survivor) in _scopes_of(draft, name)} | its_own.keys() - since.keys()
+    return Parted(back, followed, sorted(left), lost)
+
+
+def _named(one: Resource) -> set[str]:
+    """The resources of this server that one refers to, whatever the version."""
+    return {found[1] for reference in merge.references(one) if (found := _REFERENCE.match(reference))}
+
+
+def _case_of(draft: Draft, back: Sequence[str], survivor: str) -> dict[str, Resource]:
+    """The requests among what goes back and whatever hangs on them, in one step or several: what goes back with them
+    and what is the survivor's yet; with a report that is, what it was made of."""
+    gone, found = set(back), dict[str, Resource]()
+    waiting = [one for name in back if name.startswith("ServiceRequest/") and (one := draft.get(name))]
+    while waiting:
+        one = waiting.pop()
+        name = f"{one['resourceType']}/{one['id']}"
+        if name in found or not merge.movable(one):
+            continue
+        its_own = ("patient", survivor) in scopes(one)
+        if name not in gone and not its_own:
+            continue
+        found[name] = one
+        if len(found) > MOST_MOVED:
+            raise Conflict(f"more than {MOST_MOVED} resources hang on what goes back; a person must move them")
+        waiting += draft.referring(name)
+        if one["resourceType"] == "DiagnosticReport" and its_own:
+            waiting += [part for made in _named(one) if made.startswith(_PARTS) and (part := draft.get(made))]
+    return found
+
+
+def _scopes_of(draft: Draft, reference: str) -> list[tuple[str, str]]:
+    """Whose a stored resource is; nobody's when it is not here."""
+    one = draft.get(reference)
+    return scopes(one) if one and merge.movable(one) else []

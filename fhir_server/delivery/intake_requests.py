@@ -1,14 +1,15 @@
 """ORM^O01 and OMI^O23: a téléexpertise is asked for, taken back or completed by HL7 v2.
 
 Hides what an order cannot say. A request made from one is a draft, tagged and noted "à compléter" with what is missing:
-no order carries the patient's consent, so none goes out before somebody completes it (by FHIR or in the console).
+no order carries the patient's consent, so none goes out before somebody completes it (by FHIR). An order is changed,
+taken back and completed by the asking side alone: whoever is asked answers it (ORU^R01).
 
 Sources: CI-SIS téléradiologie 1.0 (ballot), flows 1, 2 and 4; HL7 table 0119; CSP R.6316-2 (consent).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from fhir_server.context import instant
@@ -18,21 +19,14 @@ from fhir_server.delivery.intake_patients import patient_of
 from fhir_server.delivery.intake_stays import encounter_of
 from fhir_server.patients.identity import identifier_query
 from fhir_server.teleexpertise.case import CATEGORY, CATEGORY_NOS, is_case
+from fhir_server.teleexpertise.completion import to_complete
+from fhir_server.teleexpertise.sides import only_asked
 from fhir_server.teleexpertise.states import FINAL, state_of, with_state
+from mappers.fhir_to_hl7v2_orders import DETAIL, REGION
 from mappers.hl7v2_orders_to_fhir import Order, OrderMessage
 from mappers.hl7v2_orders_to_fhir import orders as read_orders
 
 Resource = dict[str, Any]
-TO_COMPLETE = {"system": "urn:passerelle:demande", "code": "a-completer", "display": "à compléter"}
-MISSING: Mapping[str, str] = {
-    "consent": "le consentement du patient",
-    "question": "la question posée à l'expert",
-    "requester": "le professionnel requérant, connu de l'annuaire",
-    "reason": "le motif de la demande",
-    "birthDate": "la date de naissance du patient",
-    "performer": "le groupe d'experts sollicité",
-}
-"""What a request needs beyond an order, as its reader is told."""
 STUDY = "urn:dicom:uid"
 ACSN = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": "ACSN"}]}
 
@@ -51,12 +45,16 @@ def orders(arrival: Arrival) -> Decide:
         patient = patient_of(arrival, draft, said.patient, taken, create=new)
         for number, order in enumerate(said.orders, 1):
             held = find_request(arrival, draft, (*order.placer, *order.filler), patient, f"ORC^{number}^2")
+            if held and order.action != "other":
+                _by_who_asks(arrival, draft, held, number)
             if order.action == "request":
                 _asked(arrival, draft, said, order, held, controls[number - 1], patient, taken)
             elif order.action != "other":
                 known = _known(held, order, number)
                 taken.keys.append(("case", f"ServiceRequest/{known['id']}"))
                 if order.action == "cancel":
+                    # Named, so that the asking side is told what another establishment took back.
+                    taken.caller = dataclasses.replace(arrival.caller, who=arrival.organization["reference"])
                     _cancelled(arrival, draft, known, order, taken)
                 else:
                     _completed(arrival, draft, known, order, patient, taken)
@@ -73,6 +71,13 @@ def _known(held: Resource | None, order: Order, number: int) -> Resource:
     return held
 
 
+def _by_who_asks(arrival: Arrival, draft: Draft, held: Resource, number: int) -> None:
+    """Raises Rejected (207, 901) when the sender's establishment is asked and does not ask."""
+    if only_asked(held, arrival.organization["reference"], draft):
+        text = f"{arrival.site.name} is asked by this request; it answers it (OK, OC) and leaves it to who asks"
+        raise rejected(text, f"ORC^{number}^1", "207", "901")
+
+
 def _asked(
     arrival: Arrival,
     draft: Draft,
@@ -87,6 +92,8 @@ def _asked(
     settings = arrival.hub.settings
     if held and control == "NW":
         raise rejected(f"the request is known as ServiceRequest/{held['id']}; change it with XO", "ORC^1^2", "205")
+    if held and not is_case(held):
+        raise rejected("the number is that of a request that asks for no téléexpertise", "ORC^1^2", "207")
     if held and state_of(held, settings) != "draft":
         text = f"ServiceRequest/{held['id']} is out already; cancel it (CA) and ask again"
         raise rejected(text, "ORC^1^1", "207")
@@ -96,6 +103,7 @@ def _asked(
     missing = [name for name, _ in order.missing if name != "requester"]
     whole |= {
         "id": key,
+        "identifier": [_ordered_by(arrival, one) for one in whole.get("identifier", ())],
         "status": "draft",
         "intent": "proposal",
         "category": [{"coding": [{"system": CATEGORY_NOS, "code": CATEGORY, "display": "Téléexpertise"}]}],
@@ -107,12 +115,16 @@ def _asked(
     }
     _add_details(whole, order)
     _add_observations(arrival, draft, whole, order, patient)
-    text = "À compléter avant envoi : " + " ; ".join(MISSING[name] for name in missing)
-    whole["note"] = [*whole.get("note", ()), {"text": text}]
-    whole["meta"] = {"tag": [TO_COMPLETE]}
-    reference = draft.put(with_state(whole, "draft", settings))
+    reference = draft.put(with_state(to_complete(whole, missing), "draft", settings))
     taken.keys.append(("case", reference))
     taken.notes.append(f"{reference} is a draft; missing: {', '.join(missing)}")
+
+
+def _ordered_by(arrival: Arrival, identifier: Resource) -> Resource:
+    """A placer number with the establishment that ordered under it: it speaks for the asking side from then on."""
+    if not any(one.get("code") == "PLAC" for one in identifier.get("type", {}).get("coding", ())):
+        return identifier
+    return {**identifier, "assigner": {**identifier.get("assigner", {}), **arrival.organization}}
 
 
 def _requester(arrival: Arrival, draft: Draft, order: Order, missing: list[str]) -> Resource:
@@ -139,12 +151,13 @@ def _performer(arrival: Arrival, draft: Draft, missing: list[str]) -> Resource:
 
 
 def _add_details(request: Resource, order: Order) -> None:
-    """The coded rows of the profile: the region is a body site, the others are details of the order."""
+    """The coded rows of the profile: the region is a body site, the others are details of the order with their code."""
     for code, value in order.details:
-        element = "bodySite" if code == "REGION_ANATOMIQUE" else "orderDetail"
+        element = "bodySite" if code == REGION else "orderDetail"
         held = request.get(element, [])
-        if value not in held:
-            request[element] = [*held, value]
+        told = value if code == REGION else value | {"extension": [{"url": DETAIL, "valueCode": code}]}
+        if told not in held and value not in held:
+            request[element] = [*held, told]
 
 
 def _add_observations(arrival: Arrival, draft: Draft, request: Resource, order: Order, patient: str) -> None:

@@ -118,7 +118,7 @@ def _settle_mail(tx: Tx, mail: received.Received, stored: Received, mailbox: str
     elif stored.conflict:
         why = (
             f"its Message-ID came before with other content (message {stored.rival}): compare the two; "
-            "`passerelle inbox replay` takes this one in all the same"
+            "`passerelle inbox replay` takes this one in all the same, `passerelle inbox refuse` puts it away"
         )
         tx.reject(stored.id, "\n".join([why, *notes]), "Message-ID", _READ, keys=keys)
         text, outcome = f"{text}; settles nothing, for {why}", "4"

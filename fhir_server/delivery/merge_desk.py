@@ -37,7 +37,8 @@ def listed(hub: Hub, caller: Caller, args: Args) -> list[dict[str, Any]]:
 
 
 def undone(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
-    """Part the two records of a merge, named by `id`: what went back, and what could not. Raises NotFound, and what
+    """Part the two records of a merge, named by `id`: what went back, what was written since and followed its case,
+    what such a case names and was left to the survivor, and what could not go back. Raises NotFound, and what
     `unmerge` raises."""
     key = args.get("id", "").removeprefix("List/")
     with hub.store.read(caller) as snapshot:
@@ -46,8 +47,9 @@ def undone(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
     if not merge.is_record(held):
         raise NotFound(f"no merge {key[:80]!r} is on record; `passerelle merges list` shows them")
     told = _row(held)
-    back, lost = unmerge(hub, caller, told["survivor"], told["given_up"])
-    return {**told, "state": "undone", "moved_back": back, "not_moved": lost}
+    parted = unmerge(hub, caller, told["survivor"], told["given_up"])
+    lists = {"moved_back": parted.back, "followed": parted.followed, "left": parted.left, "not_moved": parted.lost}
+    return {**told, "state": "undone", **lists}
 
 
 def _found(hub: Hub, caller: Caller, query: str, args: Args) -> list[dict[str, Any]]:

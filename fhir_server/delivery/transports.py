@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
@@ -111,11 +112,15 @@ def _send_mllp(claim: Claim, payload: bytes, settings: Settings, line: Line, con
             sender.before_send = line.may_send
             raw = sender.send(payload, timeout=_answer_seconds(claim, settings.send_timeout_seconds))
             line.let_go()
-        told = ack.read(raw)
-        words = told.text or "; ".join(error.text for error in told.errors if error.text)
-        return Receipt(classify("mllp", "ack", told.code), told.code, words, raw)
+        return _acknowledged(raw)
 
     return _by_mllp(claim.delivery.endpoint, settings, converse)
+
+
+def _acknowledged(raw: bytes) -> Receipt:
+    told = ack.read(raw)
+    words = told.text or "; ".join(error.text for error in told.errors if error.text)
+    return Receipt(classify("mllp", "ack", told.code), told.code, words, raw)
 
 
 def _by_mllp(endpoint: str, settings: Settings, converse: Callable[[Way, Callable[[], Sender]], Receipt]) -> Receipt:
@@ -173,17 +178,29 @@ def reach(endpoint: str, settings: Settings) -> Receipt:
     when it does."""
 
     def connect(way: Way, made: Callable[[], Sender]) -> Receipt:
-        sender = made()
-        try:
+        with closing(made()) as sender:
             sender.connect()
-        finally:
-            sender.close()
         return Receipt("sent", "connected", f"{way.host}:{way.address[1]} takes connections; nothing was sent")
 
-    scheme = urlsplit(endpoint).scheme
+    return _by_hand(endpoint, settings, connect)
+
+
+def once(endpoint: str, payload: bytes, settings: Settings, answer_seconds: float = 0.0) -> Receipt:
+    """Send bytes that are no delivery to an MLLP partner, by the rules and the TLS of one, and never again.
+    `answer_seconds` is how long it may take to answer, 0 = as the settings say."""
+
+    def converse(_: Way, made: Callable[[], Sender]) -> Receipt:
+        with closing(made()) as sender:
+            return _acknowledged(sender.send(payload, timeout=answer_seconds or settings.send_timeout_seconds))
+
+    return _by_hand(endpoint, settings, converse)
+
+
+def _by_hand(endpoint: str, settings: Settings, converse: Callable[[Way, Callable[[], Sender]], Receipt]) -> Receipt:
     try:
+        scheme = urlsplit(endpoint).scheme
         if scheme in ("mllp", "mllps"):
-            return _by_mllp(endpoint, settings, connect)
+            return _by_mllp(endpoint, settings, converse)
     except ValueError as error:
         return Receipt("permanent", "address", f"{endpoint} cannot be used: {error}")
     if scheme == "pull":

@@ -67,6 +67,15 @@ def moved_of(listed: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     return source, tuple(reference for reference in references if reference != source)
 
 
+def with_followers(listed: Resource, followed: Iterable[str]) -> Resource:
+    """The List of a merge with what was written after it and goes back with its case."""
+    head, *rest = listed["entry"]
+    known = {_named(entry) for entry in rest}
+    flag = {"text": "écrit depuis la fusion"}
+    since = [{"flag": flag, "item": {"reference": one}} for one in followed if one not in known]
+    return {**listed, "entry": [head, *sorted([*rest, *since], key=_named)]}
+
+
 def swapped(value: Any, old: str, new: str) -> Any:
     """The same content with every reference to `old` (`Type/id`, any version) turned to `new`."""
     if isinstance(value, dict):

@@ -7,6 +7,7 @@ that nothing happens unseen. One that failed leaves a row that says so.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -98,7 +99,7 @@ def run(hub: Hub, caller: Caller, name: str, args: Args, more: Mapping[str, Oper
     """Run one operation by name, audited. Raises NotFound listing the known ones."""
     if name not in names(more):
         raise NotFound(f"no operation {name[:80]}; known: {', '.join(names(more))}")
-    changes = not (name.endswith(_READING) or name in upkeep.JOBS or name == "note")
+    changes = not (name.endswith(_READING) or name in upkeep.JOBS or name in ("note", *_ELSEWHERE))
     if not changes and name != "job-show":
         audited(hub, caller, name, args)
     mine = _As(hub.store, caller, _row(name, args) if changes else None)
@@ -130,7 +131,7 @@ def audited(hub: Hub, caller: Caller, name: str, args: Args, *, failed: str = ""
 
 def _row(name: str, args: Args, *, failed: str = "") -> AuditRow:
     """Who asked for which operation on what."""
-    told = ", ".join(f"{key}={value[:100]}" for key, value in sorted(args.items()) if key != "id")
+    told = ", ".join(f"{key}={_said(key, value)}" for key, value in sorted(args.items()) if key != "id")
     kind, key = _entity(name, args)
     return AuditRow(
         "R" if name.endswith(_READING) else "E",
@@ -143,9 +144,17 @@ def _row(name: str, args: Args, *, failed: str = "") -> AuditRow:
     )
 
 
-_READING = ("-list", "-show", "trace", "-count", "metrics", "-explain")
+_READING = ("-list", "-show", "trace", "-count", "metrics", "-explain", "-echo")
+_ELSEWHERE = ("send-hl7",)
+"""What changes nothing here, and is audited before it goes."""
+_CONTENT = ("content", "data")
+"""Arguments that are what a message says of a patient: the trail tells their digest."""
 _ENTITIES = {"trace": "ServiceRequest", "inbox": "MessageHeader", "outbox": "Communication", "lane": "Endpoint",
-             "merges": "List"}  # fmt: skip
+             "merges": "List", "send": "Endpoint"}  # fmt: skip
+
+
+def _said(key: str, value: str) -> str:
+    return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}" if key in _CONTENT else value[:100]
 
 
 def _entity(name: str, args: Args) -> tuple[str, str]:
@@ -154,7 +163,10 @@ def _entity(name: str, args: Args) -> tuple[str, str]:
     if name == "studies-attach":
         return "ServiceRequest", args.get("request", "").removeprefix("ServiceRequest/")[:64]
     kind = _ENTITIES.get(name.partition("-")[0], "")
-    key = args.get("id", "")[:64]
+    lane = args.get("to", "") if name in _ELSEWHERE else args.get("lane", "")
+    if kind == "Endpoint" and not lane.startswith("Endpoint/"):
+        return "", ""  # a mailbox, or an address: the text names it
+    key = (lane if kind == "Endpoint" else args.get("id", ""))[:73]
     return (kind, key.rpartition("/")[2]) if kind and key else ("", "")
 
 

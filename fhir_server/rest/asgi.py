@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM, Caller
@@ -24,6 +24,7 @@ from fhir_server.rest.room import SMALL, Arriving, Inflow, Room, weight
 from fhir_server.store.soon import NotSoon
 
 log = logging.getLogger("passerelle.rest")
+T = TypeVar("T")
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -149,22 +150,28 @@ class Mounts:
             await self.unpacking.enter(1)
         except PasserelleError as error:
             return routes.failed(known, error)
-        work = self.hands.run(lambda: _admitted(hub, known, body, lambda: known.caller))
-        work.add_done_callback(lambda _: self.unpacking.leave(1))
-        return await asyncio.shield(work)
+        return await self._within(self.unpacking, 1, lambda: _admitted(hub, known, body, lambda: known.caller))
 
     async def _weighed(self, hub: Hub, handler: Handler, request: Request, heavy: int) -> Response:
         """The answer to a request known to be allowed, once there is room for its body."""
-        if heavy:
-            try:
-                await self.room.enter(heavy)
-            except PasserelleError as error:
-                return routes.failed(request, error)
-        work = self.hands.run(lambda: _answered(hub, handler, request))
-        if heavy:
-            work.add_done_callback(lambda _: self.room.leave(heavy))
-        # A client that goes away does not stop the thread, which needs its room until it is done.
-        return await asyncio.shield(work)
+        if not heavy:
+            return await self.hands.run(lambda: _answered(hub, handler, request))
+        try:
+            await self.room.enter(heavy)
+        except PasserelleError as error:
+            return routes.failed(request, error)
+        return await self._within(self.room, heavy, lambda: _answered(hub, handler, request))
+
+    async def _within(self, room: Room, heavy: int, work: Callable[[], T]) -> T:
+        """The outcome of work in a thread, for which there is room. A client that goes away does not stop the thread,
+        which needs its room until it is done."""
+        try:
+            outcome = self.hands.run(work)
+        except BaseException:
+            room.leave(heavy)
+            raise
+        outcome.add_done_callback(lambda _: room.leave(heavy))
+        return await asyncio.shield(outcome)
 
     async def _send(self, send: Send, response: Response, *, bodiless: bool) -> None:
         """`bodiless`: with the headers of the whole answer, which here alone are all known, and nothing else."""

@@ -23,10 +23,13 @@ AT_A_TIME = 64
 _TYPES = {"size": "bigint", "received_at": "bigint", "original": "smallint"}
 _RECORD = ", ".join(f'"{name}" {_TYPES.get(name, "text")}' for name in COLUMNS)
 _VALUES = ", ".join("decode(x.raw, 'hex')" if name == "raw" else f"x.{name}" for name in COLUMNS)
-# Each message's own control id decides, in one order for all processes, so that no two wait for each other in a ring.
+# Numbers are given in the order of arrival. Each message's own control id decides, in one order for all processes, so
+# that no two wait for each other in a ring.
 _STORE = (
-    f"WITH kept AS (INSERT INTO inbox ({', '.join(COLUMNS)}) SELECT {_VALUES} FROM json_to_recordset(?::json) "
-    f"AS x({_RECORD}) ORDER BY x.sender, x.control_id {ONCE} RETURNING id), "
+    f"WITH kept AS (INSERT INTO inbox (seq, {', '.join(COLUMNS)}) SELECT x.seq, {_VALUES} FROM "
+    "(SELECT nextval(pg_get_serial_sequence('inbox', 'seq')) AS seq, r.* "
+    f"FROM json_to_recordset(?::json) AS r({_RECORD}) OFFSET 0) x ORDER BY x.sender, x.control_id {ONCE} "
+    "RETURNING id), "
     "keyed AS (INSERT INTO message_key (box, message, kind, value) SELECT k.box, k.message, k.kind, k.value "
     "FROM json_to_recordset(?::json) AS k(box text, message text, kind text, value text) "
     "JOIN kept ON kept.id = k.message) SELECT id FROM kept"
@@ -62,11 +65,12 @@ class Arriving:
         try:
             stored = self._store(arrivals)
         except errors.PasserelleError as fault:
-            for turn in turns:
-                line.settle(turn, fault=fault)
-        except Exception:
-            # One that cannot be stored, or a deadlock: alone, each learns what is wrong with it.
-            log.exception("%d messages could not be stored together", len(turns))
+            line.fail(turns, fault)
+        except Exception as fault:
+            # One that cannot be stored, or whose like another process is storing, or a deadlock: alone, each learns
+            # what is wrong with it. What the database says of it may show its content.
+            told = type(fault).__name__, getattr(fault, "sqlstate", None) or "-"
+            log.warning("%d messages could not be stored together: %s (%s)", len(turns), *told)
             for turn in turns:
                 line.settle(turn)
         else:

@@ -10,6 +10,7 @@ Source: https://hl7.org/fhir/R4/search.html#date
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,12 +54,30 @@ def agreed(should: Sequence[Row], have: Sequence[Row]) -> list[Row]:
 
 
 def tighten(view: View, after: int, last: int) -> int:
-    """Looks at the rows of the resources behind `after` up to `last` that are marked as several; how many are not."""
+    """Looks at the rows, marked as several, of the resources behind `after` up to `last` and of what these contain; how
+    many are not.
+
+    The resources are held meanwhile, by a statement before, so that no writer puts a second row beside one that is
+    found to be alone. What a writer holds is left as it is: it stays right, and the next run looks at it.
+    """
+    held = view.db.rows(
+        f"SELECT rid FROM resource WHERE rid > ? AND rid <= ? ORDER BY rid{view.db.dialect.skip_locked}", (after, last)
+    )
+    if not held:
+        return 0
+    among = f"SELECT CAST(k.value ->> 0 AS bigint) FROM {view.db.dialect.each} k"
+    named = json.dumps(held)
+    return _tightened(view, among, named) + _tightened(
+        view, f"SELECT c.number FROM contained c WHERE c.rid IN ({among})", named
+    )
+
+
+def _tightened(view: View, among: str, named: str) -> int:
     others = "SELECT 1 FROM idx_date y WHERE y.rid = x.rid AND y.pid = x.pid AND (y.low <> x.low OR y.high <> x.high)"
     return view.db.count(
         f"UPDATE idx_date AS x SET loose = CASE WHEN x.high - x.low > ? THEN {ALONE} ELSE {TIGHT} END "
-        f"WHERE x.rid > ? AND x.rid <= ? AND x.loose = {SEVERAL} AND NOT EXISTS ({others})",
-        (LONG, after, last),
+        f"WHERE x.rid IN ({among}) AND x.loose = {SEVERAL} AND NOT EXISTS ({others})",
+        (LONG, named),
     )
 
 

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 
 from fhir_server.context import SYSTEM, Caller, Clock, micros, now
 from fhir_server.search.plan import Plan
-from fhir_server.store import audit, inbox, instances, lanes, resources, schema
+from fhir_server.store import audit, inbox, instances, lanes, resources, schema, statistics
 from fhir_server.store.arriving import Arriving
 from fhir_server.store.bell import Bell, PostgresBell, SilentBell
 from fhir_server.store.blobs import Blobs
@@ -27,7 +27,7 @@ from fhir_server.store.dialect import Dialect, Row, Session
 from fhir_server.store.inbox import INLINE_BYTES, InboxState, Keys, NewMessage, Received
 from fhir_server.store.instances import Study
 from fhir_server.store.lanes import Claim, NewDelivery, Outcome
-from fhir_server.store.postgres import PostgresDatabase
+from fhir_server.store.postgres import PostgresDatabase, connect
 from fhir_server.store.query import Page, is_single
 from fhir_server.store.resources import Stored
 from fhir_server.store.session import Snapshot, Tx
@@ -341,6 +341,12 @@ class Store:
         """Takes one study that asked for matching and has been quiet since; None when there is none."""
         moment = self._moment(at)
         return self.write(SYSTEM, lambda tx: instances.claim_dirty(tx.view, moment, quiet_seconds, lease_seconds))
+
+    # upkeep
+    def analyse(self) -> None:
+        """Has the database look at all its tables, for its plans. SQLite's are made without."""
+        if self.engine == "postgresql":
+            statistics.look(lambda: connect(self.address, statement_seconds=statistics.SECONDS))
 
     # audit
     def seal(self) -> int:

@@ -27,9 +27,8 @@ class Gathered:
 
     def __init__(self) -> None:
         self._filling: dict[Bulk, list[Row]] = {}
-        self._agreeing: dict[Bulk, list[Row]] = {}
+        self._agreeing: dict[Bulk, tuple[list[int], list[Row]]] = {}
         self._versions: list[Row] = []
-        self._rids: list[int] = []
         self._text = 0
 
     def __bool__(self) -> bool:
@@ -38,6 +37,14 @@ class Gathered:
     @property
     def heavy(self) -> bool:
         return self._text > MOST
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many rows there are, by table."""
+        sizes = {bulk.table: len(rows) for bulk, (_, rows) in self._agreeing.items()}
+        for bulk, rows in self._filling.items():
+            sizes[bulk.table] = sizes.get(bulk.table, 0) + len(rows)
+        return sizes
 
     def fill(self, bulk: Bulk, rows: Sequence[Row]) -> None:
         """Rows to insert."""
@@ -51,10 +58,11 @@ class Gathered:
         self._text += len(row[-1] or "")
 
     def agree(self, rid: int, wanted: Mapping[Bulk, Sequence[Row]]) -> None:
-        """The rows of a resource in some tables, once."""
-        self._rids.append(rid)
+        """The rows of a resource in some tables, once. In the others it keeps what it has, whoever names these."""
         for bulk, rows in wanted.items():
-            self._agreeing.setdefault(bulk, []).extend(rows)
+            rids, every = self._agreeing.setdefault(bulk, ([], []))
+            rids.append(rid)
+            every.extend(rows)
 
     def statement(self, txid: str) -> tuple[str, list[str]]:
         """The statement with its parameters."""
@@ -62,10 +70,8 @@ class Gathered:
         if self._versions:
             rids = _array(row[0] for row in self._versions)
             params += [as_json(VERSION, self._versions), rids, rids]
-        if self._agreeing:
-            rids = _array(self._rids)
-            for bulk, rows in self._agreeing.items():
-                params += [as_json(bulk, rows), rids]
+        for bulk, (numbers, rows) in self._agreeing.items():
+            params += [as_json(bulk, rows), _array(numbers)]
         params += [as_json(bulk, rows) for bulk, rows in self._filling.items()]
         return statement(bool(self._versions), tuple(self._agreeing), tuple(self._filling), txid), params
 

@@ -221,6 +221,20 @@ def reopen(view: View, inbox_id: str) -> None:
         raise errors.RuleBroken(f"Message {inbox_id} was taken in, or does not exist: it cannot be replayed.")
 
 
+def refuse(view: View, inbox_id: str, reason: str) -> None:
+    """A person's word that a message that was not taken in never will be: it waits for nobody, and goes in time.
+
+    What was not answered is not refused: its sender's repeat would find no answer and be taken in.
+    """
+    changed = view.db.count(
+        "UPDATE inbox SET state = 'refused', error = error || ?, settled_at = ? WHERE id = ? "
+        "AND state IN ('error', 'conflict') AND ack IS NOT NULL",
+        (printable(f"\n{reason}"), view.now(), inbox_id),
+    )
+    if not changed:
+        raise errors.RuleBroken(f"Message {inbox_id} waits for nobody, or was not answered yet: it cannot be refused.")
+
+
 def add_keys(view: View, box: str, message: str, keys: Keys) -> None:
     """Adds (kind, value) pairs to a message; a `case` key also marks its row."""
     wanted = key_rows(box, message, keys)

@@ -267,7 +267,7 @@ def take_pulled(
     view: View, lane: str, worker: str, lease_seconds: float, now: int, check: Check
 ) -> tuple[Claim | None, bool]:
     """`take` for one lane that its partner fetches."""
-    held = _locked(view, f"l.name = ? AND l.pull = 1 AND {_DUE}", (lane, now, now), worker, lease_seconds, now)
+    held, _ = _locked(view, f"l.name = ? AND l.pull = 1 AND {_DUE}", (lane, now, now), worker, lease_seconds, now)
     return (None, False) if held is None else _begun(view, held, now, check)
 
 
@@ -296,8 +296,8 @@ def claim(view: View, worker: str, lease_seconds: float, now: int) -> Claim | No
 def _longest_waiting(view: View, worker: str, lease_seconds: float, now: int) -> Claim | None:
     which = f"l.id IN (SELECT id FROM longest) AND {_DUE} ORDER BY l.ready_at, l.id LIMIT 1"
     for many in (_FEW, _ALL):
-        found = _locked(view, which, (now, now, many, now, now), worker, lease_seconds, now, _LONGEST)
-        if found is not None:
+        found, met = _locked(view, which, (now, now, many, now, now), worker, lease_seconds, now, _LONGEST)
+        if found is not None or met < many:
             return found
     return None
 
@@ -316,28 +316,31 @@ def _locked(
     lease_seconds: float,
     now: int,
     among: str = "",
-) -> Claim | None:
+) -> tuple[Claim | None, int]:
     """Locks the first of some lanes that nobody holds just now, with its next delivery: what a claim of it will be. A
-    lane without one stays as it is.
+    lane without one stays as it is. Beside it, how many lanes `among` gave to choose from.
 
-    What the row of the lane says is what it says once it is locked; the delivery may have been moved since the
+    What the row of the lane says is what it says once it is locked; the delivery may have been moved or sent since the
     statement began, which `_note_attempt` finds out.
     """
     view.db.steady()
+    met = "(SELECT count(*) FROM longest)" if among else "0"
     row = view.db.one(
         f"WITH {among}l AS MATERIALIZED (SELECT {_LANE}, l.on_stuck FROM lane l "
-        f"WHERE {which}{view.db.dialect.skip_locked}) "
-        f"SELECT {_LANE}, d.payload, {COLUMNS} FROM l JOIN delivery d ON d.lane_id = l.id AND d.lane_seq = {_NEXT}",
+        f"WHERE {which}{view.db.dialect.skip_locked}) SELECT m.met, {_LANE}, d.payload, {COLUMNS} FROM "
+        f"(SELECT {met} AS met) m LEFT JOIN l ON 1 = 1 LEFT JOIN delivery d ON d.lane_id = l.id "
+        f"AND d.lane_seq = {_NEXT}",
         params,
     )
-    if row is None:
-        return None
-    (lane_id, name, token, failures, on_silence, *times), inline, delivery = row[:8], row[8], Delivery(*row[9:])
+    if row is None or row[10] is None:
+        return None, 0 if row is None else int(row[0])
+    (lane_id, name, token, failures, on_silence, *times), inline, delivery = row[1:9], row[9], Delivery(*row[10:])
     until = now + int(lease_seconds * 1_000_000)
-    return Claim(
+    claim = Claim(
         int(lane_id), str(name), int(token) + 1, worker, until, int(failures), on_silence, delivery,
         None if inline is None else bytes(inline), delivery.state == "sending", *map(int, times),
     )  # fmt: skip
+    return claim, int(row[0])
 
 
 def renew(view: View, held: Iterable[Claim], lease_seconds: float, now: int) -> set[int]:
@@ -373,17 +376,18 @@ def start_attempt(view: View, held: Claim, now: int) -> int:
         raise LeaseLost(f"Lane {held.lane} was taken over by another worker.")
     number = _note_attempt(view, held, now)
     if not number:
-        raise LeaseLost(f"Delivery {held.delivery.id} was held or cancelled, or settled by a late answer.")
+        raise LeaseLost(f"Delivery {held.delivery.id} was held or cancelled, settled by a late answer, or sent anew.")
     return number
 
 
 def _note_attempt(view: View, held: Claim, now: int) -> int:
-    """`start_attempt` in a transaction that holds the lane's row; 0 when the delivery is to be sent no more."""
+    """`start_attempt` in a transaction that holds the lane's row; 0 when the delivery is to be sent no more, or was
+    sent since it was read: another attempt may have been cut off then, which the claim does not know."""
     row = view.db.one(
         "UPDATE delivery SET state = 'sending', attempts = attempts + 1, "
         "first_sent_at = CASE WHEN first_sent_at = 0 THEN ? ELSE first_sent_at END "
-        f"WHERE id = ? AND {OPEN} RETURNING attempts",
-        (now, held.delivery.id),
+        f"WHERE id = ? AND {OPEN} AND attempts = ? RETURNING attempts",
+        (now, held.delivery.id, held.delivery.attempts),
     )
     if row is None:
         return 0

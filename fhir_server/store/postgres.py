@@ -14,7 +14,7 @@ import random
 import select
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import LiteralString, TypeVar, cast
@@ -34,6 +34,7 @@ from fhir_server.store.dialect import (
 )
 from fhir_server.store.gathered import LARGE, Gathered
 from fhir_server.store.soon import SoonReads
+from fhir_server.store.statistics import SECONDS, Statistics
 from fhir_server.store.tables import RESOURCE, VERSION, Bulk
 from fhir_server.store.view import Stale
 
@@ -138,6 +139,7 @@ class PostgresSession:
         self._rids = rids
         self._steady = False
         self._gathered, self._block = Gathered(), _RID_BLOCK
+        self.written: Counter[str] = Counter()
 
     def _execute(self, sql: str, params: Sequence[object]) -> psycopg.Cursor[Row]:
         if self._connection is None:
@@ -208,6 +210,7 @@ class PostgresSession:
         """Sends what was gathered. Call before anything that may look at it. `last`: nothing else comes."""
         if self._gathered:
             gathered, self._gathered = self._gathered, Gathered()
+            self.written.update(gathered.sizes)
             if last:
                 self.steady()
             self._execute(*gathered.statement(self.dialect.txid))
@@ -262,11 +265,18 @@ class PostgresDatabase:
         self._idle.put(first)
         self._rids: deque[int] = deque()
         self._soon = SoonReads(self._line)
+        self._statistics = Statistics(lambda: connect(url, statement_seconds=SECONDS))
 
     def _line(self) -> Connection:
         """A connection for statements whose plan suits all values: it is made once, which costs the server less."""
         connection = connect(self._url, statement_seconds=self._statement_seconds)
         connection.execute("SET plan_cache_mode = force_generic_plan")
+        return connection
+
+    def _impatient(self) -> Connection:
+        """A line for what many have a part in: it waits for whoever holds a lock no longer than all of them can."""
+        connection = self._line()
+        connection.execute("SET lock_timeout = '500ms'")
         return connection
 
     async def soon(self, sql: str, params: Sequence[object]) -> Row | None:
@@ -308,6 +318,7 @@ class PostgresDatabase:
             if committing and broken and isinstance(fault, psycopg.OperationalError):
                 raise errors.Unavailable("The connection broke during the commit; read before repeating.") from fault
             raise
+        self._statistics.wrote(session.written)
         return result
 
     @contextmanager
@@ -332,19 +343,21 @@ class PostgresDatabase:
 
     @contextmanager
     def once(self, steady: bool = False) -> Iterator[Session]:
-        """For a single statement: its own snapshot, no transaction to open and close; `steady` as in `Session`."""
+        """For a single statement: its own snapshot, no transaction to open and close; `steady` as in `Session`, and
+        `LockNotAvailable` where it would wait long for a lock."""
         with self._connection(steady) as connection:
             yield PostgresSession(lambda: (connection, None), self.dialect)
 
     @contextmanager
     def _connection(self, steady: bool = False) -> Iterator[Connection]:
+        impatient = (psycopg.errors.LockNotAvailable,) if steady else ()
         if not self._slots.acquire(timeout=self._statement_seconds):
             raise errors.Throttled("Every database connection is busy; repeat in a moment.")
         connection = None
         try:
             connection = self._take(steady)
             yield connection
-        except _RETRIED:
+        except (*_RETRIED, *impatient):
             raise
         except psycopg.errors.QueryCanceled as fault:
             raise errors.Unavailable(TOO_LONG, code="timeout") from fault
@@ -363,7 +376,7 @@ class PostgresDatabase:
                 connection = idle.get_nowait()
             except queue.Empty:
                 if steady:
-                    return self._line()
+                    return self._impatient()
                 return connect(self._url, statement_seconds=self._statement_seconds)
             if _alive(connection):
                 return connection
@@ -382,6 +395,7 @@ class PostgresDatabase:
         """Closes idle connections; those in use close when given back."""
         self._closed = True
         self._soon.close()
+        self._statistics.close()
         for idle in (self._idle, self._steady):
             with suppress(queue.Empty):
                 while True:

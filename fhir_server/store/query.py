@@ -279,7 +279,8 @@ def _statement(view: View, plan: Plan, ground: Ground, limit: int) -> Fragment:
     now = "" if plan.after else f", ({view.db.dialect.snapshot}) AS seen"
     if not by_values:
         return _merged([_by_columns(plan, source, since, keys, limit, now) for source in sources], keys, limit)
-    return _by_values(plan, sources[0], since, keys, limit, now)
+    (where,) = sources  # several only with `_contained`, which is sorted by columns alone
+    return _by_values(plan, where, since, keys, limit, now)
 
 
 def _by_values(plan: Plan, where: Fragment, since: Fragment, keys: Sequence[_Key], limit: int, now: str) -> Fragment:

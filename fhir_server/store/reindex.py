@@ -19,7 +19,6 @@ from fhir_server.search.rows import IndexRows
 from fhir_server.store import dates, derived, resources
 from fhir_server.store.derived import END, START, Current, Extract
 from fhir_server.store.engine import Store
-from fhir_server.store.resources import contained_numbers
 from fhir_server.store.session import Tx
 from fhir_server.store.view import View
 
@@ -82,6 +81,7 @@ def reindex(
         failed.extend(batch.failed)
         tell(f"{seen} resources seen, {changed} indexed anew")
     store.write(SYSTEM, partial(_through, meaning=meaning))
+    store.analyse()
     return Reindexed(seen, changed, orphans, tuple(failed), True)
 
 
@@ -164,10 +164,7 @@ def _make_anew(tx: Tx, part: Sequence[tuple[Current, IndexRows]]) -> int:
 
 
 def _tighten(tx: Tx, after: int, last: int) -> None:
-    """The date rows of a batch, and of what its resources contain."""
-    dates.tighten(tx.view, max(after, 0), last)
-    first = START if last == END else contained_numbers(last)[0] - 1
-    dates.tighten(tx.view, first, contained_numbers(max(after, 0) + 1)[1])
+    dates.tighten(tx.view, after, last)
 
 
 def _clear(tx: Tx, orphans: Sequence[int]) -> None:

@@ -66,6 +66,7 @@ def upgrade(url: str, *, backups: Path | None = None) -> SchemaStatus:
             _copy(path, backups / f"{path.stem}-{before.found}-{datetime.now(UTC):%Y%m%dT%H%M%S}.sqlite")
         _alembic(connection)
         connection.commit()
+        _looked_at(connection)
         return _status(connection)
 
 
@@ -94,6 +95,7 @@ def create(url: str, revision: str, fill: Callable[[Any], None]) -> None:
         _alembic(connection, revision)
         fill(connection.connection.driver_connection)
         connection.commit()
+        _looked_at(connection)
 
 
 def require(url: str) -> SchemaStatus:
@@ -126,6 +128,13 @@ def _alembic(connection: sa.Connection, revision: str = "head") -> None:
     except sa.exc.DBAPIError as fault:
         said = (str(fault.orig).strip().splitlines() or [type(fault).__name__])[0]
         raise errors.Fault(f"The schema could not be upgraded, and nothing was changed ({said}).") from fault
+
+
+def _looked_at(connection: sa.Connection) -> None:
+    """Has PostgreSQL look at what was moved or filled: it plans by that, and would come by on its own after a while."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("ANALYZE"))
+        connection.commit()
 
 
 def _status(connection: sa.Connection) -> SchemaStatus:

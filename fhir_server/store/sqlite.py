@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ _Turn = Turn[_Work]
 GROUP_WORKS = 128
 GROUP_SECONDS = 0.02
 BUSY_SECONDS = 10.0
+_INTERRUPTED = "The server was interrupted while it wrote; read before repeating."
 _STEPS_BETWEEN_CLOCK_LOOKS = 100_000
 _OLD = ", ".join(name for name, _ in VERSION.columns if name != "mask")
 _KEEP_OLD = f"INSERT INTO history ({_OLD}, txid) SELECT {_OLD}, txid FROM resource WHERE rid = ?"
@@ -246,6 +247,8 @@ class SqliteDatabase:
             return [*group, *first[len(group) + 1 :]]
         except BaseException as fault:
             self._abandon([*group, *first[len(group) :]], fault, line)
+            if not isinstance(fault, Exception):
+                raise  # it was meant for this thread, whoever's work it met
         return []
 
     def _group(self, first: list[_Turn], group: list[_Turn], line: Together[_Work]) -> None:
@@ -274,7 +277,7 @@ class SqliteDatabase:
             connection.execute("SAVEPOINT work")
         try:
             turn.value = turn.work(SqliteSession(connection, self._statement_seconds))
-        except BaseException as fault:
+        except Exception as fault:
             turn.fault = translated(fault) if isinstance(fault, sqlite3.OperationalError) else fault
         finally:
             connection.set_progress_handler(None, 0)
@@ -294,10 +297,17 @@ class SqliteDatabase:
     def _abandon(self, group: list[_Turn], fault: BaseException, line: Together[_Work]) -> None:
         """The whole group is undone (disk full, I/O error): nobody was told of success, everybody may repeat."""
         if self._writer.in_transaction:
-            self._writer.execute("ROLLBACK")
-        told = translated(fault) if isinstance(fault, sqlite3.Error) else fault
-        for turn in group:
-            line.settle(turn, fault=turn.fault or told)
+            with suppress(sqlite3.Error):  # the next BEGIN says so again
+                self._writer.execute("ROLLBACK")
+        if isinstance(fault, sqlite3.Error):
+            told: BaseException = translated(fault)
+        else:
+            told = fault if isinstance(fault, Exception) else errors.Unavailable(_INTERRUPTED)
+        left = [turn for turn in group if not turn.settled]
+        for turn in left:
+            if turn.fault is not None:
+                line.settle(turn, fault=turn.fault)
+        line.fail((turn for turn in left if turn.fault is None), told)
 
 
 def translated(fault: sqlite3.Error) -> errors.PasserelleError:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from fhir_server import errors
 
 W = TypeVar("W")
+_INTERRUPTED = "What did this together with others was interrupted; read before repeating."
 
 
 def _shut() -> threading.Lock:
@@ -37,14 +39,14 @@ class Turn(Generic[W]):
 
 class Together(Generic[W]):
     """A line of work. `lead(first, line)` does the first turn, and what it takes from `line.following()`; it settles
-    each with `line.settle`, and never raises."""
+    each with `line.settle`. Should it raise, its thread does, and those it took and did not settle are told to look."""
 
     def __init__(self, lead: Callable[[Turn[W], Together[W]], None]) -> None:
         self._lead = lead
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
         self._waiting: deque[Turn[W]] = deque()
-        self._done: list[Turn[W]] = []
+        self._taken: list[Turn[W]] = []
         self._busy = False
         self._leader = 0
         self._closed = False
@@ -60,7 +62,7 @@ class Together(Generic[W]):
         if not leads:
             self._wait(turn)
         if not turn.settled:
-            self._work()
+            self._work(turn)
         try:
             if turn.fault is not None:
                 raise turn.fault
@@ -80,15 +82,20 @@ class Together(Generic[W]):
 
     def following(self) -> Turn[W] | None:
         """The next who waits, taken by the leader; None when nobody does."""
-        try:
+        with self._lock:
+            if not self._waiting:
+                return None
+            self._taken.append(self._waiting[0])  # noted first: an interruption between the two loses nobody
             return self._waiting.popleft()
-        except IndexError:
-            return None
 
     def settle(self, turn: Turn[W], value: Any = None, fault: BaseException | None = None) -> None:
         """Says how it ended; its thread hears of it when the leader is done."""
         turn.value, turn.fault, turn.settled = value, fault, True
-        self._done.append(turn)
+
+    def fail(self, turns: Iterable[Turn[W]], fault: BaseException) -> None:
+        """All of them ended so, each with a fault of its own: one that several raise would show the ways of all."""
+        for turn in turns:
+            self.settle(turn, fault=copy(fault) if isinstance(fault, errors.PasserelleError) else fault)
 
     def close(self) -> None:
         """Takes nothing more in, and returns when what waits is done."""
@@ -97,16 +104,24 @@ class Together(Generic[W]):
             while self._busy:
                 self._ended.wait()
 
-    def _work(self) -> None:
+    def _work(self, own: Turn[W]) -> None:
+        """Leads, the own turn first; whatever happens, nobody is left waiting."""
         self._leader = threading.get_ident()
         try:
-            self._lead(self._waiting.popleft(), self)
+            first = self.following()
+            assert first is own
+            self._lead(own, self)
         finally:
-            done, self._done = self._done, []
-            self._leader = 0
             with self._lock:
+                if not own.settled and own in self._waiting:
+                    self._waiting.remove(own)
+                taken = [turn for turn in self._taken if turn.settled or turn not in self._waiting]
+                self._taken = []
+                self._leader = 0
                 self._pass_on()
-            for turn in done:
+            if lost := [turn for turn in taken if not turn.settled]:
+                self.fail(lost, errors.Unavailable(_INTERRUPTED))
+            for turn in taken:
                 turn.gate.release()
 
     def _pass_on(self) -> None:

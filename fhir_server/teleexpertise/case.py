@@ -41,9 +41,15 @@ def _handed(delivery_id: str) -> Handed:
     return "gone"
 
 
+def _nowhere(case: str) -> frozenset[str]:
+    """Where no outbox is at hand, nobody is known to hold an order."""
+    return frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the rules need beside the resources; `handed` tells what became of a delivery."""
+    """What the rules need beside the resources; `handed` tells what became of a delivery, `ordered` in which lanes an
+    order for a case (`ServiceRequest/x`) stands."""
 
     caller: Caller
     view: View
@@ -51,6 +57,7 @@ class Context:
     sites: Sites
     now: datetime
     handed: Callable[[str], Handed] = _handed
+    ordered: Callable[[str], frozenset[str]] = _nowhere
 
 
 @dataclass(frozen=True, slots=True)

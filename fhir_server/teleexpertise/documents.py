@@ -44,14 +44,15 @@ LOINC = "http://loinc.org"
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """What a report adds to its transaction; `notes` tell by report who does not get it and why; `unsent` are earlier
-    deliveries that nobody received and that are given up for these; `kept` are those a person keeps back, which must be
-    so still when this is written."""
+    deliveries that nobody received and that are given up for these; `kept` are those a person keeps back, `reached`
+    those that may have got there, which must be so still when this is written."""
 
     resources: tuple[Resource, ...] = ()
     deliveries: tuple[NewDelivery, ...] = ()
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unsent: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    reached: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,9 @@ def render(opinion: Resource, request_id: str, ctx: Context) -> Rendered:
     old = tuple({**one, "status": "superseded"} for one in before.documents)
     note = _corrected(value, opinion, content.reason) if before.documents else ""
     task = told(case.request, plan, ctx, note=note)
-    return Rendered((*documents, *old, *task), deliveries, _notes(case, plan), before.unsent, before.kept)
+    return Rendered(
+        (*documents, *old, *task), deliveries, _notes(case, plan), before.unsent, before.kept, before.reached
+    )
 
 
 def again(opinion: Resource, request_id: str, ctx: Context, lane: str) -> Rendered:
@@ -131,7 +134,7 @@ def _taken_back(case: _Case) -> Rendered:
     before = _before(case, "current", taken_back=True)
     back = _recalled(case, before)
     marked = tuple({**one, "status": WITHDRAWN} for one in before.documents)
-    return replace(back, resources=(*marked, *back.resources), unsent=before.unsent)
+    return replace(back, resources=(*marked, *back.resources), unsent=before.unsent, reached=before.reached)
 
 
 def _recalled(case: _Case, before: Held, lane: str = "") -> Rendered:

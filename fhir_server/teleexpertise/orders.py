@@ -2,9 +2,11 @@
 
 Everything it causes stands in three tables: `ORDERED` (steps of a request, told to who is asked), `ANSWERS` (steps of a
 request that carries a placer number, told to who asks) and `fhir_to_hl7v2_schedule.event_of` (Appointments based on a
-téléexpertise). What the receiver told us itself is not told back. Messages are frozen in the transaction of the step,
-into the lane of the Endpoint that also gets the report: the answer to an order never comes after the opinion. A message
-that cannot be written stops no step: the Task says so.
+téléexpertise). When somebody else is asked, they get the order and its holder a cancellation; a cancellation goes where
+an order stands, as the outbox tells, whoever is asked by then. What the receiver told us itself is not told back.
+Messages are frozen in the transaction of the step, into the lane of the Endpoint that also gets the report: the answer
+to an order never comes after the opinion. A message that cannot be written stops no step: the Task says so. What one
+leaves out is told to who wrote the change.
 
 An Endpoint asks for them in `payloadType` (`distribution.WORKFLOW`).
 
@@ -14,21 +16,23 @@ Sources: CI-SIS téléradiologie 1.0 (ballot), flows 1 to 3; HL7 v2.5 chapter 10
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 from urllib.parse import quote
 
 from fhir_server.context import new_delivery_id
 from fhir_server.errors import RuleBroken
 from fhir_server.store.lanes import NewDelivery
-from fhir_server.teleexpertise import distribution
+from fhir_server.store.outbox_desk import OutboxFilter
+from fhir_server.store.session import Snapshot
+from fhir_server.teleexpertise import distribution, overtaken, sides
 from fhir_server.teleexpertise.accession import accessions
-from fhir_server.teleexpertise.case import STEP_SYSTEM, Consequences, Context, based_on, is_case
+from fhir_server.teleexpertise.case import Consequences, Context, based_on, is_case
 from fhir_server.teleexpertise.distribution import Destination, Shut
 from fhir_server.teleexpertise.documents import Rendered
 from fhir_server.teleexpertise.freezing import stay_for
 from fhir_server.teleexpertise.notes import told
-from fhir_server.teleexpertise.parties import Candidate, candidates
+from fhir_server.teleexpertise.parties import Candidate, candidates, site_at
 from fhir_server.teleexpertise.readiness import professional, site_of
 from fhir_server.teleexpertise.states import State, state_of
 from hl7v2.message import Message as HL7Message
@@ -41,17 +45,19 @@ from mappers.fhir_to_identity import professional as read_professional
 from mappers.fhir_to_report import own_root
 from mappers.hl7v2_types_to_fhir import RPPS_SYSTEM
 from mappers.identity import Site
+from mappers.mapped import Loss, Mapped
 from mappers.order_number import OrderNumber, filler_of, placer_of, under_oid
 
 Resource = dict[str, Any]
-Message = Callable[[PatientIdentity, Mapping[str, Any]], bytes]
+Message = Callable[[PatientIdentity, Mapping[str, Any]], Mapped[bytes]]
 """Writes one message for a patient; the keyword arguments every mapper takes."""
 ANSWERS: Mapping[str, Decision] = {"take": "accepted", "refuse": "refused", "cancel": "refused", "void": "refused"}
 """Step -> ORC-1 OK or OC. Other steps cause no answer: `record`, `ask` and `publish` are the order itself; the
 guide has no flow for `question` and `answer` (`questions`); `report` is the report (`documents`)."""
 ORDERED: Mapping[str, Order] = {"ask": "NW", "publish": "NW", "cancel": "CA", "void": "CA"}
-"""Step -> ORC-1 of the order told to who is asked; CA only for a request that was out."""
-_OUT = frozenset(step for step, control in ORDERED.items() if control == "NW")
+"""Step -> ORC-1 of the order told to who is asked; CA only where an order stands."""
+_MOST = 1_000  # deliveries of one case that are looked through for its orders
+_ELSEWHERE = "Demande adressée à un autre destinataire"
 ANSWERED, ASKED, SLOTS = "tlr-1.0", "tlr-1.0-orm", "siu-2.5"
 _REASON = 199  # characters of CE-2
 _DECISIONS: Mapping[str, Decision] = {"OK": "accepted", "OC": "refused"}
@@ -83,60 +89,117 @@ def tell(before: Resource | None, outcome: Consequences, ctx: Context) -> Render
     if outcome.resource["resourceType"] == "Appointment":
         return _slot(before, outcome.resource, ctx)
     request = ctx.view.get(f"ServiceRequest/{outcome.request}") or {}
-    return _frozen(request, [*_answer(before, outcome, request, ctx), *_order(before, outcome, request, ctx)], ctx)
+    tellings = [*_answer(before, outcome, request, ctx), *_order(before, outcome, request, ctx)]
+    return _frozen(outcome.resource, request, tellings, ctx)
 
 
 def _answer(before: Resource | None, outcome: Consequences, request: Resource, ctx: Context) -> Iterator[_Telling]:
     placer, decision = placer_of(request), ANSWERS.get(outcome.step)
-    if decision is None or placer is None or (outcome.step == "cancel" and ctx.caller.channel == "mllp"):
+    if decision is None or placer is None or (outcome.step == "cancel" and _told_us(request, ctx)):
         return
     reason = _reason(before, outcome.resource) if decision == "refused" else ""
     expert = _person(ctx.caller.who, _site(request, ctx), ctx) if "expert" in ctx.caller.roles else None
     yield _answering(request, placer, decision, reason, expert, ctx)
 
 
+def _told_us(request: Resource, ctx: Context) -> bool:
+    """Whether this very step came by HL7 v2 from the asking side, which knows then."""
+    who = ctx.caller.who
+    return ctx.caller.channel == "mllp" and (not who or sides.asks(request, who, ctx.view))
+
+
 def _order(before: Resource | None, outcome: Consequences, request: Resource, ctx: Context) -> Iterator[_Telling]:
+    """CA to who holds an order and is not asked (any more), then NW to who is asked and holds none."""
     control = ORDERED.get(outcome.step)
-    if control == "NW" or (control == "CA" and _was_out(request, ctx)):
-        yield _ordering(request, control, _reason(before, outcome.resource) if control == "CA" else "", ctx)
+    if control is None and not _others_asked(before, outcome, ctx):
+        return
+    asked = _asked(request, ctx) if control != "CA" else []
+    held = ctx.ordered(f"ServiceRequest/{request['id']}") if control != "NW" else frozenset()  # not out before
+    gone = [_at(lane, request, ctx) for lane in sorted(held - {one.reference for one in asked})]
+    if gone:
+        reason = _reason(before, outcome.resource) if control == "CA" else _ELSEWHERE
+        yield _ordering(request, "CA", reason, gone, ctx)
+    if new := [one for one in asked if one.reference not in held]:
+        yield _ordering(request, "NW", "", new, ctx)
 
 
-def _was_out(request: Resource, ctx: Context) -> bool:
-    """Whether a request was ever sent to who is asked, as its trace tells."""
-    about = f"ServiceRequest/{request['id']}"
-    told = [*ctx.view.find("Provenance", f"target={about}"), *ctx.view.written("Provenance")]
-    return any(
-        coding.get("system") == STEP_SYSTEM and coding.get("code") in _OUT
-        for one in told
-        if any(target.get("reference") == about for target in one.get("target", ()))
-        for coding in one.get("activity", {}).get("coding", ())
+def _others_asked(before: Resource | None, outcome: Consequences, ctx: Context) -> bool:
+    """Whether a request that nobody took yet is for somebody else now."""
+    after = outcome.resource
+    if before is None or outcome.step or after["resourceType"] != "ServiceRequest" or not is_case(before):
+        return False
+    ready = state_of(before, ctx.settings) == state_of(after, ctx.settings) == "ready"
+    held, now = ({one.get("reference") for one in request["performer"]} for request in (before, after))
+    return ready and held != now
+
+
+def ordered(snapshot: Snapshot, case: str) -> frozenset[str]:
+    """The lanes in which an order for a case stands: the last ORM that was not given up there is an NW."""
+    last: dict[str, str] = {}
+    found = snapshot.deliveries(OutboxFilter(case_key=case, limit=_MOST))
+    for one in sorted(found, key=lambda one: one.lane_seq, reverse=True):
+        if one.protocol == "hl7" and one.lane not in last and overtaken.handed(snapshot, one.id) != "ended":
+            msg = parse(snapshot.payload(one.id))
+            if msg.kind == "ORM":
+                last[one.lane] = msg.text("ORC-1")
+    return frozenset(lane for lane, control in last.items() if control == "NW")
+
+
+def _asked(request: Resource, ctx: Context) -> list[Candidate]:
+    """The Endpoints of the side that is asked alone: what the asking side knows of the patient opens no road here.
+
+    Who ordered by HL7 v2 is not told their own order where the same house is asked: of the Endpoints of both sides a
+    group's own remains, unless it is also the one that gets the answer.
+    """
+    found = candidates({"performer": request.get("performer", ())}, {}, {}, ctx.view, ctx.sites)
+    if placer_of(request) is None:
+        return found
+    groups = (ctx.view.get(str(one.get("reference", ""))) or {} for one in request.get("performer", ()))
+    own = {item.get("reference") for group in groups for item in group.get("endpoint", ())}
+    asking = {one.reference for one in _asking(request, ctx)}
+    return [
+        one
+        for one in found
+        if one.reference not in asking or (one.reference in own and ANSWERED not in distribution.profiles(one.endpoint))
+    ]
+
+
+def _asking(request: Resource, ctx: Context) -> list[Candidate]:
+    """The Endpoints of the side that asks: the requester, the place of the stay, the hospital whose patient number the
+    request carries."""
+    asking: Resource = {name: request[name] for name in ("requester", "encounter", "subject") if name in request}
+    patient = ctx.view.get(request["subject"].get("reference", "")) or {}
+    return candidates(asking, {}, patient, ctx.view, ctx.sites)
+
+
+def _at(lane: str, request: Resource, ctx: Context) -> Candidate:
+    """Who holds an order in a lane, as one who is asked where they still are."""
+    found = candidates({"performer": request.get("performer", ())}, {}, {}, ctx.view, ctx.sites)
+    endpoint = ctx.view.get(lane) or {}
+    return next(
+        (one for one in found if one.reference == lane),
+        Candidate(lane, endpoint, site_at(endpoint, ctx.view, ctx.sites)),
     )
 
 
-def _ordering(request: Resource, control: Order, reason: str, ctx: Context) -> _Telling:
+def _ordering(request: Resource, control: Order, reason: str, found: list[Candidate], ctx: Context) -> _Telling:
     site = _site(request, ctx)
     number = placer_of(request) or under_oid(request["id"], own_root(site))
     requester = _person(request.get("requester", {}).get("reference", ""), site, ctx)
 
-    def message(whom: PatientIdentity, to: Mapping[str, Any]) -> bytes:
-        return fhir_to_hl7v2_orders.order_request(control, number, whom, requester, request, reason=reason, **to).value
+    def message(whom: PatientIdentity, to: Mapping[str, Any]) -> Mapped[bytes]:
+        return fhir_to_hl7v2_orders.order_request(control, number, whom, requester, request, reason=reason, **to)
 
-    # The side that is asked alone: what the asking side knows of the patient opens no road here.
-    found = candidates({"performer": request.get("performer", ())}, {}, {}, ctx.view, ctx.sites)
     return _Telling(ASKED, request, found, message)
 
 
 def _answering(
     request: Resource, placer: OrderNumber, decision: Decision, reason: str, expert: Professional | None, ctx: Context
 ) -> _Telling:
-    def message(whom: PatientIdentity, to: Mapping[str, Any]) -> bytes:
-        return fhir_to_hl7v2_orders.order_answer(placer, decision, whom, expert, reason=reason, **to).value
+    def message(whom: PatientIdentity, to: Mapping[str, Any]) -> Mapped[bytes]:
+        return fhir_to_hl7v2_orders.order_answer(placer, decision, whom, expert, reason=reason, **to)
 
-    # The side that asks: the requester, the place of the stay, the hospital whose patient number the request carries.
-    asking: Resource = {name: request[name] for name in ("requester", "encounter", "subject") if name in request}
-    patient = ctx.view.get(request["subject"].get("reference", "")) or {}
-    found = candidates(asking, {}, patient, ctx.view, ctx.sites)
-    return _Telling(ANSWERED, request, found, message, most=1)
+    return _Telling(ANSWERED, request, _asking(request, ctx), message, most=1)
 
 
 def _reason(before: Resource | None, after: Resource) -> str:
@@ -152,7 +215,7 @@ def _slot(before: Resource | None, after: Resource, ctx: Context) -> Rendered:
     request = next((one for one in based if is_case(one)), None)
     if event is None or request is None or ctx.caller.channel == "mllp":
         return Rendered()
-    return _frozen(request, [_booking(event, after, request, ctx)], ctx)
+    return _frozen(after, request, [_booking(event, after, request, ctx)], ctx)
 
 
 def _booking(event: Event, after: Resource, request: Resource, ctx: Context) -> _Telling:
@@ -162,8 +225,8 @@ def _booking(event: Event, after: Resource, request: Resource, ctx: Context) -> 
     own = own_root(site)
     order = placer_of(request) or under_oid(request["id"], own)
 
-    def message(whom: PatientIdentity, to: Mapping[str, Any]) -> bytes:
-        return siu(event, after, whom, people, order, own_oid=own, **to).value
+    def message(whom: PatientIdentity, to: Mapping[str, Any]) -> Mapped[bytes]:
+        return siu(event, after, whom, people, order, own_oid=own, **to)
 
     patient = ctx.view.get(request["subject"]["reference"]) or {}
     found = candidates(request, {}, patient, ctx.view, ctx.sites)
@@ -182,7 +245,9 @@ def again(frozen: bytes, request_id: str, ctx: Context, lane: str) -> tuple[NewD
     except Unreadable as other:
         raise RuleBroken("it cannot be made again: it is no HL7 message; resend it as it is, or cancel it") from other
     telling, cause = _AGAIN.get(msg.kind, _answer_again)(msg, request, ctx)
-    made, shut = _made(telling, ctx)
+    if msg.kind == "ORM" and not telling.found:  # a cancellation follows its order, whoever is asked by now
+        telling = replace(telling, found=[_at(lane, request, ctx)])
+    made, shut, _ = _made(telling, ctx)
     new = next((one for one in made if one.lane == lane), None)
     if new is None:
         why = "; ".join(f"{one.whom}: {one.why}" for one in shut) or f"{lane} is not told about it any more"
@@ -217,7 +282,7 @@ def _order_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Tel
     if state not in _ORDER_WHILE[control]:
         text = f"it cannot be made again: the request is {state} now, ORC-1 {control} is true of the past only"
         raise RuleBroken(f"{text}; release it as it is, or cancel it")
-    return _ordering(request, control, msg.text("ORC-16.2"), ctx), ()
+    return _ordering(request, control, msg.text("ORC-16.2"), _asked(request, ctx) if control == "NW" else [], ctx), ()
 
 
 def _by_number(rpps: str, request: Resource, ctx: Context) -> Professional | None:
@@ -249,20 +314,24 @@ def _slot_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Tell
 _AGAIN = {"SIU": _slot_again, "ORM": _order_again}
 
 
-def _frozen(request: Resource, tellings: Sequence[_Telling], ctx: Context) -> Rendered:
-    """The deliveries, and what the Task says of those that could not be written."""
+def _frozen(changed: Resource, request: Resource, tellings: Sequence[_Telling], ctx: Context) -> Rendered:
+    """The deliveries, what the Task says of those that could not be written, and what who wrote `changed` is told that
+    they leave out."""
     made: list[NewDelivery] = []
     shut: list[Shut] = []
+    left: list[str] = []
     for telling in tellings:
-        more, closed = _made(telling, ctx)
+        more, closed, lost = _made(telling, ctx)
         made += more
         shut += closed
+        left += lost
     resources = told(request, distribution.Plan((), tuple(shut)), ctx, report=False) if is_case(request) else ()
-    return Rendered(resources, tuple(made))
+    notes = {f"{changed['resourceType']}/{changed['id']}": tuple(dict.fromkeys(left))} if left else {}
+    return Rendered(resources, tuple(made), notes)
 
 
-def _made(telling: _Telling, ctx: Context) -> tuple[list[NewDelivery], list[Shut]]:
-    """One delivery for each Endpoint that asks for it, and those that get none, with the reason."""
+def _made(telling: _Telling, ctx: Context) -> tuple[list[NewDelivery], list[Shut], list[str]]:
+    """One delivery for each Endpoint that asks for it, those that get none, with the reason, and what is left out."""
     code, request = telling.code, telling.request
     subject = request["subject"].get("reference", "")
     stored = ctx.view.get(subject) or {}
@@ -271,6 +340,7 @@ def _made(telling: _Telling, ctx: Context) -> tuple[list[NewDelivery], list[Shut
     roads: dict[str, Destination] = {}
     shut: list[Shut] = []
     made: list[NewDelivery] = []
+    left: list[str] = []
     for candidate in wanted:
         road = distribution.hl7_road(candidate, code)
         if len(roads) == telling.most or road.addressee in roads:
@@ -280,17 +350,19 @@ def _made(telling: _Telling, ctx: Context) -> tuple[list[NewDelivery], list[Shut
             patient = patient_identity(stored, site, [])
             why = distribution.refusal(candidate, code, distribution.WORKFLOW[code], patient, ctx.sites)
             if not why:
-                made.append(_delivery(road, patient, request, telling.message, site, ctx))
+                delivery, losses = _delivery(road, patient, request, telling.message, site, ctx)
+                made.append(delivery)
+                left += [f"{code}, {road.display}: {loss.source} {loss.reason}" for loss in losses]
         except (Incomplete, ValueError) as problem:
             why = str(problem)
         if why:
             shut.append(Shut(road.display, why, distribution.WORKFLOW_NAMES[code]))
-    return made, shut
+    return made, shut, left
 
 
 def _delivery(
     road: Destination, patient: PatientIdentity, request: Resource, message: Message, site: Site, ctx: Context
-) -> NewDelivery:
+) -> tuple[NewDelivery, tuple[Loss, ...]]:
     key = new_delivery_id()
     case = f"ServiceRequest/{request['id']}"
     keys = [("case", case), ("patient", patient.reference), *(("ipp", local[0]) for local in patient.local_ids)]
@@ -308,11 +380,12 @@ def _delivery(
         "visit": stay_for(road, request, ctx),
     }
     # No `document`: an answer stays true when the request moves on, and the patient keeps the order in the lane.
-    return NewDelivery(
+    mapped = message(patient, to)
+    delivery = NewDelivery(
         lane=road.lane,
         endpoint=road.endpoint,
         protocol="hl7",
-        payload=message(patient, to),
+        payload=mapped.value,
         id=key,
         media_type="x-application/hl7-v2+er7",
         title=road.display,
@@ -321,6 +394,7 @@ def _delivery(
         case=case,
         on_stuck="skip",
     )
+    return delivery, mapped.losses
 
 
 def _site(request: Resource, ctx: Context) -> Site:

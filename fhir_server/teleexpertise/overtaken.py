@@ -1,9 +1,9 @@
 """What is looked at once more before frozen bytes leave: do they still say the truth (design, invariant 3).
 
-Bytes that name a patient who was merged away or has lost the INS in them, or a report that was replaced or withdrawn
-since, are held for a person, who releases them as they are, regenerates them (a new delivery) or cancels them. What
-another delivery stands for as a first document is never released: nobody gets two. Nor is what was withdrawn, unless
-its recall waits behind it.
+Bytes that name a patient who was merged away, whose case is another's now or who has lost the INS in them, or a report
+that was replaced or withdrawn since, are held for a person, who releases them as they are, regenerates them (a new
+delivery) or cancels them. What another delivery stands for as a first document is never released: nobody gets two. Nor
+is what was withdrawn, unless its recall waits behind it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def held_back(snapshot: Snapshot, claim: Claim) -> Outcome | None:
 
 def overtaken(snapshot: Snapshot, delivery: Delivery) -> str:
     """What happened since the bytes were frozen that makes them untrue, in words; '' when nothing did."""
-    return _patient(snapshot, delivery) or _report(snapshot, delivery)
+    return _patient(snapshot, delivery) or _case(snapshot, delivery) or _report(snapshot, delivery)
 
 
 def _patient(snapshot: Snapshot, delivery: Delivery) -> str:
@@ -70,6 +70,18 @@ def _patient(snapshot: Snapshot, delivery: Delivery) -> str:
         now = "has no qualified INS any more" if ins is None else "has another INS now"
         return f"{delivery.patient} {now}; these bytes carry {delivery.ins}"
     return ""
+
+
+def _case(snapshot: Snapshot, delivery: Delivery) -> str:
+    """Whether the case went to another patient since: a merge was undone, or a stay was recorded for the wrong one."""
+    kind, _, key = delivery.case_key.partition("/")
+    stored = snapshot.get(kind, key) if kind == "ServiceRequest" and delivery.patient else None
+    if stored is None or stored.deleted:
+        return ""
+    subject = str(stored.resource().get("subject", {}).get("reference", "")).partition("/_history/")[0]
+    if not subject.startswith("Patient/") or subject == delivery.patient:
+        return ""
+    return f"{delivery.case_key} is about {subject} now; these bytes name {delivery.patient}"
 
 
 def _report(snapshot: Snapshot, delivery: Delivery) -> str:
@@ -244,11 +256,15 @@ def unrepeatable(snapshot: Snapshot, delivery: Delivery) -> str:
     return doubled(snapshot, delivery) or (_report(snapshot, delivery) if back else "")
 
 
-def stay(tx: Tx, delivery_ids: Iterable[str]) -> None:
-    """What was decided as a person keeps deliveries back stands only while they do. Raises Stale."""
-    for delivery_id in delivery_ids:
+def stay(tx: Tx, kept: Iterable[str], reached: Iterable[str]) -> None:
+    """What was decided stands only while a person keeps these deliveries back, and while those may have got there: one
+    that was under way has been refused since, and is no more what a replacement follows. Raises Stale."""
+    for delivery_id in kept:
         if handed(tx, delivery_id) != "kept":
             raise Stale(f"delivery {delivery_id} is kept back no more")
+    for delivery_id in reached:
+        if handed(tx, delivery_id) != "gone":
+            raise Stale(f"delivery {delivery_id} did not get there")
 
 
 def give_up(tx: Tx, delivery_ids: Iterable[str], reason: str) -> None:

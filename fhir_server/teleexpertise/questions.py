@@ -40,7 +40,9 @@ def tell(_: Resource | None, outcome: Consequences, ctx: Context) -> Rendered:
         return Rendered()
     parties = professional(request["requester"]["reference"], ctx)
     mailbox = next(filter(None, map(mailbox_of, parties)), "")
-    whom = named(parties[1]) or str(parties[0].get("name") or request["requester"].get("display") or "le requérant")
+    whom = named(parties[1]) or str(
+        parties[0].get("name") or request["requester"].get("display") or "un requérant sans nom"
+    )
     why = "" if mailbox else "aucune boîte MSSanté n'est connue pour le professionnel requérant"
     if mailbox and not ctx.settings.smtp:
         why = "aucun opérateur MSSanté n'est configuré (réglage smtp)"
@@ -64,10 +66,9 @@ def _mailed(message: Resource, request: Resource, order: OrderNumber, mailbox: s
     head = letterhead(mailbox, key, site, ctx)
     if expert.mailbox:
         head["reply_to"] = Address(expert.mailbox)
-    link = f"{ctx.settings.public_url.rstrip('/')}/{case}" if ctx.settings.public_url else ""
-    letter = question(
-        message, order, patient, expert, site=site, asked_at=ctx.now, answer_to=head["reply_to"].address, link=link
-    )
+    phone = next(filter(None, map(_phone_of, (role, person, organization))), "")
+    answer_to = head["reply_to"].address
+    letter = question(message, order, patient, expert, site=site, asked_at=ctx.now, answer_to=answer_to, phone=phone)
     road = distribution.mail_road(mailbox, request["requester"]["reference"])
     keys = [("case", case), ("patient", patient.reference), ("rpps", expert.rpps)]
     keys += [("ipp", local[0]) for local in patient.local_ids]
@@ -86,3 +87,10 @@ def _mailed(message: Resource, request: Resource, order: OrderNumber, mailbox: s
         second_leg=road.second_leg,
         on_stuck="skip",
     )
+
+
+def _phone_of(party: Resource) -> str:
+    """The number at which somebody is called at work, or ''."""
+    points = [one for one in party.get("telecom", ()) if one.get("system") == "phone" and one.get("value")]
+    chosen = [one for one in points if one.get("use") not in ("home", "old", "temp")]
+    return str(chosen[0]["value"]).strip() if chosen else ""

@@ -23,6 +23,7 @@ from fhir_server.teleexpertise.case import (
     provenance,
     task,
 )
+from fhir_server.teleexpertise.completion import completed
 from fhir_server.teleexpertise.consent import consent_of, need_consent
 from fhir_server.teleexpertise.scopes import case_of
 from fhir_server.teleexpertise.states import (
@@ -106,7 +107,7 @@ def _case(before: Resource | None, after: Resource, ctx: Context) -> Consequence
         readiness.request_complete(after, consent, ctx)
         claims += more
         sources = (f"Consent/{consent['id']}",) if consent.get("id") else ()
-    stored = with_state(after, target, ctx.settings)
+    stored = with_state(completed(after) if target == "ready" else after, target, ctx.settings)
     traced = provenance(stored, [f"ServiceRequest/{stored['id']}"], taken.name, ctx, sources)
     return Consequences(stored, (task(stored, target, ctx), traced), taken.name, stored["id"], claims=claims)
 

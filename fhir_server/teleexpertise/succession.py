@@ -37,13 +37,14 @@ DISTRIBUTED = "urn:passerelle:diffusion"
 _NAMED = "hl7:"
 # The steps that make a version.
 _VERSIONS = frozenset({"report", "amend"})
-_TEXTS = ("lane", "addressee", "person", "display", "delivery", "held", "by")
+_TEXTS = ("lane", "addressee", "person", "display", "delivery", "held", "by", "site")
 NOT_REPLACED, NOT_RECALLED = "Correction du compte rendu non remise", "Retrait du compte rendu non remis"
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """An addressee and what they may hold: `document` is the UUID of a version, '' for none; `delivery` brought it."""
+    """An addressee and what they may hold: `document` is the UUID of a version, '' for none; `delivery` brought it.
+    `site` is the key of the establishment whose patient and visit numbers they were told, or ''."""
 
     lane: str
     addressee: str
@@ -51,6 +52,7 @@ class Holder:
     display: str
     document: str = ""
     delivery: str = ""
+    site: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,11 @@ class Held:
     def latest(self) -> str:
         """The UUID of the last document in force, or ''."""
         return str(self.documents[-1]["id"]) if self.documents else ""
+
+    @property
+    def reached(self) -> tuple[str, ...]:
+        """The deliveries that brought what is held, or may be bringing it."""
+        return tuple(one.delivery for one in self.holders if one.delivery)
 
 
 def held(report: str, status: str, view: View, handed: Callable[[str], Handed], *, taken_back: bool = False) -> Held:
@@ -186,7 +193,7 @@ def _way_back(
         return None, f"{had.lane} n'est plus en service"
     if patient.ins is None and (flavour.platform or not patient.local_ids):
         return None, "le patient n'a plus l'identifiant sous lequel il y était connu"
-    found = Candidate(had.lane, endpoint, site_at(endpoint, view, sites))
+    found = Candidate(had.lane, endpoint, site_at(endpoint, view, sites) or had.site)
     return hl7_road(found, code, platform=flavour.platform), ""
 
 
@@ -228,10 +235,13 @@ def _strangers(one: str, other: str) -> bool:
 def record(version: int, plan: Plan, ids: Mapping[Destination, str], before: Held) -> dict[str, Any]:
     """The extension that says to whom a version goes, by which delivery (`ids`), after every delivery before it."""
     sent = [
-        (road.lane, road.addressee, road.person, road.display, ids[road], road.replaces, road.after)
+        (road.lane, road.addressee, road.person, road.display, ids[road], road.replaces, road.after, road.site)
         for road in plan.destinations
     ]
-    past = [(one.lane, one.addressee, one.person, one.display, "", one.document, one.delivery) for one in before.past]
+    past = [
+        (one.lane, one.addressee, one.person, one.display, "", one.document, one.delivery, one.site)
+        for one in before.past
+    ]
     parts: list[dict[str, Any]] = [{"url": "version", "valuePositiveInt": version}]
     for line in (*past, *sent):
         told = [{"url": name, "valueString": value} for name, value in zip(_TEXTS, line, strict=True) if value]
@@ -279,7 +289,8 @@ def _brought(document: Resource) -> list[Holder]:
 
 
 def _who(entry: Mapping[str, str], document: str, delivery: str) -> Holder:
-    return Holder(entry["lane"], entry["addressee"], entry["person"], entry["display"], document, delivery)
+    lane, addressee, person, display = (entry[name] for name in ("lane", "addressee", "person", "display"))
+    return Holder(lane, addressee, person, display, document, delivery, entry["site"])
 
 
 def _number(document: Resource) -> int:

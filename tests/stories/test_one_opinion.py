@@ -47,7 +47,14 @@ def dcmtk(world: World, path: Path) -> None:
 
 
 @pytest.mark.needs("shared", "dcmtk", "postfix", "dovecot")
-@pytest.mark.parametrize("line_end", [b"\n", b"\r"], ids=["raw", "CR"])
+@pytest.mark.parametrize(
+    ("story_database", "line_end"),
+    [
+        pytest.param("sqlite", b"\n", id="sqlite-raw"),
+        pytest.param("postgresql", b"\r", id="postgresql-CR", marks=pytest.mark.needs("postgresql")),
+    ],
+    indirect=["story_database"],
+)
 def test_the_national_admission_starts_a_story_told_by_foreign_tools(
     build: Callable[..., House], story_database: str, shared: Path, tmp_path: Path, line_end: bytes
 ) -> None:
@@ -223,7 +230,7 @@ def test_the_story_ends_the_same_when_the_server_is_killed_at_any_moment(
     house = build(story_database)
     house.peer("dpi")
     house.peer("pfi")
-    through_crashes(house, kills=5, seed=20261121)
+    through_crashes(house, kills=3, seed=20261121)
     check_after_crashes(house)
 
 

@@ -27,9 +27,9 @@ def test_the_wheel_alone_plays_the_story(tmp_path: Path) -> None:
     subprocess.run(build, cwd=source, check=True, timeout=120)
     wheel = next(tmp_path.glob("passerelle-*.whl"))
     home = tmp_path / "env"
-    venv.create(home, with_pip=True)
-    python = home / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True, timeout=120, cwd=home)
+    venv.create(home)
+    install = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "install", "-q", "--no-deps"]
+    subprocess.run([*install, str(wheel)], check=True, timeout=120, cwd=home)
     # The dependencies come from this environment's folder; its editable install does not, for .pth files there are
     # not read.
     dependencies = str(Path(pytest.__file__).resolve().parent.parent)

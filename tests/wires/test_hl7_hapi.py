@@ -22,7 +22,8 @@ from hl7v2 import ack
 from hl7v2.message import parse
 from hl7v2.mllp import Listener, MllpFault, Policy, send
 
-pytestmark = [pytest.mark.needs("java"), pytest.mark.timeout(300)]
+# One process for all: each would compile the peer and start it four times.
+pytestmark = [pytest.mark.needs("java"), pytest.mark.timeout(300), pytest.mark.xdist_group("hapi hl7v2")]
 PEER = Path(__file__).parents[1] / "peers" / "hapi_hl7v2" / "build.py"
 DATA = Path(__file__).parents[1] / "data" / "hl7v2"
 NOW = datetime(2026, 3, 2, 8, 30, tzinfo=UTC)
@@ -257,7 +258,7 @@ def test_hapi_without_a_certificate_is_turned_away_and_told_why(
     listener.start()
     file = tmp_path / "a01.er7"
     file.write_bytes(sample(SENT[0]))
-    trusting = ["-Djavax.net.debug=ssl", *(word for word in stores(keys) if "trustStore" in word)]
+    trusting = ["-Djavax.net.debug=ssl", "-Danswer.seconds=4", *(word for word in stores(keys) if "trustStore" in word)]
     runs = []
     try:
         for words in (trusting, stores(keys)):

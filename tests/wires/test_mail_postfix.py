@@ -21,6 +21,9 @@ from mssante.received import Received
 OURS = f"passerelle@{DOMAIN}"
 THEIRS = f"requerant@{DOMAIN}"
 
+# One process for all: each would start both servers.
+pytestmark = pytest.mark.xdist_group("postfix and dovecot")
+
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailServers]:

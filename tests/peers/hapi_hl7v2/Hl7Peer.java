@@ -71,7 +71,7 @@ public final class Hl7Peer {
 
     private static void send(HapiContext context, int port, boolean tls, String[] arguments) throws Exception {
         Connection connection = context.newClient("localhost", port, tls);
-        connection.getInitiator().setTimeout(20, TimeUnit.SECONDS);
+        connection.getInitiator().setTimeout(Integer.getInteger("answer.seconds", 20), TimeUnit.SECONDS);
         for (int n = 3; n < arguments.length; n++) {
             String text = Files.readString(Path.of(arguments[n]), StandardCharsets.UTF_8);
             Message answer = connection.getInitiator().sendAndReceive(context.getPipeParser().parse(text));

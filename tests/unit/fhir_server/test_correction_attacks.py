@@ -30,9 +30,11 @@ from test_declared_doctor import DOCTOR, PRIVACY, declared, refusal
 
 from fhir_server import outbox
 from fhir_server.changes import Hub, view_of
+from fhir_server.delivery.workers import before_sending
 from fhir_server.demo import people
 from fhir_server.errors import Invalid, RuleBroken
 from fhir_server.search import index
+from fhir_server.store.lanes import Outcome
 from fhir_server.store.session import Snapshot
 from fhir_server.teleexpertise import overtaken
 from fhir_server.teleexpertise.case import Context
@@ -268,6 +270,25 @@ def test_what_was_under_way_and_is_refused_late_was_never_received(hub: Hub) -> 
     assert message(hub, DPI).text("MSH-9.2") == "T02"
     withdraw(hub)
     assert {one.state for one in hubs.deliveries(hub) if one.lane == DPI} == {"cancelled"}
+
+
+@pytest.mark.parametrize("act", [correct, withdraw], ids=["correction", "withdrawal"])
+def test_what_was_under_way_when_its_report_changed_and_did_not_get_there_is_given_up(
+    hub: Hub, act: Callable[[Hub], None]
+) -> None:
+    """The report is made anew for a third of a second: an attempt may be refused meanwhile."""
+    asked(hub, state="completed")
+    received(hub, PFI, MAIL)
+    claim = hub.store.take("w", 30, before_sending)
+    assert claim is not None and claim.lane == DPI
+    refused = Outcome("retry", "transient", "refused", None, 0)
+    act(meddled(hub, lambda store: store.finish(claim, refused)))
+    states = {one.id: one.state for one in hubs.deliveries(hub) if one.lane == DPI}
+    assert states.pop(claim.delivery.id) == "cancelled"
+    if act is correct:
+        assert list(states.values()) == ["queued"] and message(hub, DPI).text("MSH-9.2") == "T02"
+    else:
+        assert states == {}, "nobody is told to forget what they never had"
 
 
 @pytest.mark.parametrize("why", ["kept", "unsure"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import re
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from fhir_server.delivery import workers
 from fhir_server.delivery.line import ticks
 from fhir_server.delivery.transports import TABLE, classify
 from fhir_server.delivery.workers import Lines, backoff
-from fhir_server.errors import NotFound, Unavailable
+from fhir_server.errors import Invalid, NotFound, RuleBroken, Unavailable
 from fhir_server.store.blob_seal import Keys
 from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
@@ -284,6 +285,81 @@ def test_an_id_fits_msh_10_whatever_the_version_and_is_not_drawn_twice() -> None
     assert len(set(drawn)) == len(drawn)
     assert all(re.fullmatch("[A-Z2-7]{20}", one) for one in drawn)
     assert all(len({one[place] for one in drawn}) == 32 for place in range(20)), "every character is drawn anew"
+
+
+def of_trail(hub: Hub, event: str) -> list[tuple[str, str, str, str]]:
+    with hub.store.read(SYSTEM) as snapshot:
+        rows = [one for one in snapshot.audit_rows() if one.event == event]
+    return [(one.action, f"{one.entity_type}/{one.entity_id}", one.outcome, one.text) for one in rows]
+
+
+def test_one_message_is_sent_by_hand_and_its_answer_told(hub: Hub) -> None:
+    text = message("BYHAND0000000000001").decode()
+    with Peer() as peer:
+        queue(hub, f"mllp://127.0.0.1:{peer.port}", FIRST, lane="Endpoint/there")
+        told = operate(hub, SYSTEM, "send-hl7", {"to": "Endpoint/there", "content": text.replace("\r", "\n")})
+        assert (told["code"], told["control_id"], told["errors"]) == ("AA", "BYHAND0000000000001", [])
+        assert told["answer"].startswith("MSH|") and told["endpoint"] == f"mllp://127.0.0.1:{peer.port}"
+        exact = base64.b64encode(text.encode("latin-1") + b"\n\r").decode()
+        address = f"mllp://127.0.0.1:{peer.port}"
+        assert operate(hub, SYSTEM, "send-hl7", {"to": address, "data": exact})["code"] == "AA"
+        assert [one.raw for one in peer.received] == [text.encode(), text.encode("latin-1") + b"\n\r"]
+        assert row(hub).state == "queued" and len(attempts(hub)) == 0, "what waits there goes its own way"
+        told_before = of_trail(hub, "send-hl7")
+        assert {(action, outcome) for action, _, outcome, _ in told_before} == {("E", "0")}
+        assert {entity for _, entity, _, _ in told_before} == {"Endpoint/there", "/"}
+        assert all("BYHAND" not in words and "sha256:" in words for *_, words in told_before)
+        operate(hub, SYSTEM, "lane-pause", {"lane": "Endpoint/there", "reason": "travaux"})
+        with pytest.raises(RuleBroken, match="is paused: travaux"):
+            operate(hub, SYSTEM, "send-hl7", {"to": "Endpoint/there", "content": text})
+        assert len(peer.received) == 2
+
+
+def test_a_refusal_is_an_answer_too(hub: Hub) -> None:
+    with Peer(default="AE") as peer:
+        address = f"mllp://127.0.0.1:{peer.port}"
+        told = operate(hub, SYSTEM, "send-hl7", {"to": address, "content": message("N1").decode()})
+    assert (told["code"], told["control_id"]) == ("AE", "N1") and "MSA|AE|N1" in told["answer"]
+
+
+@pytest.mark.parametrize(
+    ("to", "error", "words"),
+    [
+        ("mllp://169.254.1.1:80", RuleBroken, "(address)"),
+        ("mllp://h:99999999", RuleBroken, "cannot be used"),
+        ("mllp://127.0.0.1", RuleBroken, "has no host and port"),
+        ("http://127.0.0.1:80", NotFound, "passerelle lane list"),
+        ("file:///etc/passwd", NotFound, "passerelle lane list"),
+        ("", NotFound, "passerelle lane list"),
+        ("mail", RuleBroken, "known by sending"),
+        ("fetches", RuleBroken, "its partner fetches"),
+    ],
+)
+def test_by_hand_nothing_goes_where_no_delivery_may(hub: Hub, to: str, error: type[Exception], words: str) -> None:
+    queue(hub, "mssante:a@b.fr?from=c@d.fr", new_delivery_id(), lane="mail")
+    queue(hub, "pull:CH-NORD", new_delivery_id(), lane="fetches")
+    with pytest.raises(error, match=re.escape(words)):
+        operate(hub, SYSTEM, "send-hl7", {"to": to, "content": message("N2").decode()})
+    assert [outcome for _, _, outcome, _ in of_trail(hub, "send-hl7")] in (["0", "8"], ["8", "0"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"content": "GET / HTTP/1.1"}, {"data": "%%%"}, {"data": "R0VUIC8="}, {"content": "MSH|", "data": "TVNIfA=="}],
+)
+def test_by_hand_nothing_goes_but_hl7(hub: Hub, given: dict[str, str]) -> None:
+    with Peer() as peer:
+        with pytest.raises(Invalid):
+            operate(hub, SYSTEM, "send-hl7", {"to": f"mllp://127.0.0.1:{peer.port}"} | given)
+        assert peer.received == []
+
+
+def test_whether_a_destination_is_there_is_audited_before_it_is_asked(hub: Hub, free_port: Callable[[], int]) -> None:
+    queue(hub, f"mllp://127.0.0.1:{free_port()}", FIRST, lane="Endpoint/away")
+    with pytest.raises(Unavailable):
+        operate(hub, SYSTEM, "lane-echo", {"lane": "Endpoint/away"})
+    trail = of_trail(hub, "lane-echo")
+    assert sorted(row[:3] for row in trail) == [("R", "Endpoint/away", "0"), ("R", "Endpoint/away", "8")]
 
 
 def test_a_destination_is_asked_for_without_being_sent_anything(hub: Hub, free_port: Callable[[], int]) -> None:

@@ -67,6 +67,23 @@ def test_every_version_names_the_stay_to_the_establishment_it_is_in(hub: Hub, co
     assert {stay_in(msg) for msg in told} == {NONE if code == "lps-1.1" else TOLD}
 
 
+def test_a_withdrawal_names_the_stay_that_the_first_version_named(hub: Hub) -> None:
+    """An Endpoint may say nothing of who manages it: it is that of the structure that has it."""
+    dpi = endpoint("dpi", payloadType=profiled("push-2.1"))
+    unmanaged = {name: part for name, part in dpi.items() if name != "managingOrganization"}
+    put(hub, PARTNER, unmanaged, endpoint("pfi", status="off"))
+    ask(hub)
+    hubs.take(hub)
+    put(hub, EXPERT, opinion(hub))
+    received(hub)
+    correct(hub)
+    received(hub)
+    withdraw(hub)
+    told = sent(hub, "Endpoint/dpi")
+    assert [msg.text("MSH-9.2") for msg in told] == ["T02", "T10", "T04"]
+    assert [stay_in(msg) for msg in told] == [TOLD] * 3
+
+
 def test_another_establishment_is_told_no_number_of_a_stay_elsewhere(hub: Hub) -> None:
     served = {"endpoint": [{"reference": "Endpoint/pfi"}]}
     elsewhere = {name: part for name, part in endpoint("pfi").items() if name != "managingOrganization"}

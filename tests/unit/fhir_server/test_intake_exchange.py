@@ -16,6 +16,7 @@ from fhir_server.demo import people
 from fhir_server.store.engine import Store
 from fhir_server.teleexpertise.distribution import PROFILE_SYSTEM
 from hl7v2.message import parse
+from mappers.fhir_to_hl7v2_orders import DETAIL
 
 Resource = dict[str, Any]
 PLACER = "urn:oid:2.25.4720"
@@ -224,6 +225,11 @@ def test_an_order_opens_a_draft_that_says_what_is_missing(hub: Hub) -> None:
     note = request["note"][-1]["text"]
     assert note == "À compléter avant envoi : le consentement du patient ; la question posée à l'expert"
     assert request["meta"]["tag"][0]["code"] == "a-completer"
+    placer = next(one for one in request["identifier"] if one["type"]["coding"][0]["code"] == "PLAC")
+    assert placer["assigner"] == {"reference": "Organization/sylve"}, "who ordered may take it back"
+    (detail,) = request["orderDetail"]
+    assert detail["extension"] == [{"url": DETAIL, "valueCode": "MODALITE_IMAGERIE"}]
+    assert request["bodySite"][0]["id"] == "1.1"
     assert read(hub, f"Task/{request['id']}")["status"] == "draft"
     assert len(found(hub, "Observation", f"based-on=ServiceRequest/{request['id']}")) == 2
     assert (
@@ -247,6 +253,14 @@ def test_the_same_order_again_is_refused_and_a_changed_one_rewrites_the_draft(hu
     tell(hub, "orm-o01-tlr-demande", ("ORC|NW|", "ORC|XO|"), ("Métrorragies au 2e trimestre", "Placenta praevia ?"))
     again = asked_by_order(hub)
     assert again["id"] == first["id"] and again["reasonCode"] == [{"text": "Placenta praevia ?"}]
+
+
+def test_who_ordered_and_provides_the_group_too_takes_the_order_back_whoever_the_requester_works_for(hub: Hub) -> None:
+    raw = sample("orm-o01-tlr-demande", ("99900000029^FERRAND^Paul", "99000000011^MOREAU^Claire"))
+    assert say(hub, raw, Port(group="avis-echo")).code == "AA"
+    assert read(hub, "PractitionerRole/moreau")["organization"] == {"reference": "Organization/cabinet-lilas"}
+    tell(hub, "orm-o01-tlr-annulation")
+    assert asked_by_order(hub)["status"] == "revoked"
 
 
 def test_a_cancellation_revokes_the_request_and_again_is_noted(hub: Hub) -> None:

@@ -5,7 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hubs import ADMIN, PARTNER, at_once, delivered, deliveries, found, put, read, results, stored
+from hubs import (
+    ADMIN,
+    EXPERT,
+    PARTNER,
+    REQUESTER,
+    at_once,
+    delivered,
+    deliveries,
+    found,
+    message,
+    opinion,
+    put,
+    read,
+    results,
+    stored,
+    take,
+)
 from sylve import INS, IPP, patient, person, sample, say, stays, sylve, tell
 
 from fhir_server import changes
@@ -167,8 +183,8 @@ def test_a_list_of_an_earlier_version_in_any_order_still_permits_its_moves(hub: 
     tell(hub, "adt-a40-fusion")
     listed = read(hub, f"List/{merge.record_id('fusion', source, target)}")
     put(hub, SYSTEM, listed | {"entry": [listed["entry"][0], *reversed(listed["entry"][1:])]})
-    back, lost = unmerge(hub, ADMIN, target, source)
-    assert lost == [] and "ServiceRequest/fusion" in back
+    done = unmerge(hub, ADMIN, target, source)
+    assert done.lost == [] and "ServiceRequest/fusion" in done.back
 
 
 def test_what_has_not_left_for_a_merged_patient_is_held_back(hub: Hub) -> None:
@@ -187,8 +203,9 @@ def test_a_merge_is_undone_and_nothing_is_lost(hub: Hub) -> None:
     target, source = two(hub)
     before = {name: read(hub, name) for name in (source, "Observation/o1", "ServiceRequest/fusion")}
     tell(hub, "adt-a40-fusion")
-    back, lost = unmerge(hub, ADMIN, target, source)
-    assert lost == [] and {"Observation/o1", "ServiceRequest/fusion", "Task/fusion", "Consent/fusion"} <= set(back)
+    done = unmerge(hub, ADMIN, target, source)
+    assert {"Observation/o1", "ServiceRequest/fusion", "Task/fusion", "Consent/fusion"} <= set(done.back)
+    assert (done.lost, done.followed, done.left) == ([], [], [])
     for name, held in before.items():
         now = read(hub, name)
         assert now == held, name
@@ -208,8 +225,77 @@ def test_what_was_changed_since_the_merge_and_is_gone_is_told(hub: Hub) -> None:
     from hubs import delete
 
     delete(hub, SYSTEM, "Observation/o1")
-    _, lost = unmerge(hub, ADMIN, target, source)
-    assert lost == ["Observation/o1"]
+    assert unmerge(hub, ADMIN, target, source).lost == ["Observation/o1"]
+
+
+def merged_further(hub: Hub, survivor: str = "000700") -> str:
+    """The survivor of `adt-a40-fusion` is given up for a third record; that one."""
+    assert say(hub, person(survivor, "LECOCQ", "Noémie", "19840523")).code == "AA"
+    lines = person(survivor, "LECOCQ", "Noémie", "19840523", more=f"MRG|{SURVIVOR}^^^CH-SYLVE&990001234&N^PI")
+    told = say(hub, lines.replace(b"ADT^A28^ADT_A05", b"ADT^A40^ADT_A39"))
+    assert told.code == "AA", told
+    return ref(hub, survivor)
+
+
+def who_it_is(hub: Hub, reference: str) -> Resource:
+    """What a merge changes of a record, and its parting gives back."""
+    held = read(hub, reference)
+    return {name: held.get(name) for name in ("identifier", "link", "active")}
+
+
+def test_merges_in_a_row_are_undone_from_the_last_and_leave_each_what_was_its_own(hub: Hub) -> None:
+    second, first = two(hub)
+    own = "000700"
+    assert say(hub, person(own, "LECOCQ", "Noémie", "19840523")).code == "AA"
+    whole = {name: read(hub, name) for name in (first, "Observation/o1", "Task/fusion")}
+    people_then = {name: who_it_is(hub, name) for name in (first, second, ref(hub, own))}
+    tell(hub, "adt-a40-fusion")
+    third = merged_further(hub, own)
+    assert read(hub, "Observation/o1")["subject"]["reference"] == third
+    with pytest.raises(Conflict, match=f"{second} was itself merged into {third} since; undo that merge first"):
+        unmerge(hub, ADMIN, second, first)
+    assert read(hub, first)["active"] is False and read(hub, "Observation/o1")["subject"]["reference"] == third
+    assert unmerge(hub, ADMIN, third, second).lost == []
+    assert unmerge(hub, ADMIN, second, first).lost == []
+    for name, held in whole.items():
+        assert read(hub, name) == held, name
+    assert {name: who_it_is(hub, name) for name in people_then} == people_then
+
+
+def test_what_was_written_since_in_a_request_goes_back_with_it(hub: Hub) -> None:
+    """A case is about one person: its report, its messages and its documents are not left to somebody else."""
+    target, source = two(hub)
+    about = {"code": {"text": "Taille"}, "subject": {"reference": target}}
+    mine = {"resourceType": "Observation", "status": "final"} | about
+    put(hub, SYSTEM, read(hub, "Organization/sylve") | {"id": "ch-demo"}, mine | {"id": "before"})
+    tell(hub, "adt-a40-fusion")
+    put(hub, SYSTEM, mine | {"id": "of-the-report"}, mine | {"id": "named"}, mine | {"id": "own"})
+    request = read(hub, "ServiceRequest/fusion")
+    named = [*request.get("supportingInfo", ()), {"reference": "Observation/named"}]
+    put(hub, REQUESTER, request | {"status": "active", "supportingInfo": named})
+    take(hub, "fusion")
+    put(hub, EXPERT, message("question", "fusion"))
+    put(hub, REQUESTER, message("answer", "fusion", answers="question"))
+    made_of = [{"reference": f"Observation/{name}"} for name in ("of-the-report", "before")]
+    put(hub, EXPERT, opinion(hub, "fusion", result=made_of))
+    documents = found(hub, "DocumentReference", "related=DiagnosticReport/fusion")
+    since = [f"DocumentReference/{one['id']}" for one in documents]
+    since += ["DiagnosticReport/fusion", "Observation/of-the-report"]
+    assert len(since) == 3 and {read(hub, name)["subject"]["reference"] for name in since} == {target}
+    done = unmerge(hub, ADMIN, target, source)
+    assert set(since) <= set(done.followed) and done.lost == []
+    assert done.left == ["Observation/before", "Observation/named"], "the survivor's own, named in the case of another"
+    assert {read(hub, name)["subject"]["reference"] for name in since} == {source}
+    assert {read(hub, f"Observation/{name}")["subject"]["reference"] for name in ("own", "named", "before")} == {target}
+    listed = read(hub, f"List/{merge.record_id('fusion', source, target)}")
+    assert listed["status"] == "retired"
+    flags = {entry["item"]["reference"]: entry.get("flag", {}).get("text", "") for entry in listed["entry"]}
+    assert {flags[name] for name in since} == {"écrit depuis la fusion"}
+    with hub.store.read(SYSTEM) as snapshot:
+        frozen = [one for one in deliveries(hub) if one.document == "DiagnosticReport/fusion"]
+        assert frozen and {one.patient for one in frozen} == {target}
+        words = f"ServiceRequest/fusion is about {source} now; these bytes name {target}"
+        assert {overtaken(snapshot, one) for one in frozen} == {words}
 
 
 def test_the_same_merge_again_changes_no_record_and_another_one_is_refused(hub: Hub) -> None:

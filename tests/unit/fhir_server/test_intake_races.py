@@ -144,6 +144,21 @@ def test_a_document_and_a_write_under_its_name_at_once_end_in_one_order_or_the_o
         assert found(hub, "Binary")[0]["data"] == sent["data"]
 
 
+def test_what_was_sent_under_a_name_is_of_the_kind_it_was_sent_as(hub: Hub) -> None:
+    """The same bytes as a page of HTML would be shown as one."""
+    two(hub)
+    document(hub)
+    (sent,) = found(hub, "Binary")
+    held = {name: value for name, value in sent.items() if name != "meta"}
+    put(hub, SYSTEM, held | {"contentType": "text/html"})
+    document(hub, "2.25.310002")
+    (kept,) = found(hub, "Binary")
+    assert (kept["contentType"], kept["data"]) == (sent["contentType"], sent["data"])
+    version = kept["meta"]["versionId"]
+    document(hub, "2.25.310003")
+    assert found(hub, "Binary")[0]["meta"]["versionId"] == version, "what is there already is not written again"
+
+
 @MOMENTS
 def test_a_result_names_no_stay_that_went_to_somebody_else_meanwhile(hub: Hub, moment: Moment) -> None:
     tell(hub, "adt-a01-admission")

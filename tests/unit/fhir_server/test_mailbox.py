@@ -19,9 +19,10 @@ from fhir_server import app
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM
 from fhir_server.delivery import mailbox
-from fhir_server.errors import Unavailable
+from fhir_server.errors import RuleBroken, Unavailable
 from fhir_server.outbox import OPERATIONS
 from fhir_server.rest import admin
+from fhir_server.store import retention
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter, InboxRow, NewMessage
 from fhir_server.store.lanes import Outcome
@@ -182,6 +183,44 @@ def test_a_person_may_have_a_mail_in_conflict_taken_in_all_the_same(sent: tuple[
     assert admin.run(hub, hubs.ADMIN, "inbox-show", {"id": rows(hub)[0].id})["error"].endswith("(settles nothing)")
     app.operate(hub, hubs.ADMIN, "inbox-replay", {"id": rows(hub)[0].id})
     assert (rows(hub)[0].state, leg(hub, key)[0]) == ("done", "confirmed")
+
+
+def test_a_person_puts_a_forged_mail_away_and_it_settles_nothing_whatever_comes_after(sent: tuple[Hub, str]) -> None:
+    hub, key = sent
+    forged = sample("dsn-delivered.eml", key)
+    for raw in (sample("dsn-delivered.eml", "NEVERSENTNEVERSENT22"), forged):
+        mailbox.take_in(hub, raw, BOX)
+    told = app.operate(hub, hubs.ADMIN, "inbox-refuse", {"id": rows(hub)[0].id, "reason": "expéditeur inconnu"})
+    refused = rows(hub)[0]
+    assert told == {"id": refused.id, "state": "refused"} and refused.state == "refused"
+    assert refused.error.startswith("its Message-ID came before")
+    assert refused.error.endswith("\nrefused: expéditeur inconnu")
+    assert OPERATIONS["alerts"](hub.store, {}) == []
+    with hub.store.read(SYSTEM) as snapshot:
+        (row,) = [one for one in snapshot.audit_rows() if one.event == "inbox-refuse"]
+    assert (row.entity_id, row.outcome) == (refused.id, "0") and "expéditeur inconnu" in row.text
+    mailbox.take_in(hub, forged, BOX)
+    assert (rows(hub)[0].state, rows(hub)[0].repeats, leg(hub, key)) == ("refused", 1, ("waiting", ""))
+    for wrong in (refused.id, rows(hub)[1].id):
+        with pytest.raises(RuleBroken, match="cannot be refused"):
+            app.operate(hub, hubs.ADMIN, "inbox-refuse", {"id": wrong})
+    # It waits for nobody now, and goes in time; the first one after it.
+    long_ago = "UPDATE inbox SET received_at = 1, settled_at = 1, repeated_at = 0"
+    hub.store.write(SYSTEM, lambda tx: tx.view.db.run(long_ago))
+    gone = [retention.prune(hub.store, 1.0).messages for _ in range(2)]
+    assert sum(gone) == 2 and rows(hub) == []
+
+
+def test_what_was_not_answered_yet_is_not_refused(sent: tuple[Hub, str]) -> None:
+    """Its sender's repeat would be taken for a message nobody has decided about."""
+    hub, key = sent
+    mailbox.take_in(hub, sample("dsn-delivered.eml", "NEVERSENTNEVERSENT22"), BOX)
+    (first,) = rows(hub)
+    other = NewMessage("mail", sample("dsn-delivered.eml", key), sender=first.sender, control_id=first.control_id)
+    pending = hub.store.receive(other)
+    with pytest.raises(RuleBroken, match="cannot be refused"):
+        app.operate(hub, hubs.ADMIN, "inbox-refuse", {"id": pending.id})
+    assert rows(hub)[0].state == "conflict"
 
 
 def test_a_failure_told_after_a_success_does_not_undo_it(sent: tuple[Hub, str]) -> None:

@@ -41,6 +41,10 @@ def mails(hub: Hub) -> list[Delivery]:
 
 def test_the_requester_reads_the_question_where_their_order_came_from_nowhere_else(new_hub: NewHub) -> None:
     hub = taken(new_hub(public_url="https://hub.example/fhir"), identifier=[PLACER])
+    phone = {"system": "phone", "use": "work", "value": "01 99 00 12 34"}
+    role = read(hub, "PractitionerRole/garnier")
+    old = {"system": "phone", "use": "old", "value": "01 99 00 00 00"}
+    put(hub, SYSTEM, role | {"telecom": [old, phone, *role.get("telecom", ())]})
     put(hub, EXPERT, message("q1", text="Quel est le terme ?\nDate des dernières règles ?"))
     (one,) = mails(hub)
     assert (one.lane, one.case_key, one.patient) == (LANE, "ServiceRequest/r", "Patient/patient-01")
@@ -48,8 +52,9 @@ def test_the_requester_reads_the_question_where_their_order_came_from_nowhere_el
     read_back = envelope.read(payload(hub, one))
     assert read_back.subject.startswith("[Question] Question de téléexpertise ") and "XDM" not in read_back.subject
     for told in ("Quel est le terme ?", "Date des dernières règles ?", "DEM-7", "GARNIER",
-                 "https://hub.example/fhir/ServiceRequest/r", "Message de test"):  # fmt: skip
+                 "appelez le 01 99 00 12 34", "Message de test"):  # fmt: skip
         assert told in read_back.text, told
+    assert "hub.example" not in read_back.text, "there is no page behind it that a reader of mail could open"
     assert notes(hub) == [] and hubs.status(hub) == "on-hold"
 
 
@@ -81,6 +86,17 @@ def test_a_question_that_reaches_nobody_stops_no_step_and_stands_on_the_task(
     assert mails(hub) == [] and hubs.status(hub) == "on-hold"
     (note,) = notes(hub)
     assert note.startswith("Question non remise à ") and why in note
+
+
+def test_who_has_no_name_is_spoken_of_in_good_french(new_hub: NewHub) -> None:
+    hub = new_hub(smtp="")
+    taken(hub, identifier=[PLACER])
+    put(hub, SYSTEM, {n: part for n, part in read(hub, "Practitioner/moreau").items() if n != "name"})
+    asked = read(hub, "ServiceRequest/r")
+    hubs.write_past_the_rules(hub, asked | {"requester": {"reference": asked["requester"]["reference"]}})
+    put(hub, EXPERT, message("q1"))
+    (note,) = notes(hub)
+    assert note.startswith("Question non remise à un requérant sans nom : ")
 
 
 def test_text_of_a_question_becomes_no_header_and_no_other_recipient(new_hub: NewHub) -> None:

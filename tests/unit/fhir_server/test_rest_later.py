@@ -10,6 +10,7 @@ import stat
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from fhir_server.changes import Hub
 from fhir_server.errors import PasserelleError
 from fhir_server.rest import later
 from fhir_server.rest.asgi import Mounts
+from fhir_server.rest.hands import Hands
 from fhir_server.rest.http import Request, Response, error_response
 from fhir_server.rest.room import LEAST, MIB, MOST, SMALL, Room
 from fhir_server.store.engine import Store
@@ -340,6 +342,31 @@ def test_bodies_that_come_packed_fill_no_memory_before_they_are_weighed(store: S
     answers, peak = asyncio.run(play())
     assert [status for status, _ in answers] == [200] * many
     assert size <= peak < 4 * size, "unpacked one after the other"
+
+
+@pytest.mark.parametrize("room", ["unpacking", "room"])
+def test_work_that_no_thread_takes_leaves_the_room_it_had(hub: Hub, monkeypatch: pytest.MonkeyPatch, room: str) -> None:
+    large, told = gzip.compress(bytes(2 * SMALL)), {"content-encoding": "gzip"}
+
+    async def play() -> None:
+        mounts = Gated().mounts(hub)
+        run, given = Hands.run, [0]
+
+        def refused(self: Hands, work: Callable[[], object]) -> object:
+            given[0] += 1
+            if given[0] == (2 if room == "unpacking" else 3):
+                raise RuntimeError("can't start new thread")
+            return run(self, work)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Hands, "run", refused)
+            with pytest.raises(RuntimeError):
+                await sent(mounts, large, **told)
+        assert (mounts.unpacking._held, mounts.room._held) == (0, 0)
+        assert (await sent(mounts, large, **told))[0] == 200
+        mounts.hands.close()
+
+    asyncio.run(play())
 
 
 def test_who_waits_in_vain_to_be_unpacked_is_told_and_small_ones_pass_by(hub: Hub) -> None:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fhir_server.context import SYSTEM
+from fhir_server.context import SYSTEM, Caller
 from fhir_server.search import index
 from fhir_server.search.rows import IndexRows
 from fhir_server.store.check import check
@@ -177,6 +177,35 @@ def test_many_resources_are_replaced_in_one_transaction(store: Store) -> None:
         store.write(SYSTEM, partial(write, shift=shift))
     assert check(store, extract, deep=True).ok
     assert {one.version for one in (store.get(SYSTEM, "Patient", key) for key in keys) if one} == {3}
+
+
+def test_what_is_deleted_beside_an_update_keeps_the_scopes_that_show_its_history(store: Store) -> None:
+    """An update names the table of scopes, a deletion leaves it out: its own stay."""
+
+    def seen_by_its_group(resource: Resource) -> IndexRows:
+        rows = index.rows(resource)
+        rows.scopes = [("organisation", "HealthcareService/g")]
+        return rows
+
+    def write(tx: Tx) -> None:
+        tx.expect_many(dict.fromkeys(names, 1), writing=names)
+        for kind, key in names[:-1]:
+            tx.delete(kind, key)
+        changed = patients[-1] | {"gender": "male"}
+        tx.update(changed, seen_by_its_group(changed))
+
+    patients = [{"resourceType": "Patient", "id": key, "birthDate": "1980"} for key in ("a", "b", "c")]
+    names = [("Patient", one["id"]) for one in patients]
+    for one in patients:
+        store.write(SYSTEM, partial(Tx.create, resource=one, rows=seen_by_its_group(one)))
+    store.write(SYSTEM, write)
+    member = Caller("", "", frozenset(), groups=frozenset(["HealthcareService/g"]), everything=False)
+    for key in "abc":
+        stored = store.get(member, "Patient", key)
+        assert stored is not None and (stored.version, stored.deleted) == (2, key != "c")
+        former = store.version(member, "Patient", key, 1)
+        assert former is not None and former.resource()["birthDate"] == "1980"
+    assert check(store, seen_by_its_group).ok
 
 
 @pytest.mark.parametrize("size", [0, LARGE + 1])

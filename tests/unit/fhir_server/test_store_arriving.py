@@ -12,7 +12,7 @@ from test_store_together import until
 from fhir_server import errors
 from fhir_server.context import SYSTEM
 from fhir_server.store.engine import Store
-from fhir_server.store.inbox import InboxFilter, NewMessage, Received
+from fhir_server.store.inbox import InboxFilter, NewMessage, Received, waiting
 
 pytestmark = pytest.mark.needs("postgresql")
 
@@ -37,6 +37,8 @@ def together(store: Store, url: str, messages: list[NewMessage]) -> dict[int, Re
 
     threads = [threading.Thread(target=bring, args=(number,)) for number in range(len(messages))]
     line = store._arriving._line  # type: ignore[union-attr]
+    with store._database.once(steady=True) as session:
+        session.run("SET lock_timeout = '30s'")  # it is the only one of its kind, and used again
     with psycopg.connect(url) as other:
         other.execute("LOCK TABLE inbox IN EXCLUSIVE MODE")
         for number, thread in enumerate(threads):
@@ -92,6 +94,47 @@ def test_one_that_cannot_be_stored_harms_no_other(open_url: Callable[..., Store]
     got = together(store, migrated_postgres, [message("A"), message("B"), message("C", media_type="\0"), message("D")])
     assert isinstance(got.pop(2), psycopg.Error)
     assert all(isinstance(one, Received) and not one.known for one in got.values())
+
+
+def test_messages_are_numbered_as_they_came(open_url: Callable[..., Store], migrated_postgres: str) -> None:
+    store = open_url(migrated_postgres)
+    names = ["M", "Z", "C", "A", "Y", "B"]
+    together(store, migrated_postgres, [message(name) for name in names])
+    with store.read(SYSTEM) as snapshot:
+        rows = waiting(snapshot.view, "mllp", "mllp:1", 9)
+    assert [row.control_id for row in rows] == names
+
+
+def test_one_that_must_wait_for_another_process_makes_no_other_wait(
+    open_url: Callable[..., Store], migrated_postgres: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stores the same control id and is slow to commit; nobody is told to come again."""
+    store, outcomes = open_url(migrated_postgres), dict[int, object]()
+    names = ["HELD", "B", "HELD", "A", "C"]
+
+    def bring(number: int) -> None:
+        try:
+            outcomes[number] = store.receive(message(names[number]))
+        except Exception as fault:
+            outcomes[number] = fault
+
+    threads = [threading.Thread(target=bring, args=(number,)) for number in range(len(names))]
+    with psycopg.connect(migrated_postgres) as other:
+        other.execute(
+            "INSERT INTO inbox (id, channel, endpoint, sha256, size, raw, sender, control_id, received_at, state, "
+            "original) VALUES ('first', 'mllp', '', '', 1, 'x', 'A|B', 'HELD', 1, 'received', 1)"
+        )
+        for thread in threads:
+            thread.start()
+        until(lambda: len(outcomes) == 3)
+        assert all(isinstance(outcomes[number], Received) for number in (1, 3, 4))
+        other.rollback()
+    for thread in threads:
+        thread.join(30)
+    assert all(isinstance(one, Received) for one in outcomes.values()) and len(outcomes) == 5
+    assert sum(isinstance(one, Received) and one.known for one in outcomes.values()) == 1
+    told = [one for one in caplog.records if one.name == "passerelle.store"]
+    assert told and all("LockNotAvailable (55P03)" in one.getMessage() and one.exc_info is None for one in told)
 
 
 def test_a_database_that_is_gone_is_told_to_everybody(open_url: Callable[..., Store], migrated_postgres: str) -> None:

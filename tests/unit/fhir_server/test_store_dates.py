@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from fhir_server.context import SYSTEM, now
@@ -105,6 +107,24 @@ def test_rows_nobody_looked_at_are_found_and_a_reindex_looks_at_them(store: Stor
     result = reindex(store, lambda resource: rows[resource["id"]])
     assert (result.changed, marks(store)) == (0, marked)
     assert found(store, date("ge", 100), date("le", 100)) == "day month twice"
+
+
+@pytest.mark.needs("postgresql")
+def test_rows_a_writer_is_changing_are_not_looked_at(open_url: Callable[..., Store], migrated_postgres: str) -> None:
+    """It may be putting a second one beside the first, which stays one of several."""
+    store = open_url(migrated_postgres)
+    visits(store)
+    store.write(SYSTEM, lambda tx: tx.view.db.run("UPDATE idx_date SET loose = 1"))
+    with psycopg.connect(migrated_postgres) as writer:
+        row = writer.execute("SELECT rid FROM resource WHERE id = 'after' FOR UPDATE").fetchone()
+        second = "INSERT INTO idx_date (rid, pid, low, high, loose) VALUES (%s, %s, %s, %s, 1)"
+        writer.execute(second, (*(row or ()), WHEN, 90 * DAY, 91 * DAY))
+        store.write(SYSTEM, lambda tx: dates.tighten(tx.view, START, END))
+        writer.commit()
+    assert found(store, date("ge", 100), date("le", 100)) == "after day month twice"
+    assert {(90, dates.SEVERAL), (110, dates.SEVERAL), (100, dates.TIGHT)} <= set(marks(store))
+    store.write(SYSTEM, lambda tx: dates.tighten(tx.view, START, END))
+    assert found(store, date("ge", 100), date("le", 100)) == "after day month twice"
 
 
 @pytest.mark.parametrize(("key", "mark"), [("twice", 0), ("month", 0), ("twice", 2), ("day", 2)])

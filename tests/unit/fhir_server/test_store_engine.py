@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from test_store_together import until
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM
@@ -207,6 +208,39 @@ def test_a_locked_sqlite_file_is_an_error_one_may_repeat(
     other.close()
     store.write(SYSTEM, lambda tx: tx.create(basic("a"), IndexRows()))
     assert made(store, "a")
+
+
+def test_an_interrupt_ends_the_thread_it_was_meant_for_whoever_s_work_it_met(
+    open_url: Callable[..., Store], sqlite_url: str
+) -> None:
+    """The main thread leads, and Ctrl-C finds it doing the work of another, who is told to look."""
+    store, outcomes = open_url(sqlite_url), list[object]()
+    line = store._database._line  # type: ignore[attr-defined]
+
+    def interrupted(tx: Tx) -> None:
+        tx.create(basic("theirs"), IndexRows())
+        assert threading.current_thread() is threading.main_thread()
+        signal.raise_signal(signal.SIGINT)
+
+    def their_thread() -> None:
+        try:
+            outcomes.append(store.write(SYSTEM, interrupted))
+        except BaseException as fault:
+            outcomes.append(fault)
+
+    def own(tx: Tx) -> None:
+        tx.create(basic("own"), IndexRows())
+        other.start()
+        until(lambda: bool(line.waiting))
+
+    other = threading.Thread(target=their_thread, daemon=True)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(SYSTEM, own)
+    other.join(20)
+    assert [type(one) for one in outcomes] == [errors.Unavailable] and "read before" in str(outcomes[0])
+    assert not made(store, "own") and not made(store, "theirs")
+    store.write(SYSTEM, lambda tx: tx.create(basic("next"), IndexRows()))
+    assert made(store, "next")
 
 
 def test_a_full_disk_undoes_the_group_and_the_store_goes_on(open_url: Callable[..., Store], sqlite_url: str) -> None:

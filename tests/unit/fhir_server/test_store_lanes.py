@@ -559,6 +559,49 @@ def test_a_delivery_moved_while_it_is_claimed_is_left_and_its_lane_goes_on(store
         assert [(lane.lease_until, lane.failures) for lane in snapshot.lanes()] == [(0, 0)]
 
 
+def test_an_attempt_that_began_while_its_lane_was_being_claimed_is_known_as_cut_off(store: Store) -> None:
+    """The claim read the delivery before the lane was taken, sent on and given back; it is taken again as it is."""
+    key, seen = queued(store), list[tuple[bool, int]]()
+
+    def sent_on(tx: Tx, claim: Claim) -> None:
+        seen.append((claim.interrupted, claim.delivery.attempts))
+        if len(seen) == 1:
+            tx.view.db.run("UPDATE delivery SET state = 'sending', attempts = 1 WHERE id = ?", (key,))
+            tx.view.db.run(
+                "INSERT INTO attempt (delivery_id, n, worker, token, started_at) VALUES (?, 1, 'other', 1, 1)", (key,)
+            )
+
+    held = store.take("w", 30, sent_on, NOON)
+    assert held is not None and held.interrupted and seen == [(False, 0), (True, 1)]
+    with store.read(SYSTEM) as snapshot:
+        assert [(one.worker, one.outcome) for one in snapshot.attempts(key)] == [("other", "interrupted"), ("w", "")]
+
+
+@pytest.mark.needs("postgresql")
+@pytest.mark.parametrize(("lanes_there", "looks"), [(0, 1), (3, 1), (8, 2)])
+def test_who_finds_nothing_looks_again_only_where_more_lanes_may_have_something(
+    open_url: Callable[..., Store],
+    migrated_postgres: str,
+    monkeypatch: pytest.MonkeyPatch,
+    lanes_there: int,
+    looks: int,
+) -> None:
+    store, asked = open_url(migrated_postgres), list[str]()
+    for n in range(lanes_there):
+        queued(store, f"lane {n}")
+    answered = PostgresSession._answered
+
+    def noted(self: PostgresSession, sql: str, params: Sequence[object]) -> Any:
+        asked.append(sql)
+        return answered(self, sql, params)
+
+    monkeypatch.setattr(PostgresSession, "_answered", noted)
+    with psycopg.connect(migrated_postgres) as other:
+        other.execute("SELECT 1 FROM lane FOR UPDATE")
+        assert store.claim("w", 30, NOON) is None
+    assert len(asked) == looks
+
+
 def test_a_lane_without_a_next_delivery_is_not_leased(store: Store) -> None:
     key = queued(store)
     store.write(SYSTEM, lambda tx: tx.hold(key, "look"))

@@ -112,8 +112,54 @@ def test_closing_waits_for_what_waits_and_takes_nothing_more() -> None:
     bench.line.close()
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     pass
+
+
+def test_nobody_waits_for_ever_for_a_leader_that_was_interrupted() -> None:
+    """What it took and did not settle ends with a fault of its own for each; what it did not take is done."""
+
+    def lead(first: Turn[int], line: Together[int]) -> None:
+        if first.work:
+            line.settle(first, first.work)
+            return
+        entered.set()
+        assert go_on.wait(20)
+        line.following(), line.following()
+        raise Interrupted
+
+    def run(number: int) -> None:
+        try:
+            outcomes[number] = line.do(number)
+        except BaseException as fault:
+            outcomes[number] = fault
+
+    line, outcomes = Together(lead), dict[int, object]()
+    entered, go_on = threading.Event(), threading.Event()
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(5)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        assert entered.wait(20)
+        until(lambda number=number: line.waiting == number)  # type: ignore[misc]
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert isinstance(outcomes[0], Interrupted) and (outcomes[3], outcomes[4]) == (3, 4)
+    told = outcomes[1], outcomes[2]
+    assert all(isinstance(one, errors.Unavailable) for one in told) and told[0] is not told[1]
+    assert line.do(7) == 7
+    line.close()
+
+
+def test_a_fault_of_all_is_raised_by_each_as_one_of_its_own() -> None:
+    line: Together[int] = Together(lambda first, line: None)
+    fault = errors.Unavailable("The disk is full.", code="no-store", http=507)
+    turns = [Turn(1), Turn(2)]
+    line.fail(turns, fault)
+    faults = [turn.fault for turn in turns]
+    assert len({id(one) for one in (*faults, fault)}) == 3
+    for one in faults:
+        assert isinstance(one, errors.Unavailable) and (one.status, one.issues) == (507, fault.issues)
 
 
 def test_who_is_interrupted_while_waiting_leaves_and_nobody_else_waits_for_it() -> None:

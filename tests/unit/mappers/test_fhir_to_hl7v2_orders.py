@@ -11,8 +11,8 @@ from report_sources import SITE, obstetric
 
 from hl7v2.check import check
 from hl7v2.message import parse
-from mappers.fhir_to_hl7v2_orders import PRIORITIES, order_answer, order_request
-from mappers.hl7v2_codes_to_fhir import order_id
+from mappers.fhir_to_hl7v2_orders import DETAIL, PRIORITIES, order_answer, order_request
+from mappers.hl7v2_codes_to_fhir import SYSTEMS, order_id
 from mappers.hl7v2_orders_to_fhir import orders
 from mappers.hl7v2_results_to_fhir import results
 from mappers.mapped import Mapped
@@ -88,7 +88,9 @@ def test_a_hostile_reason_stays_in_its_field() -> None:
 REQUEST: dict[str, Any] = {
     "resourceType": "ServiceRequest", "id": "r", "status": "active", "priority": "asap",
     "reasonCode": [{"text": "Métrorragies"}, {"coding": [{"display": "Placenta bas"}]}],
-    "note": [{"text": "Terme : 22 SA"}, {"text": " "}],
+    "note": [{"text": "Terme : 22 SA"}, {"text": " "}], "authoredOn": "2026-03-01T20:15:00Z",
+    "orderDetail": [{"coding": [{"system": SYSTEMS["DCM"], "code": "US", "display": "Échographie"}]}],
+    "bodySite": [{"coding": [{"system": SYSTEMS["SCT"], "code": "12921003", "display": "Pelvis"}]}],
 }  # fmt: skip
 
 
@@ -98,7 +100,8 @@ def order(control: Any = "NW", request: dict[str, Any] = REQUEST, **more: Any) -
         "receiving_application": "TLR", "receiving_facility": "EXPERTS",
     }  # fmt: skip
     number = more.pop("number", under_oid("r", "2.25.4720"))
-    return order_request(control, number, REPORT.patient, REPORT.requester, request, **{**arguments, **more})
+    requester = more.pop("requester", REPORT.requester)
+    return order_request(control, number, REPORT.patient, requester, request, **{**arguments, **more})
 
 
 def test_the_order_is_the_golden_one() -> None:
@@ -121,14 +124,89 @@ def test_an_order_is_read_back_by_our_own_intake() -> None:
 
 
 @pytest.mark.parametrize("priority", sorted(PRIORITIES))
-def test_every_priority_is_read_back(priority: str) -> None:
-    (read,) = orders(parse(order(request=REQUEST | {"priority": priority}).value), SITE).value.orders
-    assert read.request.resource["priority"] == priority
+def test_every_priority_is_read_back_or_told_as_the_nearest_one_with_a_loss(priority: str) -> None:
+    made = order(request=REQUEST | {"priority": priority})
+    assert parse(made.value).text("OBR-5") in {"S", "A", "R"}, "HL7 table 0485"
+    (read,) = orders(parse(made.value), SITE).value.orders
+    near = {"urgent": "asap"}.get(priority, priority)
+    assert read.request.resource["priority"] == near
+    assert [loss.source for loss in made.losses] == (["ServiceRequest.priority"] if near != priority else [])
 
 
 def test_what_an_order_cannot_carry_is_told() -> None:
-    losses = order(request=REQUEST | {"bodySite": [{"text": "Pelvis"}], "orderDetail": [{"text": "x"}]}).losses
-    assert [loss.source for loss in losses] == ["ServiceRequest.bodySite", "ServiceRequest.orderDetail"]
+    details = [{"text": "x"}, *REQUEST["orderDetail"] * 2]
+    losses = order(request=REQUEST | {"orderDetail": details, "doNotPerform": False}).losses
+    assert [loss.source for loss in losses] == [
+        "ServiceRequest.doNotPerform", "ServiceRequest.orderDetail[0]", "ServiceRequest.orderDetail[2]",
+    ]  # fmt: skip
+
+
+def test_an_order_says_when_it_was_asked_as_precisely_as_it_is_known() -> None:
+    for said, told in (
+        ("2026-03-01T20:15:00Z", "20260301211500+0100"),
+        ("2026-03-01T20:15:00.123456+02:00", "20260301191500+0100"),
+        ("2026-03-01", "20260301"),
+        ("2026-03", "202603"),
+        ("", "20260302100000+0100"),
+        ("2026-03-01T99:15", "20260302100000+0100"),
+    ):
+        assert parse(order(request=REQUEST | {"authoredOn": said}).value).text("ORC-9") == told, said
+    assert parse(order("CA", reason="x").value).text("ORC-9") == "20260302100000+0100", "when it was taken back"
+
+
+def rows(made: Mapped[bytes]) -> list[list[str]]:
+    return [
+        [obx.text(3), obx.text(4), obx.text(5), obx.text(5, 3), obx.text(11)] for obx in parse(made.value).all("OBX")
+    ]
+
+
+def test_the_modality_and_the_regions_go_as_the_profile_has_them() -> None:
+    sct = SYSTEMS["SCT"]
+    came = {"extension": [{"url": DETAIL, "valueCode": "MODALITE_IMAGERIE"}], "coding": [{"code": "ECHO"}]}
+    assert rows(order(request=REQUEST | {"orderDetail": [came]}))[0] == ["MODALITE_IMAGERIE", "", "ECHO", "", "O"]
+    sites = [{"id": "1.2", "coding": [{"system": sct, "code": "24028007"}]}, {"coding": [{"system": sct, "code": "1"}]}]
+    made = order(request=REQUEST | {"bodySite": [*sites, sites[0], {"text": "Pelvis"}]})
+    assert [row[1:4] for row in rows(made)] == [
+        ["", "US", "DCM"], ["1.2", "24028007", "SCT"], ["1.1", "1", "SCT"], ["2.1", "24028007", "SCT"], ["3.1", "", ""],
+    ]  # fmt: skip
+    (read,) = orders(parse(made.value), SITE).value.orders
+    assert [code for code, _ in read.details] == ["MODALITE_IMAGERIE", *["REGION_ANATOMIQUE"] * 4]
+    assert read.details[4][1] == {"text": "Pelvis", "id": "3.1"}
+    many = order(request=REQUEST | {"bodySite": [{"text": "x"}] * 300})
+    assert len(rows(many)) == 21 and ("ServiceRequest.bodySite", "280 beyond") in [
+        (loss.source, loss.reason[:10]) for loss in many.losses
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"orderDetail": []}, "one coded MODALITE_IMAGERIE"),
+        ({"orderDetail": [{"coding": [{"system": SYSTEMS["DCM"], "code": "113014"}]}]}, "one coded MODALITE_IMAGERIE"),
+        ({"bodySite": []}, "one coded REGION_ANATOMIQUE"),
+        ({"bodySite": [{"text": "Pelvis"}]}, "one coded REGION_ANATOMIQUE"),
+        ({"bodySite": REQUEST["bodySite"] * 2}, "one coded REGION_ANATOMIQUE"),
+    ],
+)
+def test_an_order_without_what_the_profile_requires_does_not_name_the_profile(changes: Any, why: str) -> None:
+    made = order(request=REQUEST | changes)
+    msg = parse(made.value)
+    assert check(msg) == [] and msg.at("MSH-21").encoded == ""
+    assert [loss.reason for loss in made.losses if loss.source == "MSH-21"] == [f"left out, the profile requires {why}"]
+    assert parse(order("CA", REQUEST | changes).value).at("MSH-21").encoded == "1.0^CISIS_TLR_HL7_V2", (
+        "flow 2 has no OBX"
+    )
+
+
+def test_an_order_of_nobody_known_or_under_a_number_of_no_authority_does_not_name_the_profile() -> None:
+    for control in ("NW", "CA"):
+        assert parse(order(control, number=under_oid("r", "")).value).at("MSH-21").encoded == ""
+        assert parse(order(control, requester=None).value).at("MSH-21").encoded == ""
+
+
+def test_notes_beyond_the_bound_are_told() -> None:
+    losses = order(request=REQUEST | {"note": [{"text": "x"}] * 23}).losses
+    assert [(loss.source, loss.reason[:7]) for loss in losses] == [("ServiceRequest.note", "3 notes")]
 
 
 def test_an_order_without_number_or_reason_or_with_one_too_many_is_never_sent() -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from mappers import hl7v2_pid_to_fhir as pid
 from mappers import hl7v2_types_to_fhir as types
+from mappers.fhir_to_hl7v2_orders import PRIORITIES
 from mappers.hl7v2_codes_to_fhir import INTERPRETATIONS
 from mappers.hl7v2_events_to_fhir import EVENTS
-from mappers.hl7v2_orders_to_fhir import ACTIONS, STATUS
+from mappers.hl7v2_orders_to_fhir import ACTIONS, PRIORITY, STATUS
 from mappers.hl7v2_pv1_to_fhir import CLASSES
 from mappers.hl7v2_results_to_fhir import OBSERVATION_STATUS, REPORT_STATUS
 from mappers.hl7v2_schedule_to_fhir import STATUS as APPOINTMENTS
@@ -22,6 +23,7 @@ OURS: Mapping[str, Mapping[str, str]] = {
     "AddressType[Use]": {code: one.get("use", "") for code, one in types.ADDRESSES.items()},
     "AddressType[Type]": {code: one.get("type", "") for code, one in types.ADDRESSES.items()},
     "Event[EncounterStatus]": {code: event.status for code, event in EVENTS.items()},
+    "ExtendedPriorityCodes": PRIORITY,
     "FillerStatusCodes[Appointment]": APPOINTMENTS,
     "InterpretationCodes": {code: code for code in INTERPRETATIONS},
     "MaritalStatus": pid.MARITAL,
@@ -79,6 +81,13 @@ def test_our_codes_are_the_published_ones_or_the_reason_is_listed(name: str, sha
     assert theirs
     differ = {code for code, values in theirs.items() if ours.get(code.upper(), "") not in values}
     assert differ == set(DIFFERENT.get(name, {})), "ours and theirs, or a listed difference that is none any more"
+
+
+@pytest.mark.needs("shared")
+def test_every_priority_we_send_is_a_published_one(shared: Path) -> None:
+    theirs = published(shared / "v2-to-fhir" / "codesystems", "ExtendedPriorityCodes")
+    assert set(PRIORITIES.values()) <= set(theirs)
+    assert all(PRIORITY[theirs_code] in theirs[theirs_code] for theirs_code in theirs)
 
 
 def test_every_difference_has_a_reason_and_a_table() -> None:

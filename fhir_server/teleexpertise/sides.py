@@ -1,0 +1,56 @@
+"""Which side of a request an establishment speaks for: the one that asks, the one that is asked, or both.
+
+Hides where that stands: the requester's structure, the place of the stay and whoever gave the placer number ask;
+whoever provides a group, or employs a person, that the request names as performer is asked.
+
+Sources: https://hl7.org/fhir/R4/servicerequest.html (requester, performer);
+https://hl7.org/fhir/R4/datatypes.html#Identifier (assigner).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fhir_server.context import View
+
+Resource = Mapping[str, Any]
+_HOUSES = 4  # Organization.partOf is followed this far
+
+
+def asks(request: Resource, house: str, view: View) -> bool:
+    """Whether an establishment (`Organization/x`) is on the asking side."""
+    requester = _reference(request.get("requester"))
+    stay = view.get(_reference(request.get("encounter"))) or {}
+    gave = (_reference(one.get("assigner")) for one in request.get("identifier", ()))
+    return house in _with_parents((*_houses(requester, view), _reference(stay.get("serviceProvider")), *gave), view)
+
+
+def only_asked(request: Resource, house: str, view: View) -> bool:
+    """Whether an establishment answers a request and does not ask it, so that the request is not its own to change."""
+    parties = (_reference(one) for one in request.get("performer", ()))
+    asked = [one for party in parties if not party.startswith("Organization/") for one in _houses(party, view)]
+    return house in _with_parents(asked, view) and not asks(request, house, view)
+
+
+def _houses(party: str, view: View) -> list[str]:
+    """The structure of a role or group, an Organization itself."""
+    if party.startswith("Organization/"):
+        return [party]
+    held = view.get(party) or {}
+    return [_reference(held.get(part)) for part in ("organization", "providedBy")]
+
+
+def _with_parents(houses: Iterable[str], view: View) -> set[str]:
+    found: set[str] = set()
+    for house in houses:
+        for _ in range(_HOUSES):
+            if not house or house in found:
+                break
+            found.add(house)
+            house = _reference((view.get(house) or {}).get("partOf"))
+    return found
+
+
+def _reference(value: Resource | None) -> str:
+    return str((value or {}).get("reference", ""))
