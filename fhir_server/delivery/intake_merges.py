@@ -344,19 +344,29 @@ def _case_of(draft: Draft, back: Sequence[str], survivor: str) -> dict[str, Reso
     waiting = [one for name in back if name.startswith("ServiceRequest/") and (one := draft.get(name))]
     while waiting:
         one = waiting.pop()
-        name = f"{one['resourceType']}/{one['id']}"
+        name = _name(one)
         if name in found or not merge.movable(one):
             continue
+        if name.startswith("ServiceRequest/") and name not in gone:
+            continue  # a case of its own
         its_own = ("patient", survivor) in scopes(one)
         if name not in gone and not its_own:
             continue
         found[name] = one
         if len(found) > MOST_MOVED:
             raise Conflict(f"more than {MOST_MOVED} resources hang on what goes back; a person must move them")
-        waiting += draft.referring(name)
+        if not name.startswith(_PARTS):
+            waiting += draft.referring(name)
         if one["resourceType"] == "DiagnosticReport" and its_own:
             waiting += [part for made in _named(one) if made.startswith(_PARTS) and (part := draft.get(made))]
-    return found
+    parts = [name for name in found if name.startswith(_PARTS) and name not in gone]
+    by = {name: [_name(one) for one in draft.referring(name) if merge.movable(one)] for name in parts}
+    shared = {name for name, naming in by.items() if not found.keys() >= set(naming)}  # by another case too
+    return {name: one for name, one in found.items() if name not in shared}
+
+
+def _name(one: Resource) -> str:
+    return f"{one['resourceType']}/{one['id']}"
 
 
 def _scopes_of(draft: Draft, reference: str) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,12 @@ from fhir_server.delivery import transports
 from fhir_server.errors import Invalid, NotFound, RuleBroken, Unavailable
 from fhir_server.store.outbox_desk import Lane
 from hl7v2 import ack
+from hl7v2.ack import control_id_of
 
 Args = Mapping[str, str]
 _SCHEMES = ("mllp://", "mllps://")
+# Short enough for the audit row to hold it whole, and nothing in it that is not where the message goes.
+_ADDRESS = re.compile(r"mllps?://([A-Za-z0-9.-]{1,80}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 
 
 def reached(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
@@ -34,14 +38,17 @@ def reached(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
 def sent(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
     """Send one HL7 v2 message, once, and tell its acknowledgement, whatever it says. `to` is a destination as
     `lane list` names it, or `mllp://host:port` (`mllps://`) under the rules of deliveries; the message is `content`
-    (text, sent as UTF-8, its lines ended by CR) or `data` (base64, sent as it is).
+    (text, sent as UTF-8, its lines ended by CR) or `data` (base64, sent as it is, without LF).
 
     Raises Invalid for what is no message, NotFound for an unknown destination, RuleBroken where nothing may be sent,
     Unavailable when nobody answered.
     """
     to, message, seconds = args.get("to", ""), _message(args), 0.0
     endpoint = to
-    if not to.startswith(_SCHEMES):
+    if to.startswith(_SCHEMES):
+        if not _ADDRESS.fullmatch(to):
+            raise Invalid("an address is mllp://host:port or mllps://host:port", expression="to", http=400)
+    else:
         lane = _lane(hub, caller, to)
         if lane.paused:
             raise RuleBroken(f"{lane.name} is paused: {lane.paused_note}")
@@ -75,7 +82,16 @@ def _message(args: Args) -> bytes:
         raise Invalid(f"data is no base64: {error}", expression="data", http=400) from error
     if content:
         raw = raw.replace(b"\r\n", b"\r").replace(b"\n", b"\r")
+    given = "data" if data else "content"
     if not raw.startswith(b"MSH"):
-        # Whatever else listens at an address gets nothing it could take for its own language.
-        raise Invalid("an HL7 v2 message begins with MSH", expression="data" if data else "content", http=400)
+        raise Invalid("an HL7 v2 message begins with MSH", expression=given, http=400)
+    if b"\n" in raw:
+        # What listens for lines at an address gets none it could take for its own language.
+        raise Invalid("the lines of an HL7 v2 message end by CR, without LF", expression=given, http=400)
+    try:
+        number = control_id_of(raw)
+    except ValueError as error:
+        raise Invalid(f"no HL7 v2 message: {error}", expression=given, http=400) from error
+    if not number:
+        raise Invalid("MSH-10 is missing, which the acknowledgement names", expression=given, http=400)
     return raw

@@ -71,8 +71,13 @@ class Statistics:
         with self._lock:
             self._written.update(rows)
             if self._thread is None and not self._ended.is_set() and self._written.total() > self._rows:
-                self._thread = threading.Thread(target=self._look, name="store-statistics", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._look, name="store-statistics", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as fault:  # the rows are committed: that no thread can be had must not fail them
+                    log.warning("the database did not look at its tables anew: %s", fault)
+                else:
+                    self._thread = thread
 
     def _look(self) -> None:
         while not self._ended.wait(max(0.0, self._looked + self._pause - time.monotonic())):
@@ -87,6 +92,8 @@ class Statistics:
 
     def close(self) -> None:
         """Waits for a look that is under way, for a moment."""
-        self._ended.set()
-        if (thread := self._thread) is not None:
+        with self._lock:
+            self._ended.set()
+            thread = self._thread
+        if thread is not None:
             thread.join(10)

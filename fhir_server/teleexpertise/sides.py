@@ -22,7 +22,7 @@ def asks(request: Resource, house: str, view: View) -> bool:
     """Whether an establishment (`Organization/x`) is on the asking side."""
     requester = _reference(request.get("requester"))
     stay = view.get(_reference(request.get("encounter"))) or {}
-    gave = (_reference(one.get("assigner")) for one in request.get("identifier", ()))
+    gave = (_reference(one.get("assigner")) for one in request.get("identifier", ()) if _placer(one))
     return house in _with_parents((*_houses(requester, view), _reference(stay.get("serviceProvider")), *gave), view)
 
 
@@ -31,6 +31,10 @@ def only_asked(request: Resource, house: str, view: View) -> bool:
     parties = (_reference(one) for one in request.get("performer", ()))
     asked = [one for party in parties if not party.startswith("Organization/") for one in _houses(party, view)]
     return house in _with_parents(asked, view) and not asks(request, house, view)
+
+
+def _placer(identifier: Mapping[str, Any]) -> bool:
+    return any(coding.get("code") == "PLAC" for coding in identifier.get("type", {}).get("coding", ()))
 
 
 def _houses(party: str, view: View) -> list[str]:

@@ -300,10 +300,10 @@ def test_one_message_is_sent_by_hand_and_its_answer_told(hub: Hub) -> None:
         told = operate(hub, SYSTEM, "send-hl7", {"to": "Endpoint/there", "content": text.replace("\r", "\n")})
         assert (told["code"], told["control_id"], told["errors"]) == ("AA", "BYHAND0000000000001", [])
         assert told["answer"].startswith("MSH|") and told["endpoint"] == f"mllp://127.0.0.1:{peer.port}"
-        exact = base64.b64encode(text.encode("latin-1") + b"\n\r").decode()
+        exact = base64.b64encode(text.encode("latin-1") + b"ZZZ|\xe9\r").decode()
         address = f"mllp://127.0.0.1:{peer.port}"
         assert operate(hub, SYSTEM, "send-hl7", {"to": address, "data": exact})["code"] == "AA"
-        assert [one.raw for one in peer.received] == [text.encode(), text.encode("latin-1") + b"\n\r"]
+        assert [one.raw for one in peer.received] == [text.encode(), text.encode("latin-1") + b"ZZZ|\xe9\r"]
         assert row(hub).state == "queued" and len(attempts(hub)) == 0, "what waits there goes its own way"
         told_before = of_trail(hub, "send-hl7")
         assert {(action, outcome) for action, _, outcome, _ in told_before} == {("E", "0")}
@@ -326,8 +326,10 @@ def test_a_refusal_is_an_answer_too(hub: Hub) -> None:
     ("to", "error", "words"),
     [
         ("mllp://169.254.1.1:80", RuleBroken, "(address)"),
-        ("mllp://h:99999999", RuleBroken, "cannot be used"),
-        ("mllp://127.0.0.1", RuleBroken, "has no host and port"),
+        ("mllp://h:99999999", Invalid, "an address is mllp://host:port"),
+        ("mllp://127.0.0.1", Invalid, "an address is mllp://host:port"),
+        ("mllp://" + "a" * 100 + "@127.0.0.1:80", Invalid, "an address is mllp://host:port"),
+        ("mllp://127.0.0.1:80/path?x=1", Invalid, "an address is mllp://host:port"),
         ("http://127.0.0.1:80", NotFound, "passerelle lane list"),
         ("file:///etc/passwd", NotFound, "passerelle lane list"),
         ("", NotFound, "passerelle lane list"),
@@ -345,7 +347,16 @@ def test_by_hand_nothing_goes_where_no_delivery_may(hub: Hub, to: str, error: ty
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"content": "GET / HTTP/1.1"}, {"data": "%%%"}, {"data": "R0VUIC8="}, {"content": "MSH|", "data": "TVNIfA=="}],
+    [
+        {},
+        {"content": "MSH|^~\\&|A|B"},
+        {"content": "MSH"},
+        {"data": "TVNIfF5+XCZ8QQ0KRkxVU0hBTEwNCg=="},
+        {"content": "GET / HTTP/1.1"},
+        {"data": "%%%"},
+        {"data": "R0VUIC8="},
+        {"content": "MSH|", "data": "TVNIfA=="},
+    ],
 )
 def test_by_hand_nothing_goes_but_hl7(hub: Hub, given: dict[str, str]) -> None:
     with Peer() as peer:

@@ -269,14 +269,15 @@ def test_what_was_written_since_in_a_request_goes_back_with_it(hub: Hub) -> None
     mine = {"resourceType": "Observation", "status": "final"} | about
     put(hub, SYSTEM, read(hub, "Organization/sylve") | {"id": "ch-demo"}, mine | {"id": "before"})
     tell(hub, "adt-a40-fusion")
-    put(hub, SYSTEM, mine | {"id": "of-the-report"}, mine | {"id": "named"}, mine | {"id": "own"})
+    put(hub, SYSTEM, *(mine | {"id": name} for name in ("of-the-report", "named", "own", "shared")))
+    put(hub, SYSTEM, mine | {"id": "elsewhere", "derivedFrom": [{"reference": "Observation/shared"}]})
     request = read(hub, "ServiceRequest/fusion")
     named = [*request.get("supportingInfo", ()), {"reference": "Observation/named"}]
     put(hub, REQUESTER, request | {"status": "active", "supportingInfo": named})
     take(hub, "fusion")
     put(hub, EXPERT, message("question", "fusion"))
     put(hub, REQUESTER, message("answer", "fusion", answers="question"))
-    made_of = [{"reference": f"Observation/{name}"} for name in ("of-the-report", "before")]
+    made_of = [{"reference": f"Observation/{name}"} for name in ("of-the-report", "before", "shared")]
     put(hub, EXPERT, opinion(hub, "fusion", result=made_of))
     documents = found(hub, "DocumentReference", "related=DiagnosticReport/fusion")
     since = [f"DocumentReference/{one['id']}" for one in documents]
@@ -284,9 +285,11 @@ def test_what_was_written_since_in_a_request_goes_back_with_it(hub: Hub) -> None
     assert len(since) == 3 and {read(hub, name)["subject"]["reference"] for name in since} == {target}
     done = unmerge(hub, ADMIN, target, source)
     assert set(since) <= set(done.followed) and done.lost == []
-    assert done.left == ["Observation/before", "Observation/named"], "the survivor's own, named in the case of another"
+    expected = ["Observation/before", "Observation/named", "Observation/shared"]
+    assert done.left == expected, "the survivor's own, named in the case of another"
     assert {read(hub, name)["subject"]["reference"] for name in since} == {source}
-    assert {read(hub, f"Observation/{name}")["subject"]["reference"] for name in ("own", "named", "before")} == {target}
+    stay = ("own", "named", "before", "shared", "elsewhere")
+    assert {read(hub, f"Observation/{name}")["subject"]["reference"] for name in stay} == {target}
     listed = read(hub, f"List/{merge.record_id('fusion', source, target)}")
     assert listed["status"] == "retired"
     flags = {entry["item"]["reference"]: entry.get("flag", {}).get("text", "") for entry in listed["entry"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import hubs
 import pytest
@@ -13,6 +13,7 @@ from test_orders import EI, PLACER, asks_for
 
 from fhir_server import outbox
 from fhir_server.changes import Hub, view_of
+from fhir_server.context import View
 from fhir_server.delivery import intake
 from fhir_server.delivery.ports import Port
 from fhir_server.demo import people
@@ -22,6 +23,7 @@ from fhir_server.store.lanes import Delivery
 from fhir_server.teleexpertise import completion
 from fhir_server.teleexpertise.case import Context
 from fhir_server.teleexpertise.orders import ORDERED
+from fhir_server.teleexpertise.sides import asks
 from fhir_server.teleexpertise.states import TRANSITIONS
 from hl7v2 import ack
 from hl7v2.check import check
@@ -373,3 +375,13 @@ def test_a_held_order_is_made_again_while_it_is_true(hub: Hub) -> None:
         outbox.outbox_regenerate(hub.store, {"id": again[0].id}, context)
     outbox.outbox_regenerate(hub.store, {"id": back.id}, context)
     assert [told(hub)[-1][1].text(place) for place in ("ORC-1", "ORC-16.2")] == ["CA", "Transférée"]
+
+
+def test_only_who_gave_the_placer_number_asks_by_it() -> None:
+    class Nothing:
+        def get(self, reference: str) -> None:
+            return None
+
+    for kind, expected in (("PLAC", True), ("FILL", False), ("ACSN", False)):
+        number = {"type": {"coding": [{"code": kind}]}, "value": "1", "assigner": {"reference": "Organization/a"}}
+        assert asks({"identifier": [number]}, "Organization/a", cast(View, Nothing())) is expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -112,3 +113,17 @@ def test_a_database_that_is_gone_stops_nobody(caplog: pytest.LogCaptureFixture) 
         until(lambda n=n: len(caplog.records) == n and statistics._thread is None)  # type: ignore[misc]
     statistics.close()
     assert "Unavailable" in caplog.records[0].getMessage()
+
+
+def test_a_thread_that_cannot_be_had_fails_no_commit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_left(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    statistics = Statistics(lambda: pytest.fail("no look without a thread"), rows=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none_left)
+        statistics.wrote({"idx_token": 9})
+    statistics.close()
+    assert "can't start new thread" in caplog.text
