@@ -57,7 +57,7 @@ def test_a_message_that_is_refused_stops_the_run(code: str) -> None:
 
     def take(raw: bytes, peer: str) -> bytes:
         if next(count) == 2:
-            return ack.build(raw, code, now=utc_now(), control_id="X", text="no")  # type: ignore[arg-type]
+            return ack.build(raw, code, now=utc_now(), control_id="X", text="no")  # type: ignore[arg-type]  # a word the test gives
         return answer(raw, peer)
 
     listener = Listener(("127.0.0.1", 0), take)

@@ -216,7 +216,7 @@ def test_an_order_that_came_by_hl7_goes_on_with_its_details_and_without_what_was
     came["bodySite"] = [{"coding": [{"system": sct, "code": "1"}]}]
     came["note"] = [{"text": "Terme : 12 SA"}, *came["note"], {"text": "À compléter avant envoi : rien"}]
     put(hub, SYSTEM, came)
-    assert hubs.stored(hub, "ServiceRequest/r").resource()["meta"]["tag"] == [completion.TO_COMPLETE]  # type: ignore[union-attr]
+    assert hubs.stored(hub, "ServiceRequest/r").resource()["meta"]["tag"] == [completion.TO_COMPLETE]  # type: ignore[union-attr]  # put above
     put(hub, REQUESTER, people.consent("r", 0))
     now = hubs.stored(hub, "ServiceRequest/r").resource()  # type: ignore[union-attr]  # put above
     put(hub, REQUESTER, now | {"status": "active"})
@@ -224,7 +224,7 @@ def test_an_order_that_came_by_hl7_goes_on_with_its_details_and_without_what_was
     assert [nte.text(3) for nte in msg.all("NTE")] == ["Terme : 12 SA", "À compléter avant envoi : rien"]
     assert [obx.text(3) for obx in msg.all("OBX")] == ["MODALITE_IMAGERIE", "REGION_ANATOMIQUE"]
     assert msg.at("MSH-21").encoded == "1.0^CISIS_TLR_HL7_V2"
-    kept = hubs.stored(hub, "ServiceRequest/r").resource()  # type: ignore[union-attr]
+    kept = hubs.stored(hub, "ServiceRequest/r").resource()  # type: ignore[union-attr]  # put above
     assert "tag" not in kept["meta"] and len(kept["note"]) == 2
 
 

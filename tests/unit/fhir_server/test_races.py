@@ -197,7 +197,7 @@ def test_what_happens_between_reading_and_writing_is_seen(hub: Hub, pair: Pair) 
         def meddle(_: Store, key: str = key, first: Act = first, between: list[bool] = between) -> None:
             between.append(stands(lambda: first(hub, key)))
 
-        last = stands(lambda: second(meddled(hub, meddle), key))  # noqa: B023
+        last = stands(lambda: second(meddled(hub, meddle), key))  # noqa: B023 - called within its round
         assert between == [True]
         assert last == (pair.both == order), order
 

@@ -339,8 +339,8 @@ def test_with_integrity_a_reference_and_a_delete_at_once_leave_no_broken_link(st
         content = OBSERVATION | {"id": key, "subject": {"reference": f"Patient/{key}"}}
         deleted, written = results(
             at_once(
-                lambda key=key: ask(hub, "DELETE", f"Patient/{key}").status,  # type: ignore[misc]
-                lambda content=content, key=key: ask(hub, "PUT", f"Observation/{key}", content).status,  # type: ignore[misc]
+                lambda key=key: ask(hub, "DELETE", f"Patient/{key}").status,  # type: ignore[misc]  # a default has no type
+                lambda content=content, key=key: ask(hub, "PUT", f"Observation/{key}", content).status,  # type: ignore[misc]  # a default has no type
             )
         )
         assert (deleted, written) in ((204, 422), (409, 201))

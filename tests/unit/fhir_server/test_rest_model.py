@@ -313,8 +313,8 @@ def play(store: Store, url: str, examples: int, steps: int, *, seeded: bool) -> 
         phases=[Phase.generate],  # a run is not the same when run again: nothing to shrink
         suppress_health_check=list(HealthCheck),
     )
-    machine: Callable[[], Machine] = lambda: Machine(hubs, outcome, not url.startswith("sqlite"))  # noqa: E731
-    run_state_machine_as_test(machine, settings=chosen)  # type: ignore[no-untyped-call]
+    machine: Callable[[], Machine] = lambda: Machine(hubs, outcome, not url.startswith("sqlite"))  # noqa: E731 - named for its type
+    run_state_machine_as_test(machine, settings=chosen)  # type: ignore[no-untyped-call]  # hypothesis gives it no type
     if outcome.wrong is not None:
         raise outcome.wrong
     return outcome.told

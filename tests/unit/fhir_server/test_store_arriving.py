@@ -36,14 +36,14 @@ def together(store: Store, url: str, messages: list[NewMessage]) -> dict[int, Re
             outcomes[number] = fault
 
     threads = [threading.Thread(target=bring, args=(number,)) for number in range(len(messages))]
-    line = store._arriving._line  # type: ignore[union-attr]
+    line = store._arriving._line  # type: ignore[union-attr]  # PostgreSQL has one
     with store._database.once(steady=True) as session:
         session.run("SET lock_timeout = '30s'")  # it is the only one of its kind, and used again
     with psycopg.connect(url) as other:
         other.execute("LOCK TABLE inbox IN EXCLUSIVE MODE")
         for number, thread in enumerate(threads):
             thread.start()
-            until(lambda number=number: line._busy and line.waiting == number)  # type: ignore[misc]
+            until(lambda number=number: line._busy and line.waiting == number)  # type: ignore[misc]  # a default has no type
             if not number:
                 until(lambda: other.execute(WAITS).fetchone() == (1,))
         other.rollback()

@@ -272,7 +272,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another engine": (lambda source: edit(source, engine="oracle"), "backup is of oracle"),
     "a table that is none": (lambda source: edit(source, tables={"a;b": {"columns": [], "rows": 0}}), "table's name"),
     "another number of rows": (
-        lambda source: edit(source, tables={"resource": {"columns": ["rid"], "rows": 12}}), "rows of resource|cannot be loaded"  # noqa: E501
+        lambda source: edit(source, tables={"resource": {"columns": ["rid"], "rows": 12}}), "rows of resource|cannot be loaded"  # noqa: E501 - one program, one row
     ),
 }  # fmt: skip
 

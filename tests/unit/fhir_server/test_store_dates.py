@@ -186,7 +186,7 @@ def test_a_day_costs_the_same_among_ten_times_as_many(
     sqlite_url: str, tmp_path: Path, open_url: object, clauses: tuple[Clause, ...]
 ) -> None:
     """Counted in steps of SQLite's virtual machine, which are the same on every machine."""
-    store: Store = open_url(sqlite_url)  # type: ignore[operator]
+    store: Store = open_url(sqlite_url)  # type: ignore[operator]  # a fixture, called
     costs = []
     for start, end in ((0, 300), (300, 3000)):
         store.write(SYSTEM, partial(days, first=start, last=end))

@@ -98,7 +98,7 @@ def test_a_group_whose_first_work_fails_keeps_what_follows(
     for number, thread in enumerate(threads):
         thread.start()
         assert entered.wait(10)
-        wait_until(lambda number=number: store._database._line.waiting == number)  # type: ignore[misc, attr-defined]
+        wait_until(lambda number=number: store._database._line.waiting == number)  # type: ignore[misc, attr-defined]  # a default has no type; SQLite's own
     go_on.set()
     for thread in threads:
         thread.join(30)
@@ -215,7 +215,7 @@ def test_an_interrupt_ends_the_thread_it_was_meant_for_whoever_s_work_it_met(
 ) -> None:
     """The main thread leads, and Ctrl-C finds it doing the work of another, who is told to look."""
     store, outcomes = open_url(sqlite_url), list[object]()
-    line = store._database._line  # type: ignore[attr-defined]
+    line = store._database._line  # type: ignore[attr-defined]  # SQLite's own
 
     def interrupted(tx: Tx) -> None:
         tx.create(basic("theirs"), IndexRows())

@@ -13,7 +13,7 @@ import pytest
 from fhir_server import errors
 from fhir_server.store.folder import NAME, DataFolderLock, holder
 
-HOLD = "import sys, pathlib; from fhir_server.store.folder import DataFolderLock as L; l = L(pathlib.Path(sys.argv[1]), http_url='http://127.0.0.1:8080'); print('held', flush=True); sys.stdin.read()"  # noqa: E501
+HOLD = "import sys, pathlib; from fhir_server.store.folder import DataFolderLock as L; l = L(pathlib.Path(sys.argv[1]), http_url='http://127.0.0.1:8080'); print('held', flush=True); sys.stdin.read()"  # noqa: E501 - one program, one row
 
 
 def test_a_folder_is_held_once_and_free_again(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ SENT = Outcome("sent", ack=b"AA")
 
 
 def queued(store: Store, lane: str = "dpi", payload: bytes = b"MSH|", **more: object) -> str:
-    delivery = store.keep(NewDelivery(lane, "mllp://dpi:2575", "mllp", payload, **more))  # type: ignore[arg-type]
+    delivery = store.keep(NewDelivery(lane, "mllp://dpi:2575", "mllp", payload, **more))  # type: ignore[arg-type]  # keywords of any type
     return store.write(SYSTEM, lambda tx: tx.send(delivery))
 
 

@@ -358,7 +358,7 @@ def play(store: Store, examples: int, steps: int, *, seeded: bool) -> None:
         phases=[Phase.generate],  # a run that failed is not the same when run again: nothing to shrink
         suppress_health_check=list(HealthCheck),
     )
-    machine: Callable[[], Machine] = lambda: Machine(store)  # noqa: E731
+    machine: Callable[[], Machine] = lambda: Machine(store)  # noqa: E731 - named for its type
     run_state_machine_as_test(machine, settings=chosen)  # type: ignore[no-untyped-call]  # hypothesis gives it no types
 
 

@@ -102,7 +102,7 @@ def test_another_address_is_refused(url: str, tmp_path: Path) -> None:
 
 
 def test_a_database_that_does_not_answer_is_told(tmp_path: Path, free_port: object) -> None:
-    port = free_port()  # type: ignore[operator]
+    port = free_port()  # type: ignore[operator]  # a fixture, called
     with pytest.raises(errors.Unavailable, match="does not answer"):
         open_store(f"postgresql://nobody@127.0.0.1:{port}/x", tmp_path, migrate=False)
 

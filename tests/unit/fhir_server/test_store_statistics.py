@@ -110,7 +110,7 @@ def test_a_database_that_is_gone_stops_nobody(caplog: pytest.LogCaptureFixture) 
     statistics = Statistics(gone, rows=1, pause=0)
     for n in range(1, 3):
         statistics.wrote({"idx_token": 2})
-        until(lambda n=n: len(caplog.records) == n and statistics._thread is None)  # type: ignore[misc]
+        until(lambda n=n: len(caplog.records) == n and statistics._thread is None)  # type: ignore[misc]  # a default has no type
     statistics.close()
     assert "Unavailable" in caplog.records[0].getMessage()
 

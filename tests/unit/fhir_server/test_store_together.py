@@ -65,7 +65,7 @@ class Bench:
         for number, work in enumerate(works):
             threads.append(threading.Thread(target=run, args=(number, work)))
             threads[-1].start()
-            until(lambda number=number: self.line.waiting > number)  # type: ignore[misc]
+            until(lambda number=number: self.line.waiting > number)  # type: ignore[misc]  # a default has no type
         return threads, go_on
 
 
@@ -85,7 +85,7 @@ def test_what_waits_is_done_in_order_each_with_its_own_outcome(most: int, groups
             raise ValueError("a defect")
         return number * 10
 
-    threads, go_on = bench.behind([lambda n=n: work(n) for n in range(6)], outcomes)  # type: ignore[misc]
+    threads, go_on = bench.behind([lambda n=n: work(n) for n in range(6)], outcomes)  # type: ignore[misc]  # a default has no type
     go_on.set()
     for thread in threads:
         thread.join(20)
@@ -140,7 +140,7 @@ def test_nobody_waits_for_ever_for_a_leader_that_was_interrupted() -> None:
     for number, thread in enumerate(threads):
         thread.start()
         assert entered.wait(20)
-        until(lambda number=number: line.waiting == number)  # type: ignore[misc]
+        until(lambda number=number: line.waiting == number)  # type: ignore[misc]  # a default has no type
     go_on.set()
     for thread in threads:
         thread.join(20)
