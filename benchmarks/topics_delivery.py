@@ -203,13 +203,15 @@ def dead_topic(effort: Effort) -> report.Report:
         f"{LIVE} lanes, one process; {many:,} messages wait in each dead lane. Nobody listens: refused at once, then "
         "the pause doubles. It never answers: one conversation takes `send_timeout_seconds` (30). Its first waits for "
         "a person: the lane is blocked.",
+        "The share is taken in each round, of that round's rate without a dead lane. "
         "A claim is taken and given back, two commits; all three dead lanes are open beside it.",
         *told,
     ]
+    share = ["Dead lane", "of the rate", "min to max", "a second"]
     grids = [
-        report.Grid("The others, times without it (goal: 0.95)", ["Dead lane", "of the rate", "a second"], ratios),
+        report.Grid("The others, times without it (goal: 0.95)", share, ratios),
         report.Grid("A claim", ["Work", "ms", "min to max"], claims),
-    ]  # fmt: skip
+    ]
     return report.Report("delivery-dead", "Deliveries beside a dead destination", grids, method)
 
 
@@ -231,11 +233,12 @@ def _beside(place: _Place, there: Partners, many: int, effort: Effort) -> tuple[
                 effort.rounds,
             )
         claims += _claims(place, outbox, lanes, f"a claim beside {len(dead)} dead lanes", effort, dead)
-    alone = statistics.median(rates[""])
-    shown = [
-        [f"{place.name}, {name or 'none'}", report.ratio(statistics.median(found), alone),
-         report.rate(statistics.median(found))] for name, found in rates.items()
-    ]  # fmt: skip
+    shown = []
+    for name, found in rates.items():
+        shares = [one / alone for one, alone in zip(found, rates[""], strict=True)]
+        share = report.spread(min(shares), max(shares)) if name else "-"
+        rate = report.rate(statistics.median(found))
+        shown.append([f"{place.name}, {name or 'none'}", report.ratio(statistics.median(shares), 1.0), share, rate])
     return shown, claims
 
 

@@ -30,14 +30,15 @@ from fhir_server.delivery.ports import load_ports
 from fhir_server.delivery.workers import Workers
 from fhir_server.errors import PasserelleError, Unavailable
 from fhir_server.health import Health
-from fhir_server.outbox import inbox_replay, inbox_sources
+from fhir_server.outbox import inbox_replay, inbox_sources, outbox_replay
 from fhir_server.patients.sites import Sites, load_sites, naming_systems, organization
+from fhir_server.pending import view_of
 from fhir_server.processes import Family
 from fhir_server.rest import admin, dicomweb, pulling, routes
 from fhir_server.rest.asgi import Handler, Mounts
 from fhir_server.rest.http import Request
 from fhir_server.security import scopes
-from fhir_server.security.certificates import on_port
+from fhir_server.security.certificates import on_port, shown
 from fhir_server.security.identity import Gate, at_hand, http_caller
 from fhir_server.store import parameters, reindex
 from fhir_server.store.blobs import blobs_of
@@ -45,6 +46,8 @@ from fhir_server.store.engine import Store, open_store
 from fhir_server.store.folder import DataFolderLock
 from fhir_server.store.inbox import InboxRow
 from fhir_server.store.installation import Elsewhere, claim_content, identity
+from fhir_server.store.session import Snapshot
+from fhir_server.teleexpertise.consequences import Context
 
 if TYPE_CHECKING:
     from fhir_server.security.tokens import Verifier
@@ -75,6 +78,15 @@ def _replay(hub: Hub, _: Caller, args: Mapping[str, str]) -> Any:
     return inbox_replay(hub.store, args, take_in)
 
 
+def _said_again(hub: Hub, caller: Caller, args: Mapping[str, str]) -> Any:
+    """Send the bytes of a delivery once more."""
+
+    def context(snapshot: Snapshot) -> Context:
+        return Context(caller, view_of(snapshot), hub.settings, hub.sites, hub.clock())
+
+    return outbox_replay(hub.store, args, context)
+
+
 def _sources(hub: Hub, _: Caller, args: Mapping[str, str]) -> Any:
     """Where the elements of a received message came from."""
     return inbox_sources(hub.store, args, partial(intake_sources.sources, hub))
@@ -85,6 +97,7 @@ _WIRES: Mapping[str, admin.Operation] = {
     "lane-echo": partner_desk.reached,
     "merges-list": merge_desk.listed,
     "merges-undo": merge_desk.undone,
+    "outbox-replay": _said_again,
     "send-hl7": partner_desk.sent,
     "sources-show": _sources,
 }
@@ -180,8 +193,8 @@ class Server:
     def _open(self, data: Path, port: int) -> None:
         sqlite = self.settings.database.startswith("sqlite")
         if sqlite:
-            own = f"http://{in_url(self.settings.bind)}:{port}"
-            lock = DataFolderLock(data, http_url=own, token=self.gate.local_token)
+            own = f"{self.settings.web_scheme}://{in_url(self.settings.bind)}:{port}"
+            lock = DataFolderLock(data, http_url=own, token=self.gate.local_token, certificate=shown(self.settings))
             self.closing.append(lock.close)
         self.hub = open_hub(self.settings, self.sites, migrate=sqlite)
         self.closing.append(self.hub.store.close)
@@ -250,7 +263,8 @@ class Server:
         operators = frozenset({"admin", "metrics", "pull"})
         who, quick = partial(_caller, self), partial(at_hand, self.gate)
         mounts = Mounts(lambda: self.hub, _MOUNTS, who, operators, at_hand=quick)
-        base = f"http://{in_url(self.settings.bind)}:{web.getsockname()[1]}/fhir"
+        settings, tls = self.settings, on_port(self.settings, self.settings.http_security)
+        base = f"{settings.web_scheme}://{in_url(settings.bind)}:{web.getsockname()[1]}/fhir"
         config = uvicorn.Config(
             application(mounts, self.state, base),
             log_config=None,
@@ -258,9 +272,10 @@ class Server:
             lifespan="off",
             server_header=False,
             http=Connection,
+            ssl_context_factory=None if tls is None else lambda *_: tls,
             backlog=1,  # so many connections are taken in one go: another process may be less busy
             timeout_keep_alive=65,
-            timeout_graceful_shutdown=max(1, int(self.settings.stop_seconds * 0.6)),
+            timeout_graceful_shutdown=max(1, int(settings.stop_seconds * 0.6)),
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: server.run(sockets=[web]), name="http", daemon=True)

@@ -9,7 +9,7 @@ Sources: https://hl7.org/fhir/R4/http.html (create, update, conditional interact
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from functools import partial
@@ -17,7 +17,7 @@ from functools import partial
 from fhir_server.config import Settings
 from fhir_server.context import Caller, Clock, instant, now
 from fhir_server.errors import Conflict, Forbidden, Gone, Invalid, NotFound, PasserelleError, TooLarge
-from fhir_server.links import Links
+from fhir_server.links import Links, conditional
 from fhir_server.patients import identity
 from fhir_server.patients.sites import Sites
 from fhir_server.pending import (
@@ -27,23 +27,22 @@ from fhir_server.pending import (
     Overlay,
     Pending,
     Write,
-    joinable,
     placed,
     plan_of,
-    together,
     view_of,
 )
 from fhir_server.search import index, references
-from fhir_server.search.plan import elsewhere
+from fhir_server.search.plan import Plan, elsewhere
 from fhir_server.security.scopes import demand
+from fhir_server.store.apiece import AT_ONCE
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.engine import Store
 from fhir_server.store.resources import Stored, prepare
 from fhir_server.store.session import Snapshot, Tx
 from fhir_server.store.view import EPOCH, Stale
-from fhir_server.targets import check_owners, decide, referred, validate
+from fhir_server.targets import check_owners, decide, referred, sought, validate
 from fhir_server.teleexpertise import consequences as workflow
-from fhir_server.teleexpertise import documents, orders, overtaken, questions
+from fhir_server.teleexpertise import documents, order_record, orders, overtaken, questions
 from fhir_server.teleexpertise.accession import accessions
 from fhir_server.teleexpertise.scopes import case_of, scopes
 
@@ -139,14 +138,16 @@ class _Deciding:
     def run(self, changes: Sequence[Change]) -> _Decided:
         for change in changes:
             validate(change)
-        patients = [one.resource for one in changes if one.type == "Patient" and one.resource is not None]
-        if len(patients) > 1:
-            self.view.foresee([key for patient in patients for key in identity.keys(patient, self.hub.sites)])
         self.view.bases = references.own_bases(self.hub.settings, *(change.base for change in changes))
+        several = len(changes) > 1
+        if several:
+            self.view.foresee(self._asked(changes))
         links = Links(self.view.bases, self._referred)
         results = [self._target(change, links) for change in changes]
         check_owners(self.pending)
         writes = self.pending.writes
+        if several:
+            self.view.foresee(self._asked_by_references(tuple(writes.values())))
         for reference, write in writes.items():
             if write.after is not None:
                 write.after = links.replaced(write.after, write.expression, write.full_url)
@@ -172,6 +173,34 @@ class _Deciding:
                     raise TooLarge(text, expression="Bundle.entry")
         audit = [_audit(write) for write in writes.values()]
         return _Decided(results, self.pending, audit, self.rendered)
+
+    def _asked(self, changes: Sequence[Change]) -> Iterator[Plan | None]:
+        """The searches that finding what the changes are about is known to ask for."""
+        for change in changes:
+            if change.if_none_exist:
+                yield self._sought(change.type, change.if_none_exist)
+            if change.criteria:
+                yield self._sought(change.type, change.criteria, claimed=False)
+            if change.type == "Patient" and change.resource is not None:
+                yield from map(self.view.claim_plan, identity.keys(change.resource, self.hub.sites))
+
+    def _asked_by_references(self, writes: Sequence[Write]) -> Iterator[Plan | None]:
+        """The searches that the conditional references in what is written ask for, equal ones once."""
+        seen: set[str] = set()
+        for write in writes:
+            for value in conditional(write.after) if write.after is not None else ():
+                if value not in seen:
+                    seen.add(value)
+                    kind, _, text = value.partition("?")
+                    yield self._sought(kind, text)
+
+    def _sought(self, kind: str, text: str, *, claimed: bool = True) -> Plan | None:
+        """The search a condition is, as `sought` has it; None also for one that the caller may not make."""
+        try:
+            self._may_search(kind, text)
+        except PasserelleError:
+            return None
+        return sought(self.pending, kind, text, claimed=claimed)
 
     def _target(self, change: Change, links: Links) -> tuple[int, str, str]:
         """Decide which resource a change is about; (status, type, id)."""
@@ -233,7 +262,7 @@ class _Deciding:
 
     def _context(self) -> workflow.Context:
         handed = partial(overtaken.handed, self.view.snapshot)
-        ordered = partial(orders.ordered, self.view.snapshot)
+        ordered = partial(order_record.in_outbox, self.view.snapshot)
         hub = self.hub
         return workflow.Context(self.caller, self.view, hub.settings, hub.sites, hub.clock(), handed, ordered)
 
@@ -267,6 +296,8 @@ class _Deciding:
             (*self.rendered.unsent, *more.unsent),
             (*self.rendered.kept, *more.kept),
             (*self.rendered.reached, *more.reached),
+            (*self.rendered.standing, *more.standing),
+            (*self.rendered.ended, *more.ended),
         )
         for document in more.resources:
             self.pending.add(document)
@@ -297,10 +328,12 @@ def _commit(tx: Tx, decided: _Decided, also: Callable[[Tx, list[Applied]], None]
     for reference, write in pending.writes.items():
         stored[reference] = _put(tx, write)
     rendered = decided.rendered
-    earlier = (tx.delivery(one) for one in (*rendered.unsent, *rendered.kept, *rendered.reached))
+    ordered = (*rendered.standing, *rendered.ended)
+    earlier = (tx.delivery(one) for one in (*rendered.unsent, *rendered.kept, *rendered.reached, *ordered))
     lanes = [one.lane for one in earlier if one] + [one.lane for one in rendered.deliveries]
     tx.lock_lanes(lanes)
     overtaken.stay(tx, rendered.kept, rendered.reached)
+    overtaken.same_ends(tx, rendered.standing, rendered.ended)
     overtaken.give_up(tx, rendered.unsent, "nobody had received it when its report was corrected or withdrawn")
     for delivery in rendered.deliveries:
         tx.send(delivery)
@@ -323,15 +356,12 @@ def _commit(tx: Tx, decided: _Decided, also: Callable[[Tx, list[Applied]], None]
 
 
 def _expect_found(tx: Tx, conditions: Sequence[Condition]) -> None:
-    """Every condition finds what it found. Raises Stale. Those that found nothing are asked together, as many alike
-    ones come from a Bundle of Patients."""
-    alike = [one for one in conditions if not one.found and joinable(one.plan)]
-    absent = len(alike) > 1 and not any(tx.search(plan).matches for plan in together([one.plan for one in alike]))
-    for condition in conditions:
-        if absent and not condition.found and joinable(condition.plan):
-            continue
-        if not condition.holds(tx.search(condition.plan)):
-            raise Stale(f"{condition.type}?{condition.text} finds something else now")
+    """Every condition finds what it found. Raises Stale."""
+    for start in range(0, len(conditions), AT_ONCE):
+        block = conditions[start : start + AT_ONCE]
+        for condition, page in zip(block, tx.searches([one.plan for one in block]), strict=True):
+            if not condition.holds(page):
+                raise Stale(f"{condition.type}?{condition.text} finds something else now")
 
 
 def _key(reference: str) -> tuple[str, str]:

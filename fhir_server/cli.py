@@ -76,6 +76,7 @@ _STUDIES = ("study_uid", "match_state", "instances", "accession", "patient_id", 
 _CONFLICTS = ("sop_uid", "study_uid", "received_at", "calling_ae", "peer", "size", "same_study", "blob")
 _LANES = ("name", "open", "stuck", "oldest", "failures", "paused", "paused_note", "on_stuck", "endpoint")
 _MERGES = ("id", "date", "survivor", "given_up", "moved", "state")
+_PARAMETERS = ("code", "base", "state", "seen", "total", "note", "url")
 _PARTNERS = ("channel", "name", "address", "outcome", "times", "first_at", "last_at", "reason")
 _WAIT = "seconds to go on trying"
 _LISTENING = ("serve", "demo")
@@ -98,7 +99,9 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command("readyz", "is the server ready?", serving.readyz,
-            (arg("--wait", type=float, default=0, nargs="?", const=60, help=_WAIT),)),
+            (arg("--wait", type=float, default=0, nargs="?", const=60, help=_WAIT),
+             arg("--port", type=int, help="ask there instead of at the port of the settings (http_port, health_port)"),
+             arg("--url", help="ask http(s)://host:port, this machine or another"))),
     Command("config show", "every value and where it came from", settings.config_show),
     Command("config init", "write a settings file to edit", settings.config_init,
             (arg("file", nargs="?", default="passerelle.toml"),), settings=False),
@@ -163,6 +166,8 @@ COMMANDS: tuple[Command, ...] = (
          arg("--patient", help="only those of this Patient"),
          arg("--limit", type=int, default=50, help="how many (50)"), columns=_MERGES),
     asks("merges undo", "part two merged records: what was moved goes back", ID),
+    asks("parameters list", "search parameters of your own: active, how far they are, why one is refused",
+         columns=_PARAMETERS),
     asks("partners list", "who knocked and is not declared, the last first", columns=_PARTNERS),
     asks("partners forget", "take one off that list", ID),
     asks("alerts", "what needs a person now"),
@@ -203,6 +208,7 @@ GROUPS = {
     "lane": "destinations",
     "studies": "images received",
     "merges": "records of patients that were merged",
+    "parameters": "search parameters of your own",
     "partners": "callers no establishment declares",
     "send": "play a partner",
 }
@@ -218,6 +224,7 @@ _CHAPTERS = (
             "lane",
             "studies",
             "merges",
+            "parameters",
             "partners",
             "alerts",
             "metrics",

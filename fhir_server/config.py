@@ -61,6 +61,9 @@ class Settings:
     health_port: int = _doc(-1, "/livez and /readyz of a process without the role api; -1 = none, 0 = any free port")
     dicom_port: int = _doc(11112, "port of DICOM (11112): C-STORE and C-ECHO")
     mllp_port: int = _doc(2575, "port of HL7 v2 over MLLP (2575)")
+    http_security: Literal["none", "tls"] = _doc(
+        "none", "TLS of the HTTP port; `none` behind a proxy that has it, or on loopback"
+    )
     mllp_security: Literal["none", "tls", "mutual"] = _doc(
         "none", "TLS of the MLLP port; `mutual` demands a certificate of the partner"
     )
@@ -69,7 +72,7 @@ class Settings:
     )
     mllp_networks: str = _doc("", "networks whose hosts may speak to the MLLP port; empty = any")
     dicom_networks: str = _doc("", "networks whose hosts may speak to the DICOM port under any AE title; empty = any")
-    server_certificate: str = _doc("", "PEM file: our certificate on the MLLP and DICOM ports")
+    server_certificate: str = _doc("", "PEM file: our certificate on the HTTP, MLLP and DICOM ports")
     server_key: str = _doc("", "PEM file: its key; empty = in server_certificate")
     server_authorities: str = _doc("", "PEM file: authorities of the partners' certificates (`mutual`)")
     ae_title: str = _doc("PASSERELLE", "our DICOM application entity title")
@@ -140,6 +143,11 @@ class Settings:
     def database(self) -> str:
         """The database URL in force."""
         return self.database_url or f"sqlite:///{Path(self.data_dir).resolve() / 'passerelle.db'}"
+
+    @property
+    def web_scheme(self) -> Literal["http", "https"]:
+        """What the HTTP port itself speaks."""
+        return "http" if self.http_security == "none" else "https"
 
     @property
     def web_processes(self) -> int:
@@ -235,9 +243,9 @@ def _identity_rules(settings: Settings) -> Iterator[tuple[bool, str]]:
     if is_loopback(settings.bind):
         return
     yield (
-        "api" in settings.duties and not settings.public_url.startswith("https://"),
-        f"bind={settings.bind} serves HTTP to other machines: access tokens must not travel in clear. Set public_url "
-        "to the https:// address of the proxy in front, or bind=127.0.0.1",
+        "api" in settings.duties and settings.web_scheme != "https" and not settings.public_url.startswith("https://"),
+        f"bind={settings.bind} serves HTTP to other machines: access tokens must not travel in clear. Set "
+        "http_security=tls, or public_url to the https:// address of the proxy in front, or bind=127.0.0.1",
     )
     for wire in ("mllp", "dicom"):
         alone = getattr(settings, f"{wire}_security") != "mutual" and not getattr(settings, f"{wire}_networks")
@@ -262,7 +270,11 @@ def _process_rules(settings: Settings) -> Iterator[tuple[bool, str]]:
 
 
 def _tls_rules(settings: Settings) -> Iterator[tuple[bool, str]]:
-    for wire in ("mllp", "dicom"):
+    yield (
+        settings.web_scheme == "https" and settings.public_url.startswith("http://"),
+        f"http_security=tls serves https, and public_url={settings.public_url} says http; correct one of them",
+    )
+    for wire in ("http", "mllp", "dicom"):
         security = getattr(settings, f"{wire}_security")
         yield (
             security != "none" and not settings.server_certificate,

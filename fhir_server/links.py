@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -92,7 +92,7 @@ class Links:
             return references.relative(absolute, self._bases) or absolute
         if own := references.relative(value, self._bases):
             return own
-        if "?" in value and not value.startswith(_ELSEWHERE):
+        if _is_conditional(value):
             return self._conditional(value, path())
         if value.startswith(("urn:uuid:", "urn:oid:")):
             raise Invalid(f"{value} is the fullUrl of no entry of this Bundle", expression=path(), code="not-found")
@@ -111,6 +111,23 @@ class Links:
             return found[0][:start] + _ATTRIBUTE.sub(attribute, found[1]) + ">"
 
         return _TAG.sub(tag, div) if self._named else div
+
+
+def conditional(resource: Resource) -> Iterator[str]:
+    """The conditional references in a resource, one by one, in their order."""
+    left: list[Any] = [] if resource["resourceType"] == "Bundle" else [resource]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            value = one.get("reference")
+            if isinstance(value, str) and _is_conditional(value):
+                yield value
+        inner = one.values() if isinstance(one, dict) else one
+        left.extend(reversed([part for part in inner if isinstance(part, (dict, list))]))
+
+
+def _is_conditional(value: str) -> bool:
+    return "?" in value and not value.startswith(_ELSEWHERE)
 
 
 class _Replacing:

@@ -1,8 +1,8 @@
 """What an operator asks of inbox, outbox and destinations, and what monitoring asks. One table for all faces.
 
 Each operation takes the store and plain arguments and returns JSON-ready values; times are FHIR instants. What needs
-another room is handed it: `inbox_replay` how to take a message in, `outbox_regenerate` how the workflow looks at
-resources.
+another room is handed it: `inbox_replay` how to take a message in, `outbox_replay` and `outbox_regenerate` how the
+workflow looks at resources.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fhir_server.store.lanes import Delivery, NewDelivery, OnSilence, OnStuck
 from fhir_server.store.outbox_desk import Attempt, Lane, OutboxFilter, Policy, Waiting
 from fhir_server.store.resources import Stored, prepare
 from fhir_server.store.session import Snapshot, Tx
-from fhir_server.teleexpertise import documents, notes, orders, overtaken
+from fhir_server.teleexpertise import documents, notes, order_record, orders, overtaken
 from fhir_server.teleexpertise.consequences import Context
 from fhir_server.teleexpertise.scopes import scopes
 
@@ -134,7 +134,16 @@ def outbox_hold(store: Store, args: Args) -> Json:
 
 def outbox_cancel(store: Store, args: Args) -> Json:
     """Give a delivery up for good."""
-    store.write(SYSTEM, lambda tx: tx.cancel(_id(args), args.get("reason", "cancelled by an operator")))
+
+    def work(tx: Tx) -> None:
+        found = tx.delivery(_id(args))
+        if found is not None:
+            order_record.hold(tx, found)
+        tx.cancel(_id(args), args.get("reason", "cancelled by an operator"))
+        if found is not None:
+            order_record.note(tx, found)
+
+    store.write(SYSTEM, work)
     return {"id": _id(args), "state": "cancelled"}
 
 
@@ -159,17 +168,22 @@ def _may_leave(tx: Tx, delivery_id: str) -> None:
         raise RuleBroken(f"Delivery {delivery_id} is {found.state}: {why_not}.")
 
 
-def outbox_replay(store: Store, args: Args) -> Json:
+def outbox_replay(store: Store, args: Args, context: Callable[[Snapshot], Context]) -> Json:
     """Send the same bytes to the same destination once more, as a new delivery; not those of a report that was
-    withdrawn since, or that another delivery hands over as a first document."""
+    withdrawn since, or that another delivery hands over as a first document, nor an order that was overtaken or whose
+    addressee is not asked any more. `context` is that of `outbox_regenerate`."""
 
     def work(tx: Tx) -> str:
         found = tx.delivery(_id(args))
         if found is not None:
+            order_record.hold(tx, found)
             overtaken.hold(tx, found)
-            if why_not := overtaken.unrepeatable(tx, found):
+            if why_not := overtaken.unrepeatable(tx, found) or orders.past(tx, found, context(tx)):
                 raise RuleBroken(f"Delivery {found.id} is not sent again: {why_not}.")
-        return tx.replay(_id(args))
+        again = tx.replay(_id(args))
+        if found is not None:
+            order_record.note(tx, found, repeated=True)
+        return again
 
     return {"id": store.write(SYSTEM, work), "parent": _id(args), "state": "queued"}
 
@@ -214,8 +228,15 @@ def _report_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
 
 def _message_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
     request = _current(snapshot, old.case_key)
+    _still_so(snapshot, old)
     new, made_from = orders.again(snapshot.payload(old.id), request.id, ctx, old.lane)
     return new, [_current(snapshot, reference) for reference in made_from], ()
+
+
+def _still_so(snapshot: Snapshot, old: Delivery) -> None:
+    """Raises RuleBroken for an order that says what is true of the past only."""
+    if why_not := order_record.past(snapshot, old):
+        raise RuleBroken(f"it cannot be made again: {why_not}; release it as it is, or cancel it")
 
 
 def _unfollowed(snapshot: Snapshot, old: Delivery) -> None:
@@ -253,6 +274,7 @@ def _regenerated(
         text = "is gone" if now is None else f"is {now.state}"
         raise RuleBroken(f"delivery {old.id} {text}: only a held or failed one is regenerated")
     _unfollowed(tx, old)
+    _still_so(tx, old)
     for record in records:
         if tx.get(record["resourceType"], record["id"]) is None:
             rows = index.rows(record)
@@ -403,7 +425,7 @@ def _line(record: Any) -> str:
         case Delivery():
             leg = (
                 f"; second leg {record.leg_state} ({record.leg_text})"
-                if record.leg_state not in ("", "waiting")
+                if record.leg_text or record.leg_state not in ("", "waiting")
                 else ""
             )
             return f"delivery {record.id} to {record.title} ({record.protocol}): {record.state}{leg}"
@@ -441,7 +463,6 @@ OPERATIONS: Mapping[str, Callable[[Store, Args], Json]] = {
     "outbox-hold": outbox_hold,
     "outbox-cancel": outbox_cancel,
     "outbox-release": outbox_release,
-    "outbox-replay": outbox_replay,
     "lane-list": lane_list,
     "lane-pause": lane_pause,
     "lane-resume": lane_resume,

@@ -11,6 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
 
@@ -18,9 +19,10 @@ from fhir_server.errors import Conflict, Invalid, PasserelleError, TooLarge
 from fhir_server.patients import identity
 from fhir_server.patients.sites import Sites
 from fhir_server.search import literals, query
-from fhir_server.search.plan import Plan, Value
+from fhir_server.search.plan import Plan
 from fhir_server.search.references import relative
 from fhir_server.search.rows import IndexRows
+from fhir_server.store.apiece import AT_ONCE, is_alike
 from fhir_server.store.query import MAX_COUNT, Page
 from fhir_server.store.resources import Prepared, Stored
 from fhir_server.store.session import Snapshot
@@ -32,8 +34,6 @@ FOUND = 50
 """How many matches one look takes."""
 MOST_FOUND = 5_000
 """Matches a decision may need to read; beyond that it is refused, never decided on a part of them."""
-AT_ONCE = 200
-"""Values looked up by one statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A search whose answer a decision stands on: the ids it found, with their `versions` when the content was read.
-    Those that found nothing and differ only by the values of their first clause are looked at again `together`."""
+    """A search whose answer a decision stands on: the ids it found, with their `versions` when the content was read."""
 
     type: str
     text: str
@@ -115,28 +114,6 @@ def plan_of(
     return dataclasses.replace(query.parse(resource_type, pairs, lenient=False, zone=zone, bases=bases), count=count)
 
 
-def joinable(plan: Plan) -> bool:
-    """Whether the values of the first clause are alternatives to which those of other plans may be added."""
-    first = plan.clauses[0] if plan.clauses else None
-    plain = first is not None and first.type == "token" and first.pid != 0 and bool(first.values)
-    return plain and first is not None and not (first.modifier or first.logic or first.chain or first.reverse)
-
-
-def together(plans: Sequence[Plan]) -> list[Plan]:
-    """Fewer plans that find what all these find, which differ only in the values of their first clause."""
-    out: list[Plan] = []
-    groups: dict[Plan, list[Value]] = {}
-    for plan in plans:
-        first, *others = plan.clauses
-        bare = dataclasses.replace(plan, clauses=(dataclasses.replace(first, values=()), *others), self_link=())
-        groups.setdefault(bare, []).extend(first.values)
-    for bare, values in groups.items():
-        for start in range(0, len(values), AT_ONCE):
-            first = dataclasses.replace(bare.clauses[0], values=tuple(values[start : start + AT_ONCE]))
-            out.append(dataclasses.replace(bare, clauses=(first, *bare.clauses[1:]), count=MAX_COUNT))
-    return out
-
-
 class Overlay:
     """The snapshot with the pending writes laid over it; remembers which versions were read and what searches found.
     A `context.View`."""
@@ -149,38 +126,30 @@ class Overlay:
         self.held: dict[Plan, Condition] = {}
         self._seen: dict[str, Stored | None] = {}
         self._pages: dict[Plan, Page] = {}
-        self._plans: dict[tuple[str, str, int], Plan] = {}
+        self._plans: dict[tuple[str, str], Plan] = {}
+        self._ahead: Iterator[Plan | None] = iter(())
 
     def plan(self, resource_type: str, text: str, count: int = FOUND) -> Plan:
         """`plan_of`, read once."""
-        plan = self._plans.get((resource_type, text, count))
+        plan = self._plans.get((resource_type, text))
         if plan is None:
-            plan = self._plans[resource_type, text, count] = plan_of(resource_type, text, count, self.zone, self.bases)
-        return plan
+            plan = self._plans[resource_type, text] = plan_of(resource_type, text, FOUND, self.zone, self.bases)
+        return plan if plan.count == count else dataclasses.replace(plan, count=count)
 
-    def _claim_plan(self, key: identity.Key) -> Plan:
+    def claim_plan(self, key: identity.Key) -> Plan:
         """The plan of `identity.claim_query`, made from one that was read before: many are wanted."""
         text = identity.claim_query(key)
         like = self.plan("Patient", identity.claim_query(("system", "value")))
         first, *others = like.clauses
         value = dataclasses.replace(first.values[0], system=key[0], code=key[1])
         plan = dataclasses.replace(like, clauses=(dataclasses.replace(first, values=(value,)), *others), self_link=())
-        return self._plans.setdefault(("Patient", text, FOUND), plan)
+        return self._plans.setdefault(("Patient", text), plan)
 
-    def foresee(self, identifiers: Sequence[identity.Key]) -> None:
-        """Look many identifiers of Patients up with a few statements; most of them nobody has."""
-        plans = {key: self._claim_plan(key) for key in dict.fromkeys(identifiers)}
-        found: list[Resource] = []
-        for plan in together(list(plans.values())):
-            page = self.snapshot.search(plan)
-            if page.next:
-                return  # as many as that: each is looked up by itself
-            found += [stored.resource() for stored in page.matches]
-        wanted = {(system, value.casefold()): plan for (system, value), plan in plans.items()}
-        names = [identity.spelled(patient) for patient in found]
-        if len(wanted) == len(plans) and all(not spelled.isdisjoint(wanted) for spelled in names):
-            held = set().union(*names)
-            self._pages |= {plan: Page() for key, plan in wanted.items() if key not in held}
+    def foresee(self, plans: Iterator[Plan | None]) -> None:
+        """Searches that are to come, in their order, of `FOUND` each, instead of those told before; None for what is
+        asked by itself. A search that is asked brings the next of them along: no more are read than have been asked
+        for, so that what is refused early costs little, whatever comes behind it."""
+        self._ahead = plans
 
     def get(self, reference: str) -> Resource | None:
         reference = reference.split("/_history/")[0]
@@ -194,9 +163,10 @@ class Overlay:
         if not key or "/" in key or ":" in kind:
             return None
         if reference not in self._seen:
-            stored = self._seen[reference] = self.snapshot.get(kind, key)
-            self.reads[reference] = stored.version if stored else 0
-        return self._seen[reference]
+            self._seen[reference] = self.snapshot.get(kind, key)
+        stored = self._seen[reference]
+        self.reads.setdefault(reference, stored.version if stored else 0)
+        return stored
 
     def written(self, resource_type: str) -> list[Resource]:
         found = (self.pending[key] for key in self.pending if key.startswith(f"{resource_type}/"))
@@ -205,8 +175,32 @@ class Overlay:
     def search(self, plan: Plan) -> Page:
         """What is stored, asked once: a snapshot answers the same each time."""
         if plan not in self._pages:
-            self._pages[plan] = self.snapshot.search(plan)
+            self._know(plan, self._foreseen(plan) or self.snapshot.search(plan))
         return self._pages[plan]
+
+    def _know(self, plan: Plan, page: Page) -> None:
+        self._pages[plan] = page
+        for one in page.matches:
+            if one.rid >= 0:  # no contained resource
+                self._seen.setdefault(one.reference, one)
+
+    def _foreseen(self, plan: Plan) -> Page | None:
+        """What a search finds, if it was asked with others or is now; None to ask it by itself."""
+        like = plan if plan.count == FOUND else dataclasses.replace(plan, count=FOUND)
+        if like not in self._pages and is_alike(like):
+            behind = [one for one in islice(self._ahead, AT_ONCE - 1) if one is not None and is_alike(one)]
+            block = [one for one in dict.fromkeys((like, *behind)) if one not in self._pages]
+            if len(block) == 1:
+                return None
+            try:
+                pages = self.snapshot.searches(block)
+            except PasserelleError:
+                return None  # one of them cannot be asked: that is told where it stands
+            for one, page in zip(block, pages, strict=True):
+                self._know(one, page)
+        known = self._pages.get(like)
+        whole = known is not None and (like is plan or (not known.next and len(known.matches) <= plan.count))
+        return known if whole else None
 
     def find(self, resource_type: str, text: str) -> Iterator[Resource]:
         """What a search finds, newest first, page by page; read as far as it is asked for.

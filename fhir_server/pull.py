@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from fhir_server.context import Caller
-from fhir_server.errors import Conflict, Forbidden, Invalid, NotFound
+from fhir_server.errors import Conflict, Forbidden, Invalid, NotFound, PasserelleError, Throttled, Unavailable
 from fhir_server.store import lanes
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.engine import Store
@@ -81,11 +81,24 @@ def fetch(store: Store, caller: Caller, lane: str = "", lease_seconds: float = L
     for one in own_lanes(store, caller, lane):
         claim = store.take(f"pull {caller.client}", lease_seconds, check, lane=one.name)
         if claim is not None:
-            of = claim.delivery
-            return Fetched(
-                of.id, one.name, claim.token, of.media_type, of.sha256, store.payload(claim), claim.lease_until
-            )
+            of, content = claim.delivery, _content(store, claim)
+            if content is not None:
+                return Fetched(of.id, one.name, claim.token, of.media_type, of.sha256, content, claim.lease_until)
     return None
+
+
+def _content(store: Store, claim: Claim) -> bytes | None:
+    """The bytes; None for damaged ones, which wait for a person. What only cannot be read now is due again at once."""
+    try:
+        return store.payload(claim)
+    except (Unavailable, Throttled) as fault:
+        store.finish(
+            claim, Outcome("retry", "transient", f"not handed over: {fault.diagnostics}", None, store.moment())
+        )
+        raise
+    except PasserelleError as damaged:
+        store.finish(claim, Outcome("held", "held", f"content {damaged.diagnostics}"))
+        return None
 
 
 def acknowledge(store: Store, caller: Caller, delivery_id: str, token: int, answer: str, text: str = "") -> str:

@@ -22,7 +22,8 @@ from fhir_server.errors import (
 )
 from fhir_server.patients import identity, writing
 from fhir_server.patients.traits import agree
-from fhir_server.pending import FOUND, Change, Pending, Resource, placed, plan_of, within
+from fhir_server.pending import FOUND, Change, Pending, Resource, placed, within
+from fhir_server.search.plan import Plan
 from fhir_server.security import binaries
 from fhir_server.store.resources import Stored
 from fhir_server.teleexpertise import consequences as workflow
@@ -94,7 +95,7 @@ def _found(pending: Pending, resource_type: str, text: str) -> list[str]:
     A Patient named by one identifier is the one who has it: records that are doubtful, inactive or not qualified for
     the INS they carry make it neither ambiguous nor found (RNIV; `identity.patient_at`).
     """
-    key = _one_identifier(text) if resource_type == "Patient" else None
+    key = _one_identifier(pending, text) if resource_type == "Patient" else None
     if key is None:
         # Deletions come first (transaction rules): what this request deletes is there no more, and must not take the
         # place of what is.
@@ -104,9 +105,19 @@ def _found(pending: Pending, resource_type: str, text: str) -> list[str]:
     return [patient["id"] for patient in identity.patient_at(pending.view, key)]
 
 
-def _one_identifier(text: str) -> tuple[str, str] | None:
+def sought(pending: Pending, resource_type: str, text: str, *, claimed: bool = True) -> Plan | None:
+    """The search a condition is; `claimed`: as a conditional create or reference finds a Patient. None for what cannot
+    be read, which is refused where it stands."""
+    try:
+        key = _one_identifier(pending, text) if claimed and resource_type == "Patient" else None
+        return pending.view.plan(resource_type, text) if key is None else pending.view.claim_plan(key)
+    except PasserelleError:
+        return None
+
+
+def _one_identifier(pending: Pending, text: str) -> tuple[str, str] | None:
     """(system, value) of a query that says exactly one whole identifier and nothing else."""
-    clauses = plan_of("Patient", text).clauses
+    clauses = pending.view.plan("Patient", text).clauses
     if len(clauses) != 1 or clauses[0].name != "identifier" or clauses[0].modifier or len(clauses[0].values) != 1:
         return None
     value = clauses[0].values[0]
@@ -128,8 +139,9 @@ def _named(pending: Pending, change: Change, context: workflow.Context) -> tuple
         key = found[0] if found else key
         if not found and change.verb == "delete":
             return 204, ""
-        key = key or str(uuid.uuid4())
-    before = pending.view.stored(f"{change.type}/{key}")
+    # An id of ours is random and new: there is nothing to look up.
+    before = pending.view.stored(f"{change.type}/{key}") if key else None
+    key = key or str(uuid.uuid4())
     if change.type == "Binary" and before is not None and _exists(before):
         binaries.demand_context(context.caller, before.resource(), _looked_up(pending))
     _check_version(change, key, before)

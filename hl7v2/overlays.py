@@ -209,8 +209,26 @@ FLOWS: Final[Mapping[str, tuple[str, frozenset[str]]]] = {
 }
 """OBR-4 (TLR_OBR_PROCEDURE) -> message and ORC-1. The guide writes SR for the fourth flow; SC is met."""
 _WHO_ASKS: Final = ("STRUCTURE_IMAGERIE", "PLATEFORME_TLR")
+_OBSERVATIONS: Final = "TLR_OBSERVATION"
+_MOST_OBSERVED: Final = 10 * MOST_SEGMENTS
 _OBSERVED: Final = ("REGION_ANATOMIQUE", "PROTOCOLE_IMAGERIE", "URL_PARTIELLE_VIEWER", "PRODUIT_ADMINISTRE",
                     "APPAREIL_IMAGERIE", "MODALITE_IMAGERIE", "CODE_ACTE_IMAGERIE")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Detail:
+    """What flow 1 wants of an OBX: coding systems, and how OBX-4 ends in the main one and in one that narrows it."""
+
+    systems: tuple[str, ...]
+    sub_ids: tuple[str, ...] = ()
+
+
+_EXAMINATION: Final = {
+    "MODALITE_IMAGERIE": _Detail(("DCM", "terminologie-cisis-fr")),
+    # SNT is SNOMED CT where no SCT was known yet.
+    "REGION_ANATOMIQUE": _Detail(("SCT", "SNT"), (".1", ".2")),
+}
+"""OBX-3 of the two observations that a request requires."""
 
 
 def _tlr(msg: Message, rule: str) -> Iterator[Finding]:
@@ -232,9 +250,49 @@ def _tlr(msg: Message, rule: str) -> Iterator[Finding]:
         told = f"ORC-17 is one of {' '.join(_WHO_ASKS)}, not {msg.text('ORC-17')[:20]!r}"
         yield at(msg, "ORC-17", f"{rule}/ORC-17/table", "103", told, "warning")
     for obx in msg.all("OBX")[:MOST_SEGMENTS]:
-        if obx.text(3, 3) == "TLR_OBSERVATION" and obx.text(3) not in _OBSERVED:
-            told = f"{obx.text(3)[:30]!r} is not in table TLR_OBSERVATION"
+        if obx.text(3, 3) == _OBSERVATIONS and obx.text(3) not in _OBSERVED:
+            told = f"{obx.text(3)[:30]!r} is not in table {_OBSERVATIONS}"
             yield within(obx, "-3[1].1", obx.field(3), f"{rule}/OBX-3/table", "103", told, "warning")
+    if procedure == "TRANSMISSION_DEMANDE" and msg.kind == "ORM":
+        for code, wanted in _EXAMINATION.items():
+            yield from _examined(msg, rule, code, wanted)
+
+
+def _examined(msg: Message, rule: str, code: str, wanted: _Detail) -> Iterator[Finding]:
+    """Flow 1 says once what is to be examined and by what. Without it an order is still a draft somebody completes."""
+    finer = wanted.sub_ids[1:]
+    said = [obx for obx in _of_the_order(msg) if obx.text(3) == code and obx.text(3, 3) == _OBSERVATIONS]
+    main = [obx for obx in said if not obx.text(4).endswith(finer)]
+    narrower = [obx for obx in said if obx.text(4).endswith(finer)]
+    if not main:
+        told = f"no OBX says {code} ({_OBSERVATIONS}), which a request requires"
+        yield Finding("OBX", f"{rule}/{code}", "100", told, "warning")
+    for rows in (main, narrower):
+        for obx in rows[:1]:
+            yield from _detail(obx, rule, code, wanted)
+        for obx in rows[1:2]:
+            told = f"a request says {code} once" + (", with one that narrows it" if finer else "")
+            yield within(obx, "-3", obx.field(3), f"{rule}/{code}/once", "198", told, "warning")
+
+
+def _detail(obx: Segment, rule: str, code: str, wanted: _Detail) -> Iterator[Finding]:
+    value = obx.field(5).repetition(1)
+    coded, system = value.component(1), value.component(3)
+    if not coded.valued:
+        yield within(obx, "-5[1].1", coded, f"{rule}/{code}/coded", "101", f"{code} is a code", "warning")
+    elif system.text not in wanted.systems:
+        told = f"{code} is coded in {' or '.join(wanted.systems)}, not {system.text[:20]!r}"
+        yield within(obx, "-5[1].3", system, f"{rule}/{code}/system", "103", told, "warning")
+    if wanted.sub_ids and not obx.text(4).endswith(wanted.sub_ids):
+        told = f"OBX-4 of {code} is n{' or n'.join(wanted.sub_ids)}, not {obx.text(4)[:10]!r}"
+        yield within(obx, "-4", obx.field(4), f"{rule}/{code}/sub-id", "103", told, "warning")
+
+
+def _of_the_order(msg: Message) -> list[Segment]:
+    """The OBX of the first order, among the first 200 of the message: those of the history may come before."""
+    orders = msg.all("ORC")
+    end = orders[1].start if len(orders) > 1 else len(msg.raw)
+    return [obx for obx in msg.all("OBX")[:_MOST_OBSERVED] if obx.start < end]
 
 
 _FRENCH: Final = (Coded("MSH-17", "HL70399", frozenset(("FRA",)), "warning"),)

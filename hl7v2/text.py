@@ -169,6 +169,15 @@ def codec_of(name: str) -> str:
         return ""
 
 
+def reads_anything(name: str) -> bool:
+    """Whether a character set has a character for nearly every byte: what nothing else explains is read in it."""
+    codec = codec_of(name)
+    try:
+        return bool(codec) and sum(bool(bytes([n]).decode(codec, "ignore")) for n in range(256)) > 200
+    except LookupError:
+        return False
+
+
 def detect(raw: bytes, declared: str, override: str | None = None, fallback: str = "windows-1252") -> Charset:
     """The character set of a message: `override` (a partner's setting), else MSH-18, else what the bytes allow.
 

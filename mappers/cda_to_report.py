@@ -93,6 +93,11 @@ def expert_sent(cda: bytes | Node) -> Professional:
     return replace(who, org=replace(who.org, facility_type=facility, practice_setting=setting))
 
 
+def confidentiality_sent(cda: bytes | Node) -> str:
+    """N, R or V, as a document says it of itself. Raises ValueError for what is no document of ours."""
+    return _code(_root(cda), "h:confidentialityCode").code
+
+
 def patient_sent(cda: bytes | Node, reference: str, site: Site) -> PatientIdentity:
     """Whom a document is about, with the traits and identifiers it was sent with. Raises ValueError for what is no
     document of ours."""

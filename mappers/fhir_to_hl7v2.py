@@ -173,7 +173,7 @@ def _person(report: Report) -> tuple[Component, ...]:
 def _check(report: Report, trigger: Trigger, options: Options) -> None:
     if trigger == "T10" and not report.replaces:
         raise ValueError("a replacement (T10) needs the document it replaces: Report.replaces is empty")
-    check_options(options)
+    check_options(report, options)
 
 
 def _feed(report: Report, dmp: bool, profile: Profile, losses: list[Loss]) -> bool:
@@ -215,8 +215,9 @@ def _push(report: Report, site: Site, options: Options, feed: bool, value_type: 
         out.append(("PRT", {2: "UC", 4: ROLES["REPLY"], 15: mail(reply)}))
     asked = feed or options.mail_professionals or options.mail_patient
     answers = {
-        **visibility(options),
+        **visibility(report),
         "CONNEXION_SECRETE": options.secret_connection,
+        "MODIF_CONF_CODE": options.confidentiality_changed,
         "DESTDMP": feed,
         "DESTMSSANTEPS": options.mail_professionals,
         "DESTMSSANTEPAT": options.mail_patient,
@@ -240,7 +241,7 @@ def _lps(report: Report, site: Site, options: Options, trigger: Trigger, losses:
     if sender:
         out.append(("PRT", {2: "UC", 4: ROLES["REPLY"], 15: mail(sender)}))
     out.append(("OBX", _letter(report, options, trigger)))
-    answers = visibility(options)
+    answers = {**visibility(report), "MODIF_CONF_CODE": options.confidentiality_changed}
     return out + [metadata(number, code, answers[code]) for number, code in enumerate(LPS_METADATA, 3)]
 
 

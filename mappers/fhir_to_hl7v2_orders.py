@@ -21,6 +21,7 @@ from hl7v2.write import Component, Fields, dtm
 from mappers.fhir_to_hl7v2_segments import PERSONS, STRUCTURES, Envelope, Segments, Visit, finished, pid, pv1, xcn
 from mappers.fhir_to_report import PatientIdentity, Professional
 from mappers.hl7v2_codes_to_fhir import SYSTEMS
+from mappers.hl7v2_orders_to_fhir import COMMENT, COMMENTS, PURPOSE
 from mappers.identity import Site
 from mappers.mapped import Loss, Mapped
 from mappers.order_number import OrderNumber
@@ -141,7 +142,7 @@ def order_request(
     person, place = _who(requester)
     new = control == "NW"
     losses: list[Loss] = []
-    asked = [*_notes(request, losses), *_details(request, losses)] if new else []
+    asked = list(_asked(request, losses)) if new else []
     lacking = [*_unnamed(number, place), *(_undetailed(asked) if new else ())]
     if lacking:
         losses.append(Loss("MSH-21", f"left out, the profile requires {', '.join(lacking)}"))
@@ -180,16 +181,39 @@ def _asked_at(request: Mapping[str, Any], envelope: Envelope) -> str:
     return dtm(moment.astimezone(envelope.zone)) if moment.tzinfo else ""
 
 
-def _notes(request: Mapping[str, Any], losses: list[Loss]) -> Iterator[tuple[str, Fields]]:
-    """The NTE behind OBR. NTE-4 stays empty: nothing says that a note is about the purpose (FINALITE_EXAMEN)."""
+def _asked(request: Mapping[str, Any], losses: list[Loss]) -> Iterator[tuple[str, Fields]]:
+    """What follows OBR: the notes, then the modality with what is said about it, then the regions."""
+    notes, rows = _notes(request, losses), list(_details(request, losses))
+    modality = [row for _, row in rows[:1] if row.get(4) is None]
+    yield from _comments([note for note in notes if not modality or note[0] in ("", PURPOSE)], (PURPOSE,))
+    for number, row in enumerate(rows):
+        yield row
+        if modality and not number:
+            yield from _comments([note for note in notes if note[0] not in ("", PURPOSE)], COMMENTS)
+
+
+def _comments(notes: Sequence[tuple[str, str]], known: Sequence[str]) -> Iterator[tuple[str, Fields]]:
+    """One NTE each, counted from 1; NTE-4 says what it is about, where the profile has a word for it at this place."""
+    for number, (kind, text) in enumerate(notes, 1):
+        yield "NTE", {1: str(number), 3: text, 4: (kind, None, "HL70364") if kind in known else None}
+
+
+def _notes(request: Mapping[str, Any], losses: list[Loss]) -> list[tuple[str, str]]:
+    """(what it is about, text) of each note; the first is '' where the note does not say it: nothing else tells that
+    a note is about the purpose."""
     losses += [Loss(f"ServiceRequest.{name}", "is not carried by an ORM") for name in request if name not in _CARRIED]
-    texts = [text for note in request.get("note", ()) if (text := str(note.get("text") or "").strip())]
+    texts = [(_about(note), text) for note in request.get("note", ()) if (text := str(note.get("text") or "").strip())]
     if len(texts) > _NOTES:
         losses.append(
             Loss("ServiceRequest.note", f"{len(texts) - _NOTES} notes beyond the first {_NOTES} are left out")
         )
-    for number, text in enumerate(texts[:_NOTES], 1):
-        yield "NTE", {1: str(number), 3: text}
+    return texts[:_NOTES]
+
+
+def _about(note: Mapping[str, Any]) -> str:
+    """NTE-4 of a note, '' when it does not say."""
+    said = (str(one.get("valueCode")) for one in note.get("extension", ()) if one.get("url") == COMMENT)
+    return next((code for code in said if code in COMMENTS), "")
 
 
 def _details(request: Mapping[str, Any], losses: list[Loss]) -> Iterator[tuple[str, Fields]]:

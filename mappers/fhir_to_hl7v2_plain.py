@@ -4,7 +4,7 @@ Hides that such a receiver knows base HL7 only: no PRT, no metadata, no MSH-21; 
 and in OBX-11, OBR-25 and TXA-19. Nothing here asks anybody to mail the report or to feed the DMP.
 
 Sources: HL7 v2.5 chapter 2.A (ED), chapter 7 (ORU^R01, OBX) and chapter 9 (MDM, TXA), HL7 tables 0085, 0119, 0123,
-0271, 0273; `application` and `pdf` in ED-2 and ED-3 are the MIME names.
+0271, 0272, 0273; `application` and `pdf` in ED-2 and ED-3 are the MIME names.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ Version = Literal["2.3.1", "2.4", "2.5", "2.5.1", "2.6"]
 
 AVAILABILITY: Final = {"T02": "AV", "T10": "AV", "T04": "CA"}
 """Trigger -> TXA-19 (HL7 table 0273)."""
+RESTRICTED: Final = {"R": "R", "V": "V"}
+"""CDA confidentialityCode -> TXA-18 (HL7 table 0272); N, the usual one, is not said."""
 
 
 def plain(
@@ -54,6 +56,9 @@ def plain(
     if trigger == "T10" and not report.replaces:
         raise ValueError("a replacement (T10) needs the document it replaces: Report.replaces is empty")
     losses = [Loss("OBX-5", "the structured content of the report (CDA) is not carried, only its PDF")]
+    losses += [Loss(f"Report.visibility {one.code}", "base HL7 has no place for it") for one in report.visibility]
+    if kind == "ORU" and report.confidentiality.code in RESTRICTED:
+        losses.append(Loss("Report.confidentiality", "an ORU has no place for it"))
     zone = envelope.zone
     head = ("MDM", trigger, "MDM_T02") if kind == "MDM" else ("ORU", "R01", "ORU_R01")
     segments: Segments = [("MSH", envelope.msh(head, version, None))]
@@ -89,6 +94,7 @@ def _txa(report: Report, trigger: Trigger, envelope: Envelope) -> Fields:
         14: ordered(report).components,
         16: report.title,
         17: "AU",
+        18: RESTRICTED.get(report.confidentiality.code),
         19: AVAILABILITY[trigger],
         22: author,
     }

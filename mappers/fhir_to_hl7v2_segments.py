@@ -65,16 +65,14 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the sender decides. Defaults: visible to everyone, nobody is mailed by the platform.
+    """What the sender decides beside who may see the report, which the report says. Default: the platform mails nobody.
 
     `mail_professionals` and `mail_patient` stay false as long as we mail ourselves: with them a platform would send
-    the report a second time. `confidentiality_changed` is MODIF_CONF_CODE. `mail_id` and `mail_subject` describe, for
+    the report a second time. `confidentiality_changed` is MODIF_CONF_CODE: what it replaces was to be seen by others.
+    `mail_id` and `mail_subject` describe, for
     the LPS profile, the mail that carries the same report.
     """
 
-    masked: bool = False
-    invisible_patient: bool = False
-    invisible_guardians: bool = False
     secret_connection: bool = False
     confidentiality_changed: bool = False
     mail_professionals: bool = False
@@ -138,11 +136,12 @@ def finished(segments: Segments, site: Site, losses: Sequence[Loss]) -> Mapped[b
     return Mapped(written.raw, (*losses, *missing))
 
 
-def check_options(options: Options) -> None:
+def check_options(report: Report, options: Options) -> None:
     """The combinations no reading of the CI-SIS matrix allows (regles-gestion-mssante)."""
-    if options.invisible_patient and options.mail_patient:
+    hidden = visibility(report)
+    if hidden["INVISIBLE_PATIENT"] and options.mail_patient:
         raise ValueError("a document the patient may not see cannot be mailed to the patient")
-    if options.masked and options.mail_professionals:
+    if hidden["MASQUE_PS"] and options.mail_professionals:
         raise ValueError("a document masked to professionals cannot be mailed to one")
 
 
@@ -244,13 +243,18 @@ def reply_to(report: Report, site: Site) -> str:
     return report.expert.mailbox or (box.address if box else "")
 
 
-def visibility(options: Options) -> dict[str, bool]:
-    return {
-        "MASQUE_PS": options.masked,
-        "INVISIBLE_PATIENT": options.invisible_patient,
-        "INVISIBLE_REP_LEGAUX": options.invisible_guardians,
-        "MODIF_CONF_CODE": options.confidentiality_changed,
-    }
+HIDDEN: Final = {
+    "MASQUE_PS": "MASQUE_PS",
+    "INVISIBLE_PATIENT": "INVISIBLE_PATIENT",
+    "INVISIBLE_REP_LEGAUX": "INVISIBLE_REPRESENTANTS_LEGAUX",
+}
+"""OBX-3 of table MetaDMPMSS -> code of TRE_A07, which is how XDS and FHIR write the same."""
+
+
+def visibility(report: Report) -> dict[str, bool]:
+    """Who may not see the report, by its name in HL7."""
+    said = {one.code for one in report.visibility}
+    return {name: code in said for name, code in HIDDEN.items()}
 
 
 def metadata(number: int, code: str, answer: bool, value_type: str = "CWE") -> tuple[str, Fields]:

@@ -18,9 +18,9 @@ from mappers.pdfa import (
     INK,
     Colour,
     Sheet,
+    blank_sheet,
     box,
     breadth,
-    close,
     finish,
     line_height,
     missing_text,
@@ -55,27 +55,27 @@ def pdf(report: Report) -> bytes:
 def rendering(report: Report) -> Mapped[bytes]:
     """The PDF/A-1b bytes, and as losses the characters and the ends of texts that are not in them.
 
-    Drawn twice: once to learn the number of pages, once with it. Takes about 0.1 s, at most about 0.6 s, and at most
-    some 80 pages, whatever the texts.
+    Laid out twice: once to learn the number of pages, with a pen that draws nothing, once with it. Takes about 0.1 s,
+    at most about 0.6 s, and at most some 80 pages, whatever the texts.
     """
-    counted = _draw(report, 0)
-    close(counted)
-    sheet = _draw(report, counted.page)
+    counted = blank_sheet(lambda page: _running_head(page, report))
+    _draw(counted, report)
+    sheet = open_sheet(
+        lambda page: _running_head(page, report),
+        counted.page,
+        title=report.title,
+        author=_person(report.expert),
+        document_id=report.id,
+        at=report.signed_at,
+    )
+    _draw(sheet, report)
     losses = list(sheet.cuts)
     if sheet.missing:
         losses.append(Loss("Report", missing_text(sheet)))
     return Mapped(finish(sheet), tuple(losses))
 
 
-def _draw(report: Report, total: int) -> Sheet:
-    sheet = open_sheet(
-        lambda page: _running_head(page, report),
-        total,
-        title=report.title,
-        author=_person(report.expert),
-        document_id=report.id,
-        at=report.signed_at,
-    )
+def _draw(sheet: Sheet, report: Report) -> None:
     _letterhead(sheet, report)
     _patient(sheet, report)
     _professionals(sheet, report)
@@ -88,7 +88,6 @@ def _draw(report: Report, total: int) -> Sheet:
         _exchange(sheet, report)
     _conclusion(sheet, report)
     _trace(sheet, report)
-    return sheet
 
 
 # --- what every page carries ---------------------------------------------------------------------------------------
@@ -144,6 +143,8 @@ def _letterhead(sheet: Sheet, report: Report) -> None:
     sheet.y += 0.8
     status = f"Validé le {french.instant(report.signed_at, report.zone)} · version {report.version}"
     _stack(sheet, f"{status} · confidentialité : {report.confidentiality.display}", 9, colour=_MUTED)
+    if report.visibility:
+        _stack(sheet, " · ".join(one.display for one in report.visibility), 9, strong=True, colour=_ALERT)
     if report.replaces:
         _stack(sheet, f"Annule et remplace le document {report.replaces}", 9, strong=True, colour=_ALERT)
         if report.correction:

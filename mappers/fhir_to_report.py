@@ -11,9 +11,10 @@ code de la santé publique R.6316-1 to -4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 from zoneinfo import ZoneInfo
 
@@ -61,7 +62,7 @@ class Report:
     under which `request_id` and `accession` are unique ('' when unknown). `studies` are Study Instance UIDs.
     `incidents` are technical incidents to be kept on record (CSP R.6316-4). `placer` is the number of the order that
     the request came as, if it did. `correction` says why it replaces a version, in a line, or ''. `attending` are the
-    declared médecins traitants that are known.
+    declared médecins traitants that are known. `visibility` are codes of TRE_A07: who may not see it.
     """
 
     id: str
@@ -95,6 +96,7 @@ class Report:
     placer: OrderNumber | None = None
     correction: str = ""
     attending: tuple[Professional, ...] = ()
+    visibility: tuple[Code, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ def report(sources: Sources) -> Mapped[Report]:
         conclusion=_conclusion(opinion),
         images=tuple(_image(study, zone, notes) for study in sources.imaging_studies),
         studies=tuple(uid for study in sources.imaging_studies if (uid := _study_uid(study))),
-        confidentiality=_confidentiality(opinion),
+        confidentiality=_confidentiality(opinion, notes),
         replaces=sources.replaces,
         test=site.mode != "production",
         zone=site.time_zone,
@@ -183,6 +185,7 @@ def report(sources: Sources) -> Mapped[Report]:
         placer=placer_of(request),
         correction=" ".join(sources.correction.split()) if sources.replaces else "",
         attending=_attending(sources, notes),
+        visibility=_visibility(opinion),
     )
     return Mapped(value, tuple(notes))
 
@@ -428,12 +431,43 @@ def own_root(site: Site) -> str:
     return site.document_oid or (national if site.finess_eg.isdigit() else oid_of(str(uuid5(NAMESPACE_OID, national))))
 
 
-def _confidentiality(opinion: Resource) -> Code:
-    for label in (opinion.get("meta") or {}).get("security") or ():
+# How a label says that it is of TRE_A07: its OID, or how its name in the nomenclature of the health sector begins.
+_VISIBILITY_SYSTEM, _VISIBILITY_NAME = f"urn:oid:{french.VISIBILITY_OID}", "https://mos.esante.gouv.fr/NOS/TRE_A07-"
+
+
+def _confidentiality(opinion: Resource, notes: list[Loss]) -> Code:
+    """The first of N, R, V among the labels. One that no document can tell is a loss."""
+    found = NORMAL
+    seen = False
+    for number, label in enumerate(_labels(opinion)):
         code = str(label.get("code") or "")
-        if code in french.CONFIDENTIALITY:
-            return Code(code, french.CONFIDENTIALITY[code], french.CONFIDENTIALITY_OID)
-    return NORMAL
+        if code in french.CONFIDENTIALITY and not seen:
+            found, seen = Code(code, french.CONFIDENTIALITY[code], french.CONFIDENTIALITY_OID), True
+        elif code not in french.VISIBILITY:
+            where = f"DiagnosticReport.meta.security[{number}]"
+            notes.append(Loss(where, f"the label {code[:40]!r} has no place in the documents"))
+    return found
+
+
+def _visibility(opinion: Resource) -> tuple[Code, ...]:
+    """Who may not see it. Raises Incomplete for a label of that system with another code: it would hide nothing."""
+    for number, label in enumerate(_labels(opinion)):
+        code, system = str(label.get("code") or ""), str(label.get("system") or "")
+        theirs = system == _VISIBILITY_SYSTEM or system.startswith(_VISIBILITY_NAME)
+        if theirs and code not in french.VISIBILITY:
+            remedy = f"{code[:40]!r} is none of {', '.join(french.VISIBILITY)}: correct the label, or leave it out"
+            raise Incomplete(f"DiagnosticReport.meta.security[{number}]", remedy)
+    return hidden_from(_labels(opinion))
+
+
+def _labels(opinion: Resource) -> tuple[Resource, ...]:
+    return tuple((opinion.get("meta") or {}).get("security") or ())
+
+
+def hidden_from(labels: Iterable[Mapping[str, Any]]) -> tuple[Code, ...]:
+    """The codes of TRE_A07 among some Codings, in the order of the table; their system is not looked at."""
+    said = {str(label.get("code") or "") for label in labels}
+    return tuple(Code(code, text, french.VISIBILITY_OID) for code, text in french.VISIBILITY.items() if code in said)
 
 
 def _counted(number: object, noun: str) -> str:

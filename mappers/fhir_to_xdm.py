@@ -337,7 +337,9 @@ def _document_entry(objects: etree._Element, report: Report, ids: _Ids, cda: byt
     _author(owner, author)
     class_code = _CLASS_OF_TYPE[report.type.code]
     _code(owner, "classCode", Code(class_code, _CLASS_LABELS[class_code], CLASS_OID))
-    _code(owner, "confidentialityCode", report.confidentiality)
+    for number, code in enumerate((report.confidentiality, *report.visibility)):
+        # The first is the CDA's own; who may not see the document follows, and stands in no CDA.
+        _code(owner, "confidentialityCode", code, str(number) if number else "")
     _code(owner, "eventCodeList", report.act)
     _code(owner, "formatCode", _PDF_FORMAT)
     _code(owner, "healthcareFacilityTypeCode", report.expert.org.facility_type)
@@ -413,14 +415,15 @@ def _author(owner: _Owner, slots: Mapping[str, str]) -> None:
         _slot(classification, name, value)
 
 
-def _code(owner: _Owner, name: str, code: Code) -> None:
-    classification = _classification(owner, name, plain(code.code))
+def _code(owner: _Owner, name: str, code: Code, nth: str = "") -> None:
+    """A coded attribute; `nth` tells one that repeats from the first."""
+    classification = _classification(owner, name, plain(code.code), nth)
     _slot(classification, "codingScheme", code.system)
     _named(classification, code.display)
 
 
-def _classification(owner: _Owner, name: str, node: str) -> etree._Element:
-    identifier = owner.ids.next(f"{owner.kind}.{name}")
+def _classification(owner: _Owner, name: str, node: str, nth: str = "") -> etree._Element:
+    identifier = owner.ids.next(f"{owner.kind}.{name}{nth}")
     scheme = {"classificationScheme": owner.schemes[name], "classifiedObject": owner.id, "nodeRepresentation": node}
     return _add(owner.element, "Classification", {"id": identifier, **scheme})
 

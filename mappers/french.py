@@ -15,6 +15,7 @@ SPECIALTY_OID = "1.2.250.1.213.1.1.4.5"
 FACILITY_TYPE_OID = "1.2.250.1.71.4.2.4"
 PRACTICE_SETTING_OID = "1.2.250.1.213.1.1.4.9"
 CONFIDENTIALITY_OID = "2.16.840.1.113883.5.25"
+VISIBILITY_OID = "1.2.250.1.213.1.1.4.13"
 
 # TRE_R38 code prefix -> the TRE_G15 profession its JDV_J01 spelling starts with.
 SPECIALTY_PROFESSIONS = {"SM": "G15_10", "SCD": "G15_40", "SI": "G15_60"}
@@ -116,6 +117,12 @@ PRACTICE_SETTINGS = {
 }
 
 CONFIDENTIALITY = {"N": "Normal", "R": "Restreint", "V": "Très restreint"}
+# TRE_A07, the other codes of JDV_J08: who may not see a document.
+VISIBILITY = {
+    "MASQUE_PS": "Masqué aux professionnels de santé",
+    "INVISIBLE_PATIENT": "Non visible par le patient",
+    "INVISIBLE_REPRESENTANTS_LEGAUX": "Non visible par les représentants légaux du patient",
+}
 
 # What people write in name.prefix and name.suffix, upper case without dots -> JDV_J245 and JDV_J246 codes.
 CIVILITIES = {"M": "M", "MR": "M", "MONSIEUR": "M", "MME": "MME", "MADAME": "MME", "MLLE": "MME"}

@@ -11,6 +11,7 @@ tables 0119 and 0038.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -62,6 +63,11 @@ NEEDED: Final = (
     ("question", "the question to the expert, which no order carries"),
 )
 """What a request of ours needs beyond an order; always missing."""
+COMMENT: Final = "urn:passerelle:tlr-commentaire"
+"""Extension of ServiceRequest.note: NTE-4, what the comment is about."""
+PURPOSE, OF_MODALITY = "FINALITE_EXAMEN", "MODALITE_IMAGERIE"
+COMMENTS: Final = (PURPOSE, OF_MODALITY)
+"""NTE-4 of flow 1: the purpose of the examination (behind OBR), the modality (behind its OBX)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +239,17 @@ def _request(group: _Group, identifiers: list[Element], action: Action, site: Si
         out.put("reasonCode", reasons)
     out.put("authoredOn", datetime_of(orc.text(9), site.time_zone))
     _requester(out, group, notes)
-    texts = [text for nte in group.notes if (text := nte.field(3).whole.strip())]
-    out.put("note", [{"text": text} for text in texts])
+    beside = (nte for obx, remarks in group.results if obx.text(3, 3) == "TLR_OBSERVATION" for nte in remarks)
+    out.put("note", [note for nte in (*group.notes, *beside) if (note := _comment(nte))])
     return out
+
+
+def _comment(nte: Segment) -> Element:
+    """An Annotation of a comment, {} for an empty one."""
+    text, kind = nte.field(3).whole.strip(), nte.text(4)
+    if not text or kind not in COMMENTS:
+        return {"text": text} if text else {}
+    return {"extension": [{"url": COMMENT, "valueCode": kind}], "text": text}
 
 
 def _priority(group: _Group) -> tuple[str, str]:
@@ -283,12 +297,23 @@ def _observations(
         if obx.text(3, 3) != "TLR_OBSERVATION":
             found.append(observation(obx, remarks, group.obr, site, notes))
         elif code == "URL_PARTIELLE_VIEWER":
-            viewer = obx.field(5).whole.strip()[:2_000]
+            viewer = _viewer(obx, notes)[:2_000]
         else:
             value = first_concept(obx.field(5), where(obx, 5), notes) if obx.text(2) in ("CE", "CWE") else {}
             value = value or {"text": obx.field(5).whole.strip()[:2_000]}
             details.append((code, value | ({"id": obx.text(4)} if obx.text(4) else {})))
     return tuple(found), tuple(details), viewer
+
+
+def _viewer(obx: Segment, notes: Notes) -> str:
+    """The address, which the guide puts in base64 (OBX-2 ED) and some senders as it is."""
+    if obx.text(2) != "ED":
+        return obx.field(5).whole.strip()
+    try:
+        return base64.b64decode(obx.field(5).repetition(1).part(5).text, validate=True).decode("utf-8").strip()
+    except ValueError:
+        notes.add(where(obx, 5), "the address of the viewer is no text in base64 and not carried")
+        return ""
 
 
 def _study(ipc: Segment, site: Site) -> Study:

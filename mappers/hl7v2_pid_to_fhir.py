@@ -10,6 +10,7 @@ IHE PAM France 2.11; FR Core 2.2.0 (https://hl7.fr/ig/fhir/core/StructureDefinit
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,6 +46,8 @@ INSEE: Final = FR_CORE + "fr-core-address-insee-code"
 INSEE_SYSTEM: Final = "https://mos.esante.gouv.fr/NOS/TRE_R13-CommuneOM/FHIR/TRE-R13-CommuneOM"
 MARITAL_SYSTEM: Final = "http://terminology.hl7.org/CodeSystem/v3-MaritalStatus"
 CONSENT_SCOPE: Final = "http://terminology.hl7.org/CodeSystem/consentscope"
+LUNAR_DATE: Final = FR_CORE + "fr-core-lunar-date"
+BIRTH_DATE_CORRECTED: Final = FR_CORE + "fr-core-patient-birthdate-update-indicator"
 DMP_STATUS: Final = "urn:passerelle:dmp"
 """Our own extension: what ZFA says of the patient's shared record. Parts: status (ACTIF, FERME, INEXISTANT),
 statusDate, closed, feed (NA, IO = opposed, INO = not opposed), feedDate, consultation, consultationDate."""
@@ -86,7 +89,12 @@ def patient_of(msg: Message, site: Site, notes: Notes) -> PatientResult:
     patient = compact(
         resourceType="Patient",
         meta={"profile": [PATIENT_INS]} if ins and _is_complete(msg, names, birth_place) else None,
-        extension=[*_reliability(msg, ins, notes), *birth_place, *_dmp(msg, site, notes)],
+        extension=[
+            *_reliability(msg, ins, notes),
+            *_about_birth_date(msg, notes),
+            *birth_place,
+            *_dmp(msg, site, notes),
+        ],
         identifier=identifiers,
         active=True,
         name=names,
@@ -213,6 +221,25 @@ def _reliability(msg: Message, ins: Ins | None, notes: Notes) -> list[Element]:
         ("validationMode", "valueCoding", proof in _PROOFS and {"system": PROOF_SYSTEM, "code": proof}),
     ]
     return [{"url": RELIABILITY, "extension": [{"url": url, name: value} for url, name, value in parts if value]}]
+
+
+_LUNAR: Final = re.compile(r"[0-9]{0,4}(\^[0-9]{0,4}){0,2}|[0-9]{8}", re.ASCII)
+
+
+def _about_birth_date(msg: Message, notes: Notes) -> list[Element]:
+    """ZFD-1, a date that may not exist (30 February) or is known in part, as it is written; ZFD-4, whether PID-7 was
+    corrected. They stand beside a birth date and change none."""
+    out: list[Element] = []
+    lunar, corrected = msg.at("ZFD-1"), msg.text("ZFD-4").upper()
+    if lunar.valued and _LUNAR.fullmatch(lunar.encoded):
+        out.append({"url": LUNAR_DATE, "valueString": lunar.encoded.replace("^", "-")})
+    elif lunar.valued:
+        notes.add("ZFD-1", f"{lunar.encoded[:30]!r} is no date of numbers and not carried")
+    if corrected in ("Y", "N"):
+        out.append({"url": BIRTH_DATE_CORRECTED, "valueBoolean": corrected == "Y"})
+    elif corrected:
+        notes.add("ZFD-4", f"{corrected[:30]!r} is neither Y nor N and not carried")
+    return out
 
 
 def _dmp(msg: Message, site: Site, notes: Notes) -> list[Element]:

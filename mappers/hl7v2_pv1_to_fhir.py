@@ -231,7 +231,8 @@ def _locations(msg: Message, movement: Movement | None) -> list[Element]:
 
 
 def _hospitalization(msg: Message, notes: Notes) -> Element:
-    """ZFV-1 (DLD): the FINESS of the establishment the patient comes from; PV1-36: how the stay ended."""
+    """ZFV-1 (DLD): the FINESS of the establishment the patient comes from; PV1-36: how the stay ended, and ZFV-9 the
+    same by a name that the hospital alone knows."""
     finess = msg.text("ZFV-1.1")
     out: Element = {}
     if re.fullmatch(r"[0-9AB]{9}", finess):
@@ -240,8 +241,11 @@ def _hospitalization(msg: Message, notes: Notes) -> Element:
         out["origin"] = {"type": "Organization", "identifier": identifier}
     elif finess:
         notes.add("ZFV-1", f"{finess[:30]!r} is no FINESS and not carried")
-    disposition = msg.at("PV1-36")
-    if disposition.valued:
-        coding = compact(system=DISPOSITION, code=disposition.text, display=disposition.component(2).text)
-        out["dischargeDisposition"] = {"coding": [coding]}
+    if msg.text("ZFV-1.2"):
+        notes.add("ZFV-1.2", "when the patient last stayed there is not carried")
+    disposition, own = msg.at("PV1-36"), msg.text("ZFV-9")
+    ended = compact(system=DISPOSITION, code=disposition.text, display=disposition.component(2).text)
+    told = compact(coding=[ended] if disposition.valued else [], text=own)
+    if told:
+        out["dischargeDisposition"] = told
     return out

@@ -58,7 +58,7 @@ READERS: Final[Mapping[str, Callable[[Message, Site], Any]]] = {
 """MSH-9.1 -> what maps such a message."""
 _CODES: Final = {
     "PID-13.2": ("WPN",), "PID-14.2": ("PRN",), "PID-13.3": ("FX",), "PID-14.3": ("FX",), "PID-24": ("Y", "N"),
-    "PID-30": ("Y", "N"), "PID-32": ("VALI",), "ZFA-9": ("IO", "INO"), "ZFA-11": ("IC", "INC"),
+    "PID-30": ("Y", "N"), "PID-32": ("VALI",), "ZFD-4": ("Y", "N"), "ZFA-9": ("IO", "INO"), "ZFA-11": ("IC", "INC"),
     "SPM-20": ("Y", "N"), "TXA-17": ("AU", "DO"), "OBX-5": ("Y", "N"), "OBX-5.1": ("Y", "N"), "OBX-8": ("H", "N"),
     "OBX-8.1": ("H", "N"), "SCH-25": ("Complete",),
 }  # fmt: skip

@@ -190,9 +190,9 @@ _CARRIED: Final[Mapping[str, frozenset[int]]] = {
     "PV1": pv1.CARRIED,
     "ZBE": frozenset({1, 2, 4, 5, 6, 7, 8, 9}),
     "ZFA": frozenset({1, 2, 3, 9, 10, 11, 12}),
-    "ZFD": frozenset({5, 6, 7}),
+    "ZFD": frozenset({1, 4, 5, 6, 7}),
     "ROL": frozenset({1, 2, 3, 4}),
-    "ZFV": frozenset({1}),
+    "ZFV": frozenset({1, 9}),
     "MRG": frozenset({1, 3, 5}),
 }
 """Fields read from each segment; the others that hold something are reported, segment by segment."""

@@ -45,7 +45,8 @@ class Site:
 
     `finess_eg` / `finess_ej` are 9 digits; `application` / `facility` are our MSH-3 / MSH-4 (and MSH-5 / MSH-6 on
     input) names; `ae_namespaces` maps a calling AE title to the namespace name its Patient IDs belong to when the
-    data set names no issuer; `time_zone` is an IANA name; `charset` an HL7 table 0211 value;
+    data set names no issuer; `sending_charsets` are the senders (MSH-3, MSH-4) whose messages are in another character
+    set than they say, and in which; `time_zone` is an IANA name; `charset` an HL7 table 0211 value;
     `document_oid` is the root under which document and submission ids are made.
     """
 
@@ -68,3 +69,4 @@ class Site:
     document_oid: str = ""
     address: str = ""
     telecom: str = ""
+    sending_charsets: tuple[tuple[str, str, str], ...] = ()

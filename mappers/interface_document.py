@@ -17,6 +17,7 @@ from hl7v2.text import codec_of
 from mappers.fhir_to_hl7v2_orders import MODALITY, REGION
 from mappers.fhir_to_hl7v2_segments import METADATA, PERSONS, STRUCTURES
 from mappers.fhir_to_identity import INS_OIDS
+from mappers.hl7v2_orders_to_fhir import COMMENTS
 from mappers.identity import Site
 from mappers.interface_sample import Sample
 
@@ -52,7 +53,8 @@ FIELDS: Final[Mapping[str, Mapping[int, str]]] = {
     "TXA": {
         1: "Set id", 2: "Document type", 3: "Content presentation", 4: "Activity date/time", 6: "Origination date/time",
         9: "Originator", 12: "Unique document number: the OID of this version", 13: "Parent document number",
-        14: "Placer order number", 16: "File name: the title", 17: "Completion status", 19: "Availability status",
+        14: "Placer order number", 16: "File name: the title", 17: "Completion status",
+        18: "Confidentiality status, when restricted", 19: "Availability status",
         22: "Authenticator: the expert who signed",
     },
     "OBX": {
@@ -70,7 +72,7 @@ FIELDS: Final[Mapping[str, Mapping[int, str]]] = {
         11: "Timing: start (.4) and end (.5)", 16: "Contact: the first professional", 20: "Entered by: the same",
         25: "Filler status", 26: "Placer order number of the request",
     },
-    "NTE": {1: "Set id", 3: "Comment"},
+    "NTE": {1: "Set id", 3: "Comment", 4: "What it is about, where the note says so"},
     "RGS": {1: "Set id", 2: "Segment action code"},
     "AIS": {1: "Set id", 2: "Segment action code", 3: "Service", 4: "Start"},
     "AIP": {1: "Set id", 2: "Segment action code", 3: "Professional", 6: "Start"},
@@ -92,6 +94,7 @@ TABLES: Final = (
     ("HL7 0278 (SCH-25)", "Booked, Started, Complete, Noshow, Cancelled, Deleted"),
     ("MetaDMPMSS (OBX-3)", ", ".join(code for code, _ in METADATA)),
     ("TLR_OBSERVATION (OBX-3)", f"{MODALITY}, {REGION}"),
+    ("HL7 0364 (NTE-4)", ", ".join(COMMENTS)),
 )
 _ANSWERS: Final = (
     ("AA, CA", "Handed over. The next message of this destination follows."),

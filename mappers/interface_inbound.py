@@ -37,8 +37,9 @@ READ: Final[Mapping[str, Mapping[int, str]]] = {
     "ROL": {1: "Id", 2: "Action", 3: "Role: ODRP is the declared médecin traitant", 4: "Person"},
     "ZBE": {1: "Movement id", 2: "Start", 4: "INSERT, UPDATE or CANCEL", 5: "Historic: Y leaves the present alone",
             6: "The event that a Z99 corrects", 7: "Medical unit (UF)", 8: "Nursing unit (UF)", 9: "Nature"},
-    "ZFD": {5: "How the identity was obtained", 6: "When INSi was asked", 7: "What proved it"},
-    "ZFV": {1: "Where the patient comes from (FINESS)"},
+    "ZFD": {1: "Date of birth as far as it is known (date lunaire)", 4: "Date of birth corrected",
+            5: "How the identity was obtained", 6: "When INSi was asked", 7: "What proved it"},
+    "ZFV": {1: "Where the patient comes from (FINESS)", 9: "How the stay ended, in the hospital's own words"},
     "ZFA": {1: "DMP status", 2: "Date of it", 3: "When it was closed",
             9: "Feeding of the DMP (INO: not opposed)", 10: "Date of it",
             11: "Consultation of the DMP", 12: "Date of it"},
@@ -132,6 +133,8 @@ def inbound_document(door: Door, site: Site, taken: Iterable[str], version: str)
 def _connection(door: Door, site: Site) -> list[str]:
     security = {"none": "none", "tls": "TLS 1.2 or later", "mutual": "TLS 1.2 or later, with a client certificate"}
     named = " or ".join(f"`{app}`, `{facility}`" for app, facility in site.sending_applications)
+    own = [f"{name} from `{app}`, `{facility}`" for app, facility, name in site.sending_charsets]
+    others = "; ".join([door.charset, *own])
     rows = (
         ("Address", f"`{door.address}`"),
         ("Transport", "MLLP (0x0B message 0x1C 0x0D); messages may follow each other without waiting, and are "
@@ -141,7 +144,7 @@ def _connection(door: Door, site: Site) -> list[str]:
         ("MSH-3, MSH-4", named or "any; the port stands for the establishment"),
         ("MSH-5, MSH-6", f"`{site.application}`, `{site.facility}`"),
         ("MSH-11", "P only" if site.mode == "production" else "T, D or P"),
-        ("Character set (MSH-18)", f"UNICODE UTF-8, 8859/1, 8859/15; without a right one UTF-8, else {door.charset}"),
+        ("Character set (MSH-18)", f"UNICODE UTF-8, 8859/1, 8859/15; without a right one UTF-8, else {others}"),
         ("Versions (MSH-12)", ", ".join(sorted(tables.VERSIONS))),
         ("Orders ask", f"the group `{door.group}`" if door.group else "nobody yet: a person chooses the group"),
     )  # fmt: skip

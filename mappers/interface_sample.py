@@ -19,6 +19,7 @@ from mappers.fhir_to_hl7v2_schedule import siu
 from mappers.fhir_to_pdf import pdf
 from mappers.fhir_to_report import Code, Org, PatientIdentity, Professional, Report, own_root
 from mappers.hl7v2_codes_to_fhir import SYSTEMS
+from mappers.hl7v2_orders_to_fhir import COMMENT, PURPOSE
 from mappers.identity import Site
 from mappers.order_number import OrderNumber
 
@@ -117,7 +118,7 @@ def _answers(report: Report, site: Site, to: To) -> Sequence[Sample]:
 
 def _orders(report: Report, site: Site, to: To) -> Sequence[Sample]:
     request = {
-        "priority": "routine", "reasonCode": [{"text": report.reason}], "note": [{"text": "Exemple"}],
+        "priority": "routine", "reasonCode": [{"text": report.reason}], "note": [_PURPOSE],
         "orderDetail": [{"coding": [{"system": SYSTEMS["DCM"], "code": "US", "display": "Échographie"}]}],
         "bodySite": [{"coding": [{"system": SYSTEMS["SCT"], "code": "12921003", "display": "Pelvis"}]}],
     }  # fmt: skip
@@ -155,6 +156,7 @@ def _slots(report: Report, site: Site, to: To) -> Sequence[Sample]:
     ]
 
 
+_PURPOSE: Final = {"extension": [{"url": COMMENT, "valueCode": PURPOSE}], "text": "Exemple"}
 _RDV: Final = {"type": {"coding": [{"code": "PLAC"}]}, "system": "urn:oid:2.25.4730", "value": "RDV-1"}
 _SIGNED: Final = "the expert signs the report"
 _CORRECTED: Final = "0e6f7a52-3f0d-4b7e-9d52-6c1b7f2a9003"

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -73,23 +74,56 @@ def open_sheet(
     head: Callable[[Sheet], None], total: int, *, title: str, author: str, document_id: str, at: datetime
 ) -> Sheet:
     """A document with its first page. `document_id` is a UUID; `at` dates the file, whenever it is made."""
+    document = _document()
+    document.set_auto_page_break(False)
+    document.set_creation_date(at)
+    document.set_lang("fr-FR")
+    sheet = Sheet(document, total, head, *_measures())
+    document.set_xmp_metadata(_xmp(one_line(sheet, title), one_line(sheet, author), document_id, at))
+    new_page(sheet)
+    return sheet
+
+
+def _document() -> Any:
     from fpdf import FPDF  # a fifth of what a server would load before it is ready, and most processes draw no page
 
     document: Any = FPDF(unit="mm", format="A4", enforce_compliance="PDF/A-1B")
-    document.set_auto_page_break(False)
     document.add_font("text", "", ASSETS / "SourceSansPro-Regular.ttf")
     document.add_font("text", "B", ASSETS / "SourceSansPro-Semibold.ttf")
-    document.set_creation_date(at)
-    document.set_lang("fr-FR")
-    fonts = {False: document.fonts["text"], True: document.fonts["textB"]}
-    sheet = Sheet(
-        document,
-        total,
-        head,
-        widths={strong: font.cw for strong, font in fonts.items()},
-        glyphs=frozenset(fonts[False].cmap) & frozenset(fonts[True].cmap),
-    )
-    document.set_xmp_metadata(_xmp(one_line(sheet, title), one_line(sheet, author), document_id, at))
+    return document
+
+
+@lru_cache(maxsize=1)
+def _measures() -> tuple[dict[bool, Any], frozenset[int]]:
+    """How wide each character is, plain and strong, and which there are in both: all that laying out asks a font."""
+    fonts = _document().fonts
+    both = {False: fonts["text"], True: fonts["textB"]}
+    widths = {strong: dict(font.cw) for strong, font in both.items()}
+    glyphs = frozenset(both[False].cmap) & frozenset(both[True].cmap)
+    for font in both.values():
+        font.ttfont.close()
+    return widths, glyphs
+
+
+class _NoPen:
+    """Stands where fpdf2 would: it turns pages and draws nothing."""
+
+    def __init__(self) -> None:
+        self.page = 0
+        self.fonts: dict[str, Any] = {}
+
+    def add_page(self) -> None:
+        self.page += 1
+
+    def _drawn(self, *_: object, **__: object) -> None:
+        """What is drawn leaves nothing."""
+
+    set_font = set_text_color = set_fill_color = text = rect = _drawn
+
+
+def blank_sheet(head: Callable[[Sheet], None]) -> Sheet:
+    """A document that is laid out and never drawn: it tells how many pages it takes."""
+    sheet = Sheet(_NoPen(), 0, head, *_measures())
     new_page(sheet)
     return sheet
 

@@ -20,6 +20,7 @@ from fhir_server.commands.output import Failed, Progress, print_json, show, tabl
 from fhir_server.commands.settings import Args, demo_or_own
 from fhir_server.config import Settings
 from fhir_server.context import Caller
+from fhir_server.security.certificates import towards
 from fhir_server.store import folder
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ def who() -> Caller:
 
 
 def serving(settings: Settings) -> Mapping[str, Any] | None:
-    """What the lock says of the process that serves a SQLite data folder: None when nobody does. Raises Failed while
-    it is starting."""
+    """What the lock says of the process that serves a SQLite data folder, and what it is asked through: None when
+    nobody does. Raises Failed while it is starting."""
     data = Path(settings.data_dir).resolve()
     told = folder.holder(data) if settings.database.startswith("sqlite") else None
     if told is not None and not told.get("http"):
         raise Failed(f"process {told.get('pid')} is starting on {data}; repeat in a moment")
-    return told
+    return told and {**told, "tls": towards(told.get("certificate", ""))}
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def asked(told: Mapping[str, Any], name: str, arguments: Mapping[str, str]) -> A
         headers["authorization"] = f"passerelle-local {told['token']}"
     request = urllib.request.Request(url, json.dumps(dict(arguments)).encode(), headers, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=_ASK_SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=_ASK_SECONDS, context=told.get("tls")) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         raise Failed(_words(error)) from error

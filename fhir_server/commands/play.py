@@ -8,34 +8,58 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from fhir_server.commands.output import Failed
+from fhir_server.commands.output import Failed, print_json
 from fhir_server.commands.serving import readyz
 from fhir_server.commands.settings import Args, loaded
 
 _SECONDS = 30.0
+# Characters of an answer that settles nothing; --json has it whole.
+_SHOWN = 400
 
 
 def send_hl7(args: Args) -> int:
-    """Send HL7 v2 files over MLLP and print the acknowledgement of each; exit 1 unless all are AA or CA."""
-    from hl7v2 import ack, mllp
-
+    """Send HL7 v2 files over MLLP and print what each was answered; exit 1 unless all are AA or CA. An answer for
+    another message, or one that cannot be read, leaves unknown what became of the file: it is shown as it came."""
     scheme = "mllps" if args.to.startswith("mllps:") else "mllp"
     host, port, _ = target(args.to, scheme, "mllp://host:port or mllps://host:port")
-    failed = False
-    for name in args.files:
-        tls = _tls(args) if scheme == "mllps" else None
-        try:
-            raw = mllp.send((host, port), Path(name).read_bytes(), timeout=_SECONDS, tls=tls)
-        except mllp.MllpFault as fault:
-            raise Failed(f"{name}: {fault.stage} {fault.code} {fault.text}; is a listener at {args.to}?") from fault
-        told = ack.read(raw)
-        failed = failed or told.code not in ("AA", "CA")
-        words = "; ".join(f"{e.location} {e.code} {e.text}" for e in told.errors)
-        print(f"{name}: {told.code} {told.control_id} {told.text} {words}".rstrip())
-    return 1 if failed else 0
+    tls = _tls(args) if scheme == "mllps" else None
+    told: list[dict[str, Any]] = []
+    try:
+        for name in args.files:
+            told.append({"file": name, **_sent_hl7((host, port), name, tls, args.to)})
+            if not args.json:
+                print(_answer_line(told[-1]))
+    finally:
+        if args.json:
+            print_json(told)
+    return 0 if all(one["code"] in ("AA", "CA") for one in told) else 1
+
+
+def _sent_hl7(address: tuple[str, int], name: str, tls: ssl.SSLContext | None, to: str) -> dict[str, Any]:
+    """What one file was answered. Raises Failed when nothing came back."""
+    from fhir_server.delivery.answers import UNKNOWN, acknowledged, unsettled
+    from hl7v2 import mllp
+
+    try:
+        return acknowledged(mllp.send(address, Path(name).read_bytes(), timeout=_SECONDS, tls=tls))
+    except mllp.MllpFault as fault:
+        if fault.stage == "ack":
+            return unsettled(fault.text, fault.answer)
+        if fault.stage == "answer":
+            raise Failed(f"{name}: {UNKNOWN}: {fault.code} {fault.text}") from fault
+        raise Failed(f"{name}: {fault.stage} {fault.code} {fault.text}; is a listener at {to}?") from fault
+
+
+def _answer_line(told: Mapping[str, Any]) -> str:
+    if told["outcome"] == "unknown":
+        return f"{told['file']}: {told['text']}; it answered {told['answer'][:_SHOWN]!r}"
+    words = "; ".join(f"{one['location']} {one['code']} {one['text']}" for one in told["errors"])
+    return f"{told['file']}: {told['code']} {told['control_id']} {told['text']} {words}".rstrip()
 
 
 def send_dicom(args: Args) -> int:
@@ -132,7 +156,7 @@ def echo(args: Args) -> int:
     if scheme == "smtp":
         return _echo_smtp(args)
     if scheme in ("http", "https"):
-        return readyz(args, args.url)
+        return readyz(args)
     raise Failed(
         f"echo {args.url}: write dicom://AETITLE@host:port, dicoms://AETITLE@host:port, mllp://host:port, "
         "mllps://host:port, smtp://host:port or http://host:port/readyz"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 import signal
+import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from fhir_server.commands.output import Failed
 from fhir_server.commands.settings import Args, loaded
-from fhir_server.config import in_url
+from fhir_server.config import ConfigError, in_url
 
 # So many new containers, a MiB or two, are looked at together.
 _NEW_OBJECTS = 10_000
@@ -29,7 +31,7 @@ def serve(args: Args) -> int:
     ports = server.start()
     settled()
     where = {
-        "api": f"http://{in_url(settings.bind)}:{ports.http}/fhir",
+        "api": f"{settings.web_scheme}://{in_url(settings.bind)}:{ports.http}/fhir",
         "mllp": "MLLP " + " ".join(str(port) for port in ports.hl7.values()),
         "dicom": f"DICOM {ports.dicom}",
     }
@@ -76,17 +78,14 @@ def demo(args: Args) -> int:
     return run.run(settings, fresh=args.fresh, stop=until_signalled(), dpi=args.dpi_port, pfi=args.pfi_port)
 
 
-def readyz(args: Args, url: str = "") -> int:
-    """Is the server ready? --wait goes on asking for so many seconds."""
-    settings = loaded(args).settings
-    port = settings.http_port if "api" in settings.duties else settings.health_port
-    if not url and port < 1:
-        raise Failed(f"roles={settings.roles} listens for no HTTP; set health_port, then ask again")
-    url = url or f"http://{in_url(settings.bind)}:{port}/readyz"
+def readyz(args: Args) -> int:
+    """Is the server ready? It is asked where the settings say that it listens, else at --port there, or at --url,
+    wherever that is. --wait goes on asking for so many seconds."""
+    url, tls = _asked_at(args)
     deadline = time.monotonic() + (args.wait or 0)
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=5, context=tls) as answer:
                 print(answer.read().decode().strip())
                 return 0
         except (OSError, ValueError) as error:
@@ -97,3 +96,36 @@ def readyz(args: Args, url: str = "") -> int:
                     f"{url}: {error}; start the server with `passerelle demo` or `passerelle serve`"
                 ) from error
             time.sleep(0.1)
+
+
+def _asked_at(args: Args) -> tuple[str, ssl.SSLContext | None]:
+    """The address to ask, of a URL without a path its /readyz; and whom to believe there, None = whom the system
+    does."""
+    port: int | None = getattr(args, "port", None)
+    if args.url is not None:
+        if port is not None:
+            raise ConfigError("--port and --url name two places; give one of them")
+        try:
+            parts = urlsplit(args.url)
+            if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+                return urlunsplit(parts if parts.path else parts._replace(path="/readyz")), None
+        except ValueError:
+            pass
+        raise Failed(f"{args.url}: write http://host:port")
+    settings = loaded(args).settings
+    if port is None:
+        port = settings.http_port if "api" in settings.duties else settings.health_port
+        if port < 1:
+            raise Failed(f"roles={settings.roles} listens for no HTTP; set health_port, or name the port by --port")
+    elif not 0 < port < 65536:
+        raise ConfigError(f"--port {port} is no port: 1 to 65535")
+    if "api" not in settings.duties or settings.web_scheme == "http":
+        return f"http://{in_url(settings.bind)}:{port}/readyz", None
+    return f"https://{in_url(settings.bind)}:{port}/readyz", _anybody()
+
+
+def _anybody() -> ssl.SSLContext:
+    """Nothing secret is said, and a certificate that was renewed or has ended makes no server less ready."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

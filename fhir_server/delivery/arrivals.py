@@ -175,10 +175,10 @@ def take(arrival: Arrival, raw: bytes, decide: Decide) -> bytes:
             taken = decide(draft)
             changes = draft.changes(SOURCE + arrival.inbox_id)
 
-        def also(tx: Tx, _: list[Applied], taken: Taken = taken) -> None:
+        def also(tx: Tx, applied: list[Applied], taken: Taken = taken) -> None:
             if arrival.turn is not None:
                 arrival.turn.check(tx)
-            _settle(tx, arrival.inbox_id, answer, taken)
+            _settle(tx, arrival.inbox_id, answer, taken, [note for one in applied for note in one.notes])
 
         try:
             apply(hub, taken.caller or arrival.caller, changes, also=also, upon=draft.upon)
@@ -201,9 +201,10 @@ def _bounded(notes: Sequence[str]) -> list[str]:
     return [*told[: MOST_NOTES - 1], f"and {len(told) - MOST_NOTES} more", told[-1]]
 
 
-def _settle(tx: Tx, inbox_id: str, answer: bytes, taken: Taken) -> None:
-    """Settle the message in the transaction that took it in; of two that take it in at once, one does."""
-    notes = list(taken.notes)
+def _settle(tx: Tx, inbox_id: str, answer: bytes, taken: Taken, caused: Sequence[str]) -> None:
+    """Settle the message in the transaction that took it in; of two that take it in at once, one does. `caused`: what
+    the messages leave out, or whom they do not reach, that it makes us send."""
+    notes = [*taken.notes, *caused]
     if taken.also is not None:
         notes.append(taken.also(tx))
     try:

@@ -25,7 +25,7 @@ from fhir_server.delivery.intake_requests import orders
 from fhir_server.delivery.intake_results import oru
 from fhir_server.delivery.intake_slots import siu
 from fhir_server.delivery.places import located
-from fhir_server.delivery.ports import Port, load_ports
+from fhir_server.delivery.ports import Port, load_ports, read
 from fhir_server.delivery.turns import Turn, TurnLost, taken
 from fhir_server.errors import Conflict, Fault, PasserelleError, Throttled, Unavailable
 from fhir_server.security.identity import wire_caller
@@ -33,7 +33,7 @@ from fhir_server.store import inbox
 from fhir_server.store.inbox import InboxRow, NewMessage, Received
 from fhir_server.store.session import Tx
 from fhir_server.store.view import Stale
-from hl7v2 import ack, check, message
+from hl7v2 import ack, check
 from hl7v2.ack import AckError
 from hl7v2.message import Message, Unreadable
 from mappers.hl7v2_events_to_fhir import EVENTS
@@ -65,7 +65,7 @@ HANDLERS: Mapping[str, Callable[[Arrival], Decide]] = {
 def on_message(hub: Hub, raw: bytes, peer: str, port: Port | None = None) -> bytes:
     """Take one message in and return the acknowledgement's bytes. Never raises for what a peer sends."""
     port = port or Port(hub.settings.mllp_port)
-    head = _head(raw, port)
+    head = _head(hub, raw, port)
     return _answered(hub, raw, peer, port, head, _received(hub, raw, peer, port, head))
 
 
@@ -80,7 +80,7 @@ def wired(hub: Hub, port: Port) -> tuple[OnMessage, OnMessage | None]:
 
     def store(raw: bytes, peer: str) -> bytes:
         try:
-            under_way.held = raw, _received(hub, raw, peer, port, _head(raw, port))
+            under_way.held = raw, _received(hub, raw, peer, port, _head(hub, raw, port))
         except PasserelleError as error:
             told = [AckError("", Unavailable.hl7_err, error.diagnostics)]
             return ack.build(
@@ -91,7 +91,7 @@ def wired(hub: Hub, port: Port) -> tuple[OnMessage, OnMessage | None]:
     def answer(raw: bytes, peer: str) -> bytes:
         held, received = getattr(under_way, "held", (None, None))
         under_way.held = None, None
-        head = _head(raw, port)
+        head = _head(hub, raw, port)
         if held is not raw or received is None:
             received = _received(hub, raw, peer, port, head)
         return _answered(hub, raw, peer, port, head, received)
@@ -129,7 +129,7 @@ def _taken_in(hub: Hub, port: Port) -> bool:
                 return False
             with hub.store.read(SYSTEM) as snapshot:
                 raw = snapshot.message_raw(row.id)
-            _settled(hub, raw, row.peer, port, _head(raw, port), row.id, turn)
+            _settled(hub, raw, row.peer, port, _head(hub, raw, port), row.id, turn)
             with hub.store.read(SYSTEM) as snapshot:
                 settled = snapshot.message(row.id)
             if settled is not None and settled.state == "received":
@@ -322,9 +322,9 @@ class _Head:
         return self.msg
 
 
-def _head(raw: bytes, port: Port) -> _Head:
+def _head(hub: Hub, raw: bytes, port: Port) -> _Head:
     try:
-        return _Head(message.parse(raw, fallback=port.charset))
+        return _Head(read(raw, port, hub.sites))
     except Unreadable as fault:
         # Beyond a bound: the beginning is sound.
         return _Head(ack.header_of(raw) if fault.code == "198" else None, fault)

@@ -20,19 +20,15 @@ from fhir_server.delivery.intake_patients import patient_of
 from fhir_server.delivery.intake_stays import encounter_of
 from fhir_server.patients.identity import identifier_query
 from fhir_server.teleexpertise.case import is_case
+from fhir_server.teleexpertise.freezing import VISIBILITY
+from mappers.fhir_to_hl7v2_segments import HIDDEN
 from mappers.fhir_to_report import own_root
+from mappers.french import VISIBILITY as HIDES
 from mappers.hl7v2_codes_to_fhir import Enclosed
 from mappers.hl7v2_documents_to_fhir import DocumentMessage, document
 
 Resource = dict[str, Any]
 Ids = tuple[tuple[str, str], ...]
-VISIBILITY = "urn:oid:1.2.250.1.213.1.1.4.13"
-"""Confidentiality of the CI-SIS: who may not see a document."""
-LABELS = {
-    "MASQUE_PS": ("MASQUE_PS", "Masqué aux professionnels de santé"),
-    "INVISIBLE_PATIENT": ("INVISIBLE_PATIENT", "Document non visible par le patient"),
-    "INVISIBLE_REP_LEGAUX": ("INVISIBLE_REPRESENTANTS_LEGAUX", "Non visible par les représentants légaux du patient"),
-}
 
 
 def stable_id(*parts: str) -> str:
@@ -74,9 +70,9 @@ def _store(arrival: Arrival, draft: Draft, said: DocumentMessage, patient: str, 
         contents.append(_letter(said.letter.subject, said.letter.text))
         whole.setdefault("description", said.letter.subject)
     whole |= {"id": key, "subject": {"reference": patient}, "content": contents, "custodian": arrival.organization}
-    labels = [LABELS[name] for name in LABELS if said.flags.get(name)]
+    labels = [code for name, code in HIDDEN.items() if said.flags.get(name)]
     if labels:
-        coded = [{"coding": [{"system": VISIBILITY, "code": code, "display": text}]} for code, text in labels]
+        coded = [{"coding": [{"system": VISIBILITY, "code": code, "display": HIDES[code]}]} for code in labels]
         whole["securityLabel"] = coded
     context = dict(whole.get("context", {}))
     stay = encounter_of(draft, said.encounter_ids, patient, taken)

@@ -289,7 +289,9 @@ def unmerge(hub: Hub, caller: Caller, survivor: str, given_up: str) -> Parted:
             raise Conflict(f"the merge of {given_up} into {survivor} is not in force")
         if further := merge.replaced_by(remains):
             raise Conflict(f"{survivor} was itself merged into {further} since; undo that merge first")
-        parted = _parted(draft, moved_then, survivor, given_up, partial(_made_since, snapshot, f"List/{key}"))
+        parted = _parted(
+            draft, moved_then, survivor, given_up, partial(_made_since, snapshot, _merged_at(snapshot, key))
+        )
         for patient in merge.parted(remains, left):
             draft.put(patient, identity_change=True)
         draft.put(merge.with_followers(listed, parted.followed) | {"status": "retired"})
@@ -299,16 +301,23 @@ def unmerge(hub: Hub, caller: Caller, survivor: str, given_up: str) -> Parted:
     return parted
 
 
-def _made_since(snapshot: Snapshot, listed: str, reference: str) -> bool:
-    """Whether a resource was made after the merge that a List tells of."""
-    merged = snapshot.get(*_place(listed))
-    first = snapshot.version(*_place(reference), 1)
-    return merged is not None and first is not None and first.last_updated > merged.last_updated
+def _merged_at(snapshot: Snapshot, key: str) -> int:
+    """When the merge was made that a List has on record: with the first version since which the List is in force. It
+    may have been changed after that."""
+    at = snapshot.get("List", key)
+    while at is not None and at.version > 1:
+        before = snapshot.version("List", key, at.version - 1)
+        if before is None or before.deleted or before.resource().get("status") != "current":
+            break
+        at = before
+    return at.last_updated if at else 0
 
 
-def _place(reference: str) -> tuple[str, str]:
+def _made_since(snapshot: Snapshot, merged_at: int, reference: str) -> bool:
+    """Whether a resource was made after a merge."""
     kind, _, key = reference.partition("/")
-    return kind, key
+    first = snapshot.version(kind, key, 1)
+    return first is not None and first.last_updated > merged_at
 
 
 def _parted(

@@ -2,7 +2,8 @@
 
 Hides what an order cannot say. A request made from one is a draft, tagged and noted "à compléter" with what is missing:
 no order carries the patient's consent, so none goes out before somebody completes it (by FHIR). An order is changed,
-taken back and completed by the asking side alone: whoever is asked answers it (ORU^R01).
+taken back and completed by the asking side alone: whoever is asked answers it (ORU^R01), and nobody else touches a
+draft, whose next version would say that they ask.
 
 Sources: CI-SIS téléradiologie 1.0 (ballot), flows 1, 2 and 4; HL7 table 0119; CSP R.6316-2 (consent).
 """
@@ -20,7 +21,7 @@ from fhir_server.delivery.intake_stays import encounter_of
 from fhir_server.patients.identity import identifier_query
 from fhir_server.teleexpertise.case import CATEGORY, CATEGORY_NOS, is_case
 from fhir_server.teleexpertise.completion import to_complete
-from fhir_server.teleexpertise.sides import only_asked
+from fhir_server.teleexpertise.sides import asks, groups_of, only_asked
 from fhir_server.teleexpertise.states import FINAL, state_of, with_state
 from mappers.fhir_to_hl7v2_orders import DETAIL, REGION
 from mappers.hl7v2_orders_to_fhir import Order, OrderMessage
@@ -72,9 +73,16 @@ def _known(held: Resource | None, order: Order, number: int) -> Resource:
 
 
 def _by_who_asks(arrival: Arrival, draft: Draft, held: Resource, number: int) -> None:
-    """Raises Rejected (207, 901) when the sender's establishment is asked and does not ask."""
-    if only_asked(held, arrival.organization["reference"], draft):
-        text = f"{arrival.site.name} is asked by this request; it answers it (OK, OC) and leaves it to who asks"
+    """Raises Rejected (207, 901) when the sender's establishment is asked and does not ask, or does not ask what is a
+    draft still."""
+    house = arrival.organization["reference"]
+    text = ""
+    if only_asked(held, house, draft):
+        how = "with ORC-1 OK or OC" if groups_of(held, house, draft) else "by FHIR, since no group of it is asked"
+        text = f"{arrival.site.name} is asked by this request; it answers it {how} and leaves it to who asks"
+    elif is_case(held) and state_of(held, arrival.hub.settings) == "draft" and not asks(held, house, draft):
+        text = f"{arrival.site.name} does not ask this request, which is a draft and belongs to who asks it"
+    if text:
         raise rejected(text, f"ORC^{number}^1", "207", "901")
 
 
@@ -103,7 +111,7 @@ def _asked(
     missing = [name for name, _ in order.missing if name != "requester"]
     whole |= {
         "id": key,
-        "identifier": [_ordered_by(arrival, one) for one in whole.get("identifier", ())],
+        "identifier": [_ordered_by(arrival, one, held) for one in whole.get("identifier", ())],
         "status": "draft",
         "intent": "proposal",
         "category": [{"coding": [{"system": CATEGORY_NOS, "code": CATEGORY, "display": "Téléexpertise"}]}],
@@ -120,11 +128,16 @@ def _asked(
     taken.notes.append(f"{reference} is a draft; missing: {', '.join(missing)}")
 
 
-def _ordered_by(arrival: Arrival, identifier: Resource) -> Resource:
-    """A placer number with the establishment that ordered under it: it speaks for the asking side from then on."""
+def _ordered_by(arrival: Arrival, identifier: Resource, held: Resource | None) -> Resource:
+    """A placer number with the establishment that ordered under it: it speaks for the asking side from then on, also
+    when another one that asks changes the order."""
     if not any(one.get("code") == "PLAC" for one in identifier.get("type", {}).get("coding", ())):
         return identifier
-    return {**identifier, "assigner": {**identifier.get("assigner", {}), **arrival.organization}}
+    number = (identifier.get("system"), identifier.get("value"))
+    known = [one for one in (held or {}).get("identifier", ()) if (one.get("system"), one.get("value")) == number]
+    gave = (one.get("assigner", {}).get("reference") for one in known)
+    reference = next(filter(None, gave), arrival.organization["reference"])
+    return {**identifier, "assigner": {**identifier.get("assigner", {}), "reference": reference}}
 
 
 def _requester(arrival: Arrival, draft: Draft, order: Order, missing: list[str]) -> Resource:

@@ -18,6 +18,7 @@ from fhir_server.delivery.intake_patients import patient_of
 from fhir_server.delivery.intake_stays import encounter_of
 from fhir_server.patients.identity import identifier_query
 from fhir_server.teleexpertise.case import is_case
+from fhir_server.teleexpertise.sides import groups_of
 from fhir_server.teleexpertise.states import FINAL, state_of, with_state
 from mappers.hl7v2_codes_to_fhir import Enclosed
 from mappers.hl7v2_results_to_fhir import OrderResult, results
@@ -163,13 +164,7 @@ def _speaker(arrival: Arrival, draft: Draft, request: Resource) -> Caller:
 
     Raises Rejected (207) when it provides none of the groups that were asked.
     """
-    asked = [one.get("reference", "") for one in request.get("performer", ())]
-    own = arrival.organization["reference"]
-    groups = frozenset(
-        key
-        for key in asked
-        if key.startswith("HealthcareService/") and (draft.get(key) or {}).get("providedBy", {}).get("reference") == own
-    )
+    groups = groups_of(request, arrival.organization["reference"], draft)
     if not groups:
         text = f"{arrival.site.name} provides no group that this request asks, so it cannot answer it"
         raise rejected(text, "ORC^1^21", "207", "901")

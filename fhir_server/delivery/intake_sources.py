@@ -10,10 +10,10 @@ from typing import Any
 
 from fhir_server.changes import Hub
 from fhir_server.config import version
-from fhir_server.delivery.ports import Port, load_ports
+from fhir_server.delivery.ports import Port, load_ports, read
 from fhir_server.errors import NotFound
 from fhir_server.store.inbox import InboxRow
-from hl7v2 import message
+from hl7v2.message import Unreadable
 from mappers.hl7v2_ins_to_fhir import Refused
 from mappers.hl7v2_sources import READERS, explain
 
@@ -32,12 +32,12 @@ def sources(hub: Hub, row: InboxRow, raw: bytes) -> dict[str, Any]:
     known = {port.endpoint: port for port in load_ports(hub.settings, hub.sites)}
     port = known.get(row.endpoint) or Port(hub.settings.mllp_port)
     try:
-        msg = message.parse(raw, fallback=port.charset)
+        msg = read(raw, port, hub.sites)
         if row.channel != "mllp" or msg.kind not in READERS:
             raise NotFound(f"message {row.id} is not mapped from HL7 v2; mapped: {', '.join(READERS)}")
         site = hub.sites.by_key(port.site) if port.site else hub.sites.default
         found = explain(msg, hub.sites.of_message(msg.text("MSH-3"), msg.text("MSH-4")) or site)
-    except (message.Unreadable, Refused, KeyError) as refused:
+    except (Unreadable, Refused, KeyError) as refused:
         raise NotFound(f"message {row.id} maps to nothing: {refused}") from refused
     return {
         "mapper": version(),

@@ -15,35 +15,39 @@ from typing import Any
 from fhir_server.changes import Hub
 from fhir_server.context import Caller
 from fhir_server.delivery import transports
-from fhir_server.errors import Invalid, NotFound, RuleBroken, Unavailable
+from fhir_server.delivery.answers import UNKNOWN, acknowledged, unsettled
+from fhir_server.delivery.transports import Receipt
+from fhir_server.errors import Invalid, NotFound, PasserelleError, RuleBroken, Silent, Unavailable
 from fhir_server.store.outbox_desk import Lane
-from hl7v2 import ack
 from hl7v2.ack import control_id_of
 
 Args = Mapping[str, str]
+# Whoever asks by HTTP keeps a thread of the server until there is an answer: no destination's own patience counts here.
+ECHO_SECONDS, SEND_SECONDS = 30.0, 60.0
 _SCHEMES = ("mllp://", "mllps://")
 # Short enough for the audit row to hold it whole, and nothing in it that is not where the message goes.
 _ADDRESS = re.compile(r"mllps?://([A-Za-z0-9.-]{1,80}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 
 
 def reached(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
-    """Whether a destination takes connections from this server. Raises Unavailable when it does not."""
+    """Whether a destination takes connections from this server, within 30 s. Raises Unavailable when it does not."""
     lane = _lane(hub, caller, args.get("lane", ""))
-    told = transports.reach(lane.endpoint, hub.settings)
+    told = transports.reach(lane.endpoint, hub.settings, at_most=ECHO_SECONDS)
     if told.verdict != "sent":
         raise Unavailable(f"{lane.name} is not reached ({told.code}): {told.text}")
     return {"lane": lane.name, "endpoint": lane.endpoint, "reached": True, "text": told.text}
 
 
 def sent(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
-    """Send one HL7 v2 message, once, and tell its acknowledgement, whatever it says. `to` is a destination as
-    `lane list` names it, or `mllp://host:port` (`mllps://`) under the rules of deliveries; the message is `content`
-    (text, sent as UTF-8, its lines ended by CR) or `data` (base64, sent as it is, without LF).
+    """Send one HL7 v2 message, once, and tell its acknowledgement, whatever it says, or (`outcome` unknown) what came
+    instead of one. `to` is a destination as `lane list` names it, or `mllp://host:port` (`mllps://`) under the rules of
+    deliveries; the message is `content` (text, sent as UTF-8, its lines ended by CR) or `data` (base64, sent as it is,
+    without LF). The partner has 60 s, or less where it is to answer sooner.
 
     Raises Invalid for what is no message, NotFound for an unknown destination, RuleBroken where nothing may be sent,
-    Unavailable when nobody answered.
+    Unavailable when it was not sent, Silent when it was and nothing came.
     """
-    to, message, seconds = args.get("to", ""), _message(args), 0.0
+    to, message, seconds = args.get("to", ""), _message(args), hub.settings.send_timeout_seconds
     endpoint = to
     if to.startswith(_SCHEMES):
         if not _ADDRESS.fullmatch(to):
@@ -52,16 +56,24 @@ def sent(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
         lane = _lane(hub, caller, to)
         if lane.paused:
             raise RuleBroken(f"{lane.name} is paused: {lane.paused_note}")
-        endpoint, seconds = lane.endpoint, lane.answer_within / 1_000_000
-    told = transports.once(endpoint, message, hub.settings, seconds)
+        endpoint, seconds = lane.endpoint, lane.answer_within / 1_000_000 or seconds
+    told = transports.once(endpoint, message, hub.settings, seconds, at_most=SEND_SECONDS)
+    where = {"to": to, "endpoint": endpoint}
+    if told.answer is not None:
+        return where | unsettled(told.text, told.answer)
     if not told.ack:
-        failure = RuleBroken if told.verdict in ("held", "permanent") else Unavailable
-        raise failure(f"{to} did not answer ({told.code}): {told.text}")
-    answer = ack.read(told.ack)
-    errors = [{"location": one.location, "code": one.code, "text": one.text} for one in answer.errors]
-    raw = told.ack.decode("utf-8", "replace").replace("\r", "\n")
-    text = {"code": answer.code, "control_id": answer.control_id, "text": answer.text, "errors": errors}
-    return {"to": to, "endpoint": endpoint, **text, "answer": raw}
+        raise _unanswered(to, told, seconds)
+    return where | acknowledged(told.ack)
+
+
+def _unanswered(to: str, told: Receipt, seconds: float) -> PasserelleError:
+    """Nothing came: the message did not leave, or nobody knows what became of it."""
+    if told.verdict in ("held", "permanent"):
+        return RuleBroken(f"{to} was sent nothing ({told.code}): {told.text}")
+    if told.verdict == "transient":
+        return Unavailable(f"{to} was not sent the message ({told.code}): {told.text}")
+    longer = f"; by hand it has {SEND_SECONDS:g} s, a delivery {seconds:g} s" if seconds > SEND_SECONDS else ""
+    return Silent(f"{UNKNOWN}: {to} did not answer ({told.code}): {told.text}{longer}")
 
 
 def _lane(hub: Hub, caller: Caller, name: str) -> Lane:

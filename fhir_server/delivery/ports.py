@@ -25,7 +25,9 @@ from typing import Any, Literal
 
 from fhir_server.config import ConfigError, Settings
 from fhir_server.patients.sites import Sites
-from hl7v2.text import codec_of
+from hl7v2 import message
+from hl7v2.message import Message
+from hl7v2.text import reads_anything
 
 Answer = Literal["stored", "validated", "integrated"]
 
@@ -77,12 +79,14 @@ def load_ports(settings: Settings, sites: Sites) -> tuple[Port, ...]:
     return tuple(ports)
 
 
-def _reads_anything(codec: str | None) -> bool:
-    """Whether a codec has a character for nearly every single byte: what all else failed to read is read in it."""
-    try:
-        return bool(codec) and sum(bool(bytes([n]).decode(codec or "", "ignore")) for n in range(256)) > 200
-    except LookupError:
-        return False
+def read(raw: bytes, port: Port, sites: Sites) -> Message:
+    """A message in the character set it is written in: what MSH-18 says, UTF-8, else what is declared for its sender
+    (`sending_charsets` of a site), else for the port. Raises Unreadable."""
+    msg = message.parse(raw, fallback=port.charset)
+    if not msg.charset.note:
+        return msg
+    own = sites.charset_of(msg.text("MSH-3"), msg.text("MSH-4"))
+    return message.parse(raw, fallback=own) if own else msg
 
 
 def _port(number: int, table: Mapping[str, Any], sites: set[str]) -> Port:
@@ -100,7 +104,7 @@ def _port(number: int, table: Mapping[str, Any], sites: set[str]) -> Port:
         raise ConfigError(f"{where}: `name` is missing; the inbox shows it")
     if table.get("site") and table["site"] not in sites:
         raise ConfigError(f"{where}: no site `{table['site']}`; known: {', '.join(sorted(sites))}")
-    if not _reads_anything(codec_of(str(table.get("charset", "8859/1")))):
+    if not reads_anything(str(table.get("charset", "8859/1"))):
         raise ConfigError(
             f"{where}: `charset` is a name of HL7 table 0211, one byte a character (8859/15), not {table['charset']!r}"
         )

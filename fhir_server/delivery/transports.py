@@ -8,9 +8,10 @@ RFC 5321 section 4.2.1 (2yz, 4yz, 5yz replies).
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
@@ -60,16 +61,20 @@ AMBIGUOUS: Mapping[str, Literal["resend", "hold"]] = {
     "mssante": "resend",
     "pull": "resend",
 }
+# What an answer has in any case, however long the way there took.
+_LEAST_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of one attempt: the verdict, the partner's own words, and the acknowledgement's bytes if any."""
+    """What became of one attempt: the verdict, the partner's own words, and the acknowledgement's bytes if any.
+    `answer` is what came instead of one: for another message, or not to be read."""
 
     verdict: Verdict
     code: str
     text: str
     ack: bytes = b""
+    answer: bytes | None = None
 
 
 def classify(scheme: str, stage: str, code: str) -> Verdict:
@@ -143,7 +148,8 @@ def _by_mllp(endpoint: str, settings: Settings, converse: Callable[[Way, Callabl
     except socket.gaierror as unknown:
         return Receipt(classify("mllp", "connect", "name"), "name", f"{parts.hostname} has no address now: {unknown}")
     except MllpFault as fault:
-        return Receipt(classify("mllp", fault.stage, fault.code), fault.code, fault.text)
+        came = fault.answer if fault.stage == "ack" else None
+        return Receipt(classify("mllp", fault.stage, fault.code), fault.code, fault.text, answer=came)
 
 
 def _send_mail(claim: Claim, payload: bytes, settings: Settings, line: Line, _connections: Connections) -> Receipt:
@@ -173,25 +179,31 @@ def _send_mail(claim: Claim, payload: bytes, settings: Settings, line: Line, _co
     return Receipt("sent", "250", accepted.text)
 
 
-def reach(endpoint: str, settings: Settings) -> Receipt:
+def reach(endpoint: str, settings: Settings, *, at_most: float) -> Receipt:
     """Whether a destination takes connections from here, by the rules and the TLS of a sending; nothing is sent. "sent"
-    when it does."""
+    when it does. Once its name is looked up, it has `at_most` seconds for that."""
 
     def connect(way: Way, made: Callable[[], Sender]) -> Receipt:
         with closing(made()) as sender:
             sender.connect()
         return Receipt("sent", "connected", f"{way.host}:{way.address[1]} takes connections; nothing was sent")
 
-    return _by_hand(endpoint, settings, connect)
+    # The connection has one half of it, the handshake the other.
+    limited = replace(settings, send_timeout_seconds=min(settings.send_timeout_seconds, at_most / 2))
+    return _by_hand(endpoint, limited, connect)
 
 
-def once(endpoint: str, payload: bytes, settings: Settings, answer_seconds: float = 0.0) -> Receipt:
+def once(endpoint: str, payload: bytes, settings: Settings, answer_seconds: float, *, at_most: float) -> Receipt:
     """Send bytes that are no delivery to an MLLP partner, by the rules and the TLS of one, and never again.
-    `answer_seconds` is how long it may take to answer, 0 = as the settings say."""
+    `answer_seconds` is how long it may take to answer; no more than `at_most` seconds go by until it is connected to
+    and has answered, beside those in which it is slow to read (as many again, and 8 s for a megabyte)."""
+    until = time.monotonic() + at_most
 
     def converse(_: Way, made: Callable[[], Sender]) -> Receipt:
         with closing(made()) as sender:
-            return _acknowledged(sender.send(payload, timeout=answer_seconds or settings.send_timeout_seconds))
+            sender.connect()
+            left = max(round(until - time.monotonic(), 1), _LEAST_SECONDS)
+            return _acknowledged(sender.send(payload, timeout=min(answer_seconds, left)))
 
     return _by_hand(endpoint, settings, converse)
 

@@ -271,6 +271,9 @@ def _attempt(hub: Hub, claim: Claim, line: Line, connections: Connections) -> Re
     except (Unavailable, Throttled) as fault:
         log.warning("delivery %s is not sent now: %s", claim.delivery.id, fault.diagnostics)
         return Receipt("transient", "content", fault.diagnostics)
+    except PasserelleError as damaged:
+        log.error("delivery %s: %s", claim.delivery.id, damaged.diagnostics)
+        return Receipt("held", "content", damaged.diagnostics)
     except Exception as defect:
         return _untried(claim, defect)
     try:

@@ -133,7 +133,7 @@ def _forget(data: Path) -> None:
 
 def _table(settings: Settings, ports: Ports, hospital: tuple[int, int], seconds: float) -> str:
     host = in_url(settings.bind)
-    web = f"http://{host}:{ports.http}"
+    web = f"{settings.web_scheme}://{host}:{ports.http}"
     expert = "Authorization: Bearer demo:garnier"
     # A command finds a demo in its usual folder by itself.
     elsewhere = settings.data_dir != DEFAULTS["data_dir"]

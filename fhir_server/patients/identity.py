@@ -17,6 +17,7 @@ from urllib.parse import quote
 from fhir_server.context import View
 from fhir_server.patients.sites import Sites, is_ins
 from fhir_server.patients.traits import BIRTH_PLACE, agree, birth_name, doubt, strict_traits
+from mappers.hl7v2_pid_to_fhir import BIRTH_DATE_CORRECTED, LUNAR_DATE
 
 Patient = dict[str, Any]
 Key = tuple[str, str]
@@ -24,6 +25,9 @@ RELIABILITY = "https://hl7.fr/ig/fhir/core/StructureDefinition/fr-core-identity-
 RECONCILE_TAG = {"system": "urn:passerelle:identite", "code": "a-rapprocher", "display": "à rapprocher"}
 QUALIFIED = frozenset({"VALI", "QUAL"})
 _NIR, _NIA = "urn:oid:1.2.250.1.213.1.4.8", "urn:oid:1.2.250.1.213.1.4.9"
+_OF_BIRTH_DATE = (LUNAR_DATE, BIRTH_DATE_CORRECTED)
+"""Extensions that say something of one birth date: true of no other one."""
+_PARTS = (("birthPlace", BIRTH_PLACE), ("lunarDate", LUNAR_DATE), ("birthDateCorrected", BIRTH_DATE_CORRECTED))
 _DOUBTFUL = f"{RECONCILE_TAG['system']}|{RECONCILE_TAG['code']}"
 
 
@@ -115,12 +119,6 @@ def identifier_query(system: str, value: str) -> str:
     """The search query for exactly this identifier, whatever signs a hostile value holds."""
     escaped = [part.translate(_ESCAPES) for part in (system, value)]
     return "identifier=" + quote("|".join(escaped), safe=":|/.")
-
-
-def spelled(patient: Patient) -> set[Key]:
-    """The identifiers by which a search may have found a Patient: in any case, as an index may fold it."""
-    found = patient.get("identifier", ())
-    return {(str(i.get("system", "")), str(i.get("value", "")).casefold()) for i in found}
 
 
 def claim_query(key: Key) -> str:
@@ -242,6 +240,8 @@ def merged(stored: Patient, incoming: Patient, *, identity_change: bool = False)
     said = {identifier.get("system") for identifier in incoming.get("identifier", ())}
     kept = [identifier for identifier in stored.get("identifier", ()) if identifier.get("system") not in said]
     extensions = {extension["url"]: extension for extension in stored.get("extension", ())}
+    if stored.get("birthDate") and incoming.get("birthDate", stored["birthDate"]) != stored["birthDate"]:
+        extensions = {url: one for url, one in extensions.items() if url not in _OF_BIRTH_DATE}
     extensions |= {extension["url"]: extension for extension in incoming.get("extension", ())}
     out |= {key: value for key, value in incoming.items() if key not in ("id", "identifier", "extension", "meta")}
     out["extension"] = list(extensions.values())
@@ -266,7 +266,7 @@ def merge_notes(stored: Patient, incoming: Patient, *, identity_change: bool = F
         ("Patient.name", birth_name(incoming), birth_name(kept)),
         ("Patient.birthDate", incoming.get("birthDate"), kept.get("birthDate")),
         ("Patient.gender", incoming.get("gender"), kept.get("gender")),
-        ("Patient.extension(birthPlace)", _birth_place(incoming), _birth_place(kept)),
+        *((f"Patient.extension({name})", _part(incoming, url), _part(kept, url)) for name, url in _PARTS),
     ):
         if before and before != after:
             out.append(f"{place}: the stored identity is qualified and this one is not: it is not taken")
@@ -290,8 +290,9 @@ def _without_traits(stored: Patient, incoming: Patient) -> Patient:
         if stored.get(trait):
             out[trait] = stored[trait]
     kept = {extension["url"]: extension for extension in stored.get("extension", ())}
-    fixed = {url: kept[url] for url in (RELIABILITY, BIRTH_PLACE) if url in kept}
-    out["extension"] = [*fixed.values(), *(e for e in incoming.get("extension", ()) if e["url"] not in fixed)]
+    fixed = {url: kept[url] for url in (RELIABILITY, BIRTH_PLACE, *_OF_BIRTH_DATE) if url in kept}
+    not_taken = {*fixed, *_OF_BIRTH_DATE}
+    out["extension"] = [*fixed.values(), *(e for e in incoming.get("extension", ()) if e["url"] not in not_taken)]
     out["identifier"] = [i for i in incoming.get("identifier", ()) if not is_ins(i)]
     return out
 
@@ -309,8 +310,8 @@ def _retired(kept: list[dict[str, Any]], ins: Key | None) -> list[dict[str, Any]
     return out
 
 
-def _birth_place(patient: Patient) -> Any:
-    return next((e for e in patient.get("extension", ()) if e.get("url") == BIRTH_PLACE), None)
+def _part(patient: Patient, url: str) -> Any:
+    return next((e for e in patient.get("extension", ()) if e.get("url") == url), None)
 
 
 def to_reconcile(patient: Patient, reason: str) -> Patient:

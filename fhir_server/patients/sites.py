@@ -11,6 +11,7 @@ A site is written as a `[[sites]]` table:
     application = "PASSERELLE"       # our MSH-3
     facility = "CHU-X"               # our MSH-4
     sending_applications = [["GAM", "CHU-X"]]
+    sending_charsets = [["GAM", "CHU-X", "8859/15"]]   # what neither MSH-18 nor UTF-8 explains, by sender
     ae_titles = ["ECHO1"]
     ae_namespaces = { ECHO1 = "ipp" }
     document_oid = "1.2.250.1.71.4.2.2.1750803447"
@@ -40,6 +41,7 @@ from functools import lru_cache
 from typing import Any
 
 from fhir_server.config import ConfigError
+from hl7v2.text import reads_anything
 from mappers.identity import Mailbox, Namespace, NamespaceKind, Site
 
 _INS: tuple[tuple[NamespaceKind, str], ...] = (
@@ -121,6 +123,11 @@ class Sites:
             if (application, facility) in site.sending_applications:
                 return site
         return None
+
+    def charset_of(self, application: str, facility: str) -> str:
+        """The character set declared for this MSH-3 / MSH-4 pair, '' for none."""
+        pair = (application, facility)
+        return next((name for site in self.all for *who, name in site.sending_charsets if tuple(who) == pair), "")
 
     def of_ae(self, calling: str) -> Site | None:
         """The site that owns this calling AE title."""
@@ -213,6 +220,7 @@ def _site(table: Mapping[str, Any]) -> Site:
         raise ConfigError(f"site `{key}`: `time_zone` {zone} is not an IANA time zone")
     plain = {name: table[name] for name in table if name not in ("namespaces", "mailboxes", "ae_namespaces")}
     plain["sending_applications"] = tuple((str(a), str(f)) for a, f in table.get("sending_applications", ()))
+    plain["sending_charsets"] = _charsets(key, table, plain["sending_applications"])
     plain["ae_titles"] = tuple(table.get("ae_titles", ()))
     return Site(
         **plain,
@@ -220,6 +228,27 @@ def _site(table: Mapping[str, Any]) -> Site:
         mailboxes=tuple(Mailbox(**box) for box in table.get("mailboxes", ())),
         namespaces=INS_NAMESPACES + tuple(_namespace(key, raw) for raw in table.get("namespaces", ())),
     )
+
+
+def _charsets(
+    site: str, table: Mapping[str, Any], senders: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, str, str], ...]:
+    """`sending_charsets`: three words each. Raises ConfigError for another shape, sender or character set."""
+    found: dict[tuple[str, str], str] = {}
+    for row in table.get("sending_charsets", ()):
+        if not isinstance(row, (list, tuple)) or len(row) != 3:
+            raise ConfigError(f'site `{site}`: a row of `sending_charsets` is [MSH-3, MSH-4, "8859/15"], not {row!r}')
+        application, facility, name = (str(word) for word in row)
+        if (application, facility) not in senders:
+            raise ConfigError(f"site `{site}`: `sending_charsets` names {application}|{facility}, which is none of its "
+                              "`sending_applications`")  # fmt: skip
+        if (application, facility) in found:
+            raise ConfigError(f"site `{site}`: `sending_charsets` names {application}|{facility} twice")
+        if not reads_anything(name):
+            raise ConfigError(f"site `{site}`: `sending_charsets` takes names of HL7 table 0211, one byte a character "
+                              f"(8859/15), not {name!r}")  # fmt: skip
+        found[application, facility] = name
+    return tuple((*pair, name) for pair, name in found.items())
 
 
 def _namespace(site: str, raw: Mapping[str, Any]) -> Namespace:

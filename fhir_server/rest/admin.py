@@ -22,6 +22,7 @@ from fhir_server.errors import Fault, Forbidden, Malformed, NotFound, Passerelle
 from fhir_server.imaging import studies
 from fhir_server.outbox import OPERATIONS, limit_of, outbox_regenerate
 from fhir_server.rest.http import Request, Response
+from fhir_server.store import parameters
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.engine import Store
 from fhir_server.store.session import Snapshot, Tx
@@ -182,6 +183,16 @@ def _studies_attach(hub: Hub, _: Caller, args: Args) -> Any:
     return studies.attach(hub.store, args.get("study", ""), args.get("request", ""))
 
 
+def _parameters_list(hub: Hub, _: Caller, __: Args) -> Any:
+    """The search parameters of users: which are active, how far the others are, and why one is refused."""
+    found = []
+    for one in parameters.listed(hub.store):
+        told = json.loads(one.definition)
+        named = {"code": told.get("code", ""), "base": ", ".join(told.get("base", ()))}
+        found.append(named | {name: getattr(one, name) for name in ("url", "state", "seen", "total", "note")})
+    return found
+
+
 def _partners_list(hub: Hub, caller: Caller, _: Args) -> Any:
     """Who knocked and is not declared by any establishment, the last first."""
     with hub.store.read(caller) as snapshot:
@@ -222,6 +233,7 @@ _HUB_OPERATIONS: Mapping[str, Operation] = {
     "job-show": _job_show,
     "note": _note,
     "outbox-regenerate": _regenerate,
+    "parameters-list": _parameters_list,
     "partners-list": _partners_list,
     "partners-forget": _partners_forget,
     "search-explain": explaining.explain,

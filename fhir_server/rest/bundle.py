@@ -30,7 +30,7 @@ from fhir_server.rest.http import (
     pairs,
     resource_body,
 )
-from fhir_server.rest.resources import MIB
+from fhir_server.rest.resources import MIB, takes_many, told_of
 from fhir_server.rest.search import FORM, bundle_text
 from fhir_server.search.plan import Plan
 from fhir_server.search.references import own_bases
@@ -186,7 +186,7 @@ def _change(hub: Hub, request: Request, entry: Mapping[str, Any], index: int) ->
     common["if_match"] = version_asked(told.get("ifMatch") and str(told["ifMatch"]), f"{where}.request.ifMatch")
     common["criteria"] = text
     if method == "DELETE":
-        many = hub.settings.conditional_delete == "multiple"
+        many = takes_many(hub, common["if_match"])
         return Change("delete", kind, key, expression=where, many=many, **common)
     if method == "PATCH":
         made = patch.of_entry(hub, resource or {}, f"{where}.resource")
@@ -233,6 +233,8 @@ def _answer(hub: Hub, request: Request, done: Applied) -> str:
         told["location"] = f"{stored.type}/{stored.id}/_history/{stored.version}"
         told["etag"] = f'W/"{stored.version}"'
         told["lastModified"] = instant_text(stored.last_updated)
+        if request.prefers().get("return") == "OperationOutcome":
+            told["outcome"] = told_of(stored, done.notes)
     text = f'"response":{json_text.write(told)}'
     if stored is not None and request.prefers().get("return") == "representation" and not stored.deleted:
         text = f'"resource":{binary.listed(hub, request, stored)},' + text

@@ -6,11 +6,12 @@ Source: https://hl7.org/fhir/R4/capabilitystatement.html
 from __future__ import annotations
 
 import importlib.metadata
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from fhir_server.changes import Hub
 from fhir_server.config import Settings
+from fhir_server.context import instant, now
 from fhir_server.errors import PasserelleError, Unsupported
 from fhir_server.rest import patch
 from fhir_server.rest.http import FHIR_JSON, FHIR_XML, Request, Response, check_accept, json_response
@@ -24,6 +25,9 @@ _TYPE_LEVEL = (
 _SYSTEM_LEVEL = ("transaction", "search-system", "history-system")
 _AUDIT = [{"code": "read"}, {"code": "search-type"}]
 _AUDIT_PARAMETERS = [{"name": "_id", "type": "token"}, {"name": "entity", "type": "reference"}]
+_SERVICE = {"system": "http://terminology.hl7.org/CodeSystem/restful-security-service", "code": "OAuth"}
+_TOKENS = {"service": [{"coding": [_SERVICE]}], "description": "an access token (Bearer) with scopes of SMART 2"}
+_COMPARTMENT = "http://hl7.org/fhir/CompartmentDefinition/"
 _PARAM_TYPES = ("number", "date", "string", "token", "reference", "quantity", "uri", "special")
 
 
@@ -31,8 +35,8 @@ def statement(hub: Hub, request: Request) -> Response:
     """GET [base]/metadata."""
     check_accept(request)
     settings = hub.settings
-    rules = settings.conditional_delete, settings.referential_integrity, _cors(settings)
-    resource = dict(_kind(_offered(), _operations(), *rules))
+    rules = settings.conditional_delete, settings.referential_integrity, _cors(settings), settings.auth != "none"
+    resource = dict(_kind(_offered(), _operations(), index.installed(), *rules))
     resource["implementation"] = {"description": hub.sites.default.name, "url": request.base}
     return json_response(request, 200, json_text.write(resource))
 
@@ -54,43 +58,34 @@ def _cors(settings: Settings) -> bool:
     return bool(settings.cors_origins.strip())
 
 
-@cache
+@lru_cache(maxsize=4)
 def _kind(
     offered: tuple[str, ...],
     operations: tuple[tuple[str, str], ...],
+    added: index.Installed,
     conditional_delete: str,
     integrity: bool,
     cors: bool,
+    tokens: bool,
 ) -> dict[str, Any]:
-    listed: list[dict[str, Any]] = []
-    called = [{"name": name, "definition": url} for name, url in operations]
-    interactions = [{"code": code} for code in _TYPE_LEVEL if code in offered]
-    for name in sorted(definitions.resource_types()):
-        if name == "AuditEvent":
-            # The audit trail: read and searched, never written.
-            listed.append({"type": name, "interaction": _AUDIT, "searchParam": _AUDIT_PARAMETERS})
-            continue
-        listed.append(
-            {
-                "type": name,
-                "interaction": interactions,
-                "versioning": "versioned-update",
-                "readHistory": True,
-                "updateCreate": True,
-                "conditionalCreate": True,
-                "conditionalRead": "full-support",
-                "conditionalUpdate": True,
-                "conditionalDelete": conditional_delete,
-                "referencePolicy": ["literal", "logical", "local"] + (["enforced"] if integrity else []),
-                "searchParam": _parameters(name),
-                "operation": called,
-            }
-        )
+    """The statement without its address. `added`: the search parameters of users, which `index` knows meanwhile."""
+    common = {
+        "interaction": [{"code": code} for code in _TYPE_LEVEL if code in offered],
+        "versioning": "versioned-update",
+        "readHistory": True,
+        "updateCreate": True,
+        "conditionalCreate": True,
+        "conditionalRead": "full-support",
+        "conditionalUpdate": True,
+        "conditionalDelete": conditional_delete,
+        "referencePolicy": ["literal", "logical", "local"] + (["enforced"] if integrity else []),
+        "operation": [{"name": name, "definition": url} for name, url in operations],
+    }
     version = importlib.metadata.version("passerelle")
     return {
         "resourceType": "CapabilityStatement",
         "status": "active",
-        "date": "2026-11-21",
+        "date": instant(now()),
         "kind": "instance",
         "software": {"name": "Passerelle", "version": version},
         "fhirVersion": "4.0.1",
@@ -99,21 +94,58 @@ def _kind(
         "rest": [
             {
                 "mode": "server",
-                "resource": listed,
-                "security": {"cors": cors},
+                "resource": [_resource(name, common) for name in sorted(definitions.resource_types())],
+                "security": {"cors": cors} | (_TOKENS if tokens else {}),
                 "interaction": [{"code": code} for code in (*_SYSTEM_LEVEL, "batch") if code in (*offered, "batch")],
+                "compartment": [_compartment(name) for name in sorted(definitions.compartments())],
             }
         ],
     }
 
 
+def _compartment(name: str) -> str:
+    """The canonical of a CompartmentDefinition of R4: `.../relatedPerson`."""
+    return f"{_COMPARTMENT}{name[0].lower()}{name[1:]}"
+
+
+def _resource(name: str, common: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a type. The audit trail is read and searched, never written."""
+    if name == "AuditEvent":
+        return {"type": name, "interaction": _AUDIT, "searchParam": _AUDIT_PARAMETERS}
+    included = {"searchInclude": _include(name), "searchRevInclude": _reverse_include(name)}
+    return {"type": name, **common, **included, "searchParam": _parameters(name)}
+
+
 def _parameters(name: str) -> list[dict[str, str]]:
     found = index.parameters(name)
-    return [{"name": code, "type": found[code].type} for code in sorted(found) if _is_searchable(name, found[code])]
+    able = (found[code] for code in sorted(found) if _is_searchable(name, found[code]))
+    return [{"name": one.code, "definition": one.url, "type": one.type} for one in able]
+
+
+def _include(name: str) -> list[str]:
+    """The `_include` values of a type."""
+    return ["*", *(f"{name}:{one.code}" for one in _references(name))]
+
+
+def _reverse_include(name: str) -> list[str]:
+    """The `_revinclude` values of a type: those whose parameter is of references to it. What refers to any type is
+    taken as well and is told by `*` alone: with each of it under every type the statement were twice as long."""
+    kinds = definitions.resource_types() - {"Parameters"}  # nothing refers to that
+    of_some = ((kind, one) for kind in sorted(kinds) for one in _references(kind) if kinds - set(one.targets))
+    return ["*", *(f"{kind}:{one.code}" for kind, one in of_some if name in one.targets)]
+
+
+def _references(name: str) -> list[Parameter]:
+    """The reference parameters that are searched by. The audit trail is no resource of the store: nothing of it comes
+    along."""
+    found = index.parameters(name) if name != "AuditEvent" else {}
+    return [found[code] for code in sorted(found) if found[code].type == "reference" and found[code].ready]
 
 
 def _is_searchable(name: str, parameter: Parameter) -> bool:
     """Whether a search by it is answered; of composites the parser says so."""
+    if not parameter.ready:
+        return False
     if parameter.type != "composite":
         return parameter.type in _PARAM_TYPES
     try:

@@ -66,7 +66,7 @@ def base(settings: Settings, headers: Mapping[str, str], mount: str) -> str:
         named = (one for one in known if urlsplit(one).netloc.lower() == called.lower())
         if found := next(named, settings.public_url.rstrip("/")):
             return found
-    return f"http://{called}/{mount}"
+    return f"{settings.web_scheme}://{called}/{mount}"
 
 
 def unpacked(headers: Mapping[str, str], body: bytes, limit: int) -> bytes:

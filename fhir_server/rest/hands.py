@@ -7,12 +7,14 @@ wake the loop once. See docs/adr/0037-reads-on-the-loop.md.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+log = logging.getLogger("passerelle.rest")
 T = TypeVar("T")
 _Done = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
@@ -29,17 +31,28 @@ class Hands:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """The function's result, once a thread has run it. Call on the loop."""
+        """The function's result, once a thread has run it. Call on the loop. Raises RuntimeError when no thread can be
+        had to run it."""
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = self._loop.create_future()
-        if self._free <= 0 and len(self._threads) < self._most:
-            thread = threading.Thread(target=self._serve, name=f"http-{len(self._threads) + 1}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        else:
+        if self._free > 0 or len(self._threads) == self._most or not self._one_more():
             self._free -= 1
         self._work.put((work, future))
         return future
+
+    def _one_more(self) -> bool:
+        """Whether there is another thread. Where none can be had the work waits for those there are; raises
+        RuntimeError where there is none at all."""
+        thread = threading.Thread(target=self._serve, name=f"http-{len(self._threads) + 1}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as fault:
+            if not self._threads:
+                raise
+            log.warning("HTTP goes on with %d threads of %d: %s", len(self._threads), self._most, fault)
+            return False
+        self._threads.append(thread)
+        return True
 
     def _serve(self) -> None:
         while (told := self._work.get()) is not None:

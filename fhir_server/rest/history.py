@@ -22,7 +22,7 @@ from profiles import json_text
 
 PARAMETERS = ("_since", "_at", "_count", "_sort", PAGE, "_format", "_pretty", "_summary", "_elements")
 _OLDEST_FIRST = "_lastUpdated"
-_SORTS = ("-_lastUpdated", "none", _OLDEST_FIRST)
+SORTS = ("-_lastUpdated", "none", _OLDEST_FIRST)
 _STATUS = {"POST": "201", "DELETE": "204"}
 
 
@@ -82,7 +82,7 @@ def _asked(request: Request) -> dict[str, str]:
             problem = f"history has no parameter `{name[:64]}`; valid: {', '.join(PARAMETERS)}"
         elif name in asked:
             problem = f"`{name}` stands twice; send it once"
-        elif name == "_sort" and value not in _SORTS:
+        elif name == "_sort" and value not in SORTS:
             problem = f"history is sorted by time alone; send _sort={_OLDEST_FIRST}, or leave `_sort` out"
         if problem and not lenient:
             raise Invalid(problem, http=400)

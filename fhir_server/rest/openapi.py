@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fhir_server.changes import Hub
 from fhir_server.rest import patch
+from fhir_server.rest.history import SORTS
 from fhir_server.rest.http import FHIR_JSON, FHIR_XML, Request, Response
 from fhir_server.rest.search import FORM
 from profiles import definitions, json_text
@@ -46,17 +47,20 @@ _QUERY: dict[str, tuple[str, Schema]] = {
     ),
     "profile": ("the profile to judge by; only the base definition of the type", {"type": "string"}),
     "_at": ("versions that were current then", {"type": "string"}),
+    "_sort": ("the order of versions, the newest first by default", {"type": "string", "enum": list(SORTS)}),
 }
 _HEADERS: dict[str, str] = {
     "If-None-Match": "the ETag the client holds",
     "If-Modified-Since": "the Last-Modified the client holds",
     "If-Match": 'the version that is to be changed, W/"1"',
     "If-None-Exist": "a search: create only when it finds nothing",
-    "Prefer": "return=minimal, representation or OperationOutcome; handling=strict or lenient; respond-async",
+    "Prefer": "return=minimal, representation or OperationOutcome; handling=strict or lenient; for a search, a history "
+    "or a Bundle also respond-async",
     "X-Provenance": "a Provenance without target, as JSON, stored in the same transaction",
 }
 _RENDERING = ("_format", "_pretty")
 _PARTS = (*_RENDERING, "_summary", "_elements")
+_HISTORY = (*_PARTS, "_count", "_since", "_at", "_sort")
 # Query parameters and headers by interaction of the route table.
 _TAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "capabilities": (_PARTS, ()),
@@ -64,9 +68,9 @@ _TAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "vread": (_PARTS, ("If-None-Match", "If-Modified-Since")),
     "search-type": ((*_PARTS, "_count"), ("Prefer",)),
     "search-system": ((*_PARTS, "_type", "_count"), ("Prefer",)),
-    "history-instance": ((*_PARTS, "_count", "_since", "_at"), ("Prefer",)),
-    "history-type": ((*_PARTS, "_count", "_since", "_at"), ("Prefer",)),
-    "history-system": ((*_PARTS, "_count", "_since", "_at"), ("Prefer",)),
+    "history-instance": (_HISTORY, ("Prefer",)),
+    "history-type": (_HISTORY, ("Prefer",)),
+    "history-system": (_HISTORY, ("Prefer",)),
     "create": (_RENDERING, ("If-None-Exist", "Prefer", "X-Provenance")),
     "update": (_RENDERING, ("If-Match", "If-None-Match", "Prefer", "X-Provenance")),
     "patch": (_RENDERING, ("If-Match", "Prefer", "X-Provenance")),

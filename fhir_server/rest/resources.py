@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from fhir_server.changes import Applied, Change, Hub, apply, read_current
@@ -103,7 +104,11 @@ def update_conditional(hub: Hub, request: Request) -> Response:
     resource = body_of(hub, request, kind)
     named = resource.get("id", "")
     condition = criteria(request, "update")
-    return write(hub, request, Change("update", kind, named, resource, if_match=_if_match(request), criteria=condition))
+    absent = absent_asked(request.headers.get("if-none-match"))
+    known = _if_match(request)
+    return write(
+        hub, request, Change("update", kind, named, resource, if_match=known, if_absent=absent, criteria=condition)
+    )
 
 
 def delete(hub: Hub, request: Request) -> Response:
@@ -114,9 +119,14 @@ def delete(hub: Hub, request: Request) -> Response:
 
 def delete_conditional(hub: Hub, request: Request) -> Response:
     """DELETE [base]/[type]?[criteria]: none, one, or by the setting `conditional_delete` every match."""
-    kind = known_type(request.path_args["type"])
-    many = hub.settings.conditional_delete == "multiple"
-    return write(hub, request, Change("delete", kind, criteria=criteria(request, "delete"), many=many))
+    kind, known = known_type(request.path_args["type"]), _if_match(request)
+    many = takes_many(hub, known)
+    return write(hub, request, Change("delete", kind, if_match=known, criteria=criteria(request, "delete"), many=many))
+
+
+def takes_many(hub: Hub, if_match: int | None) -> bool:
+    """Whether a conditional delete takes every match: a version that is named is the version of one."""
+    return hub.settings.conditional_delete == "multiple" and if_match is None
 
 
 def write(hub: Hub, request: Request, change: Change) -> Response:
@@ -154,10 +164,14 @@ def applied_response(hub: Hub, request: Request, applied: Applied) -> Response:
     if wanted == "minimal":
         return Response(applied.status, headers)
     if wanted == "OperationOutcome":
-        issues = [Issue("information", "informational", f"stored as version {stored.version}")]
-        issues += [Issue("warning", "incomplete", note) for note in applied.notes]
-        return json_response(request, applied.status, json_text.write(outcome(issues)), *headers)
+        return json_response(request, applied.status, json_text.write(told_of(stored, applied.notes)), *headers)
     return json_response(request, applied.status, binary.listed(hub, request, stored), *headers)
+
+
+def told_of(stored: Stored, notes: Sequence[str]) -> dict[str, Any]:
+    """The OperationOutcome of a write that was done, with what a person should know of it."""
+    issues = [Issue("information", "informational", f"stored as version {stored.version}")]
+    return outcome([*issues, *(Issue("warning", "incomplete", note) for note in notes)])
 
 
 def _named(request: Request) -> tuple[str, str]:

@@ -59,7 +59,7 @@ class Route:
     def regex(self) -> re.Pattern[str]:
         """The compiled path pattern. No id begins with `_` or `$`, so that operations never look like one; the audit
         trail has routes of its own."""
-        text = self.pattern.replace(".", r"\.").replace("$", r"\$")
+        text = self.pattern.replace(".", r"\.").replace("$", r"\$").replace("*", r"\*")
         text = text.replace("{type}", r"(?P<type>(?!AuditEvent\b)[A-Z][A-Za-z]{0,79})")
         text = text.replace("{compartment}", r"(?P<compartment>[A-Z][A-Za-z]{0,79})")
         return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/_$][^/]{0,79})", text) + r"/?\Z")
@@ -99,6 +99,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/{type}/{id}/$validate", "validate", validation.of_instance, "judge it", operation=VALIDATE),
     Route("POST", "/{type}/{id}/$validate", "validate", validation.of_instance, "try a write", operation=VALIDATE),
     Route("GET", "/{type}/{id}/_history", "history-instance", history.of_instance, "every version", many=True),
+    Route("GET", "/{compartment}/{id}/*", "search-type", search.of_compartment, "all of a compartment", many=True),
     Route("GET", "/{compartment}/{id}/{type}", "search-type", search.of_compartment, "search a compartment", many=True),
     Route("GET", "/{type}/{id}/_history/{vid}", "vread", resources.vread, "one version"),
 )

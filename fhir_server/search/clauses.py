@@ -63,6 +63,16 @@ class Asked:
         return known
 
 
+class NoModifier(errors.Invalid):
+    """The parameter has no such modifier. R4 has a server refuse that whatever else it may leave out: without it the
+    search would find more than was asked for."""
+
+
+def no_modifier(name: str, modifier: str) -> NoModifier:
+    """Of a parameter that has none."""
+    return NoModifier(f"`{name[:100]}` has no modifier :{modifier[:50]}.", http=400)
+
+
 def refused(text: str, issues: tuple[Issue, ...] = ()) -> errors.Invalid:
     """What the client asked makes no sense."""
     return errors.Invalid(text, issues=issues, http=400)
@@ -76,7 +86,7 @@ def absent(text: str) -> errors.Unsupported:
 def clause(asked: Asked, name: str, text: str) -> Clause:
     """The clause of one name and its text on any of the asked types."""
     if name.partition(":")[0] in fulltext.NAMES:
-        return fulltext.clause(name, text)
+        return _full_text(name, text)
     if asked.depth > MAX_DEPTH:
         raise errors.TooLarge(f"A search follows at most {MAX_DEPTH} references in a row.")
     if name.startswith("_has:"):
@@ -98,15 +108,24 @@ def clause(asked: Asked, name: str, text: str) -> Clause:
     return merged(made, name)
 
 
+def _full_text(name: str, text: str) -> Clause:
+    code, colon, modifier = name.partition(":")
+    if colon:
+        raise no_modifier(code, modifier)
+    return fulltext.clause(code, text)
+
+
 def plain(asked: Asked, parameter: Parameter, modifier: str, text: str) -> Clause:
     """A parameter without a chain."""
     name = f"{parameter.code}:{modifier}" if modifier else parameter.code
-    if modifier == "missing":
-        if text not in ("true", "false") or parameter.pid == 0:
-            raise refused(f"`{name}` is true or false, and only for parameters that may be missing.")
-        return Clause(parameter.code, parameter.type, parameter.pid, missing=text == "true")
     if parameter.type == "composite":
         return _composite(asked, parameter, modifier, text)
+    if modifier == "missing":
+        if parameter.pid == 0:
+            raise NoModifier(f"`{name}`: every resource has one; :missing is for what may be missing.", http=400)
+        if text not in ("true", "false"):
+            raise refused(f"`{name}` is true or false.")
+        return Clause(parameter.code, parameter.type, parameter.pid, missing=text == "true")
     kind = modifier if parameter.type == "reference" and literals.is_resource_type(modifier) else ""
     if kind:
         if parameter.targets and kind not in parameter.targets:
@@ -138,7 +157,8 @@ def _composite(asked: Asked, parameter: Parameter, modifier: str, text: str) -> 
     if shape is None:
         raise absent(f"`{parameter.code}` is a composite parameter this server does not offer; use its parts.")
     if modifier:
-        raise refused(f"`{parameter.code}` is a composite parameter and has no modifier :{modifier[:50]}.")
+        text = f"`{parameter.code}` is a composite parameter and has no modifier :{modifier[:50]}."
+        raise NoModifier(text, http=400)
 
     found: list[Value] = []
     for context in shape.contexts:
@@ -171,16 +191,13 @@ def _reader(parameter: Parameter, modifier: str) -> literals.Reader:
     if modifier in known:
         return known[modifier] or own
     if modifier in TERMINOLOGY.get(parameter.type, ()):
-        raise absent(
-            f"`{parameter.code}:{modifier}` needs the terminology service, which this server does not offer yet."
-        )
+        text = f"`{parameter.code}:{modifier}` needs the terminology service, which this server does not offer yet."
+        raise NoModifier(text, code="not-supported", http=400)
     names = [":missing", *(f":{one}" for one in known)]
     if parameter.type == "reference":
         names.append(":[type]")
-    raise refused(
-        f"`{parameter.code}` is a {parameter.type} parameter and has no modifier :{modifier[:50]}; "
-        f"it has {', '.join(names)}."
-    )
+    text = f"`{parameter.code}` is a {parameter.type} parameter and has no modifier :{modifier[:50]}; "
+    raise NoModifier(f"{text}it has {', '.join(names)}.", http=400)
 
 
 def _pointed(parameter: Parameter, kind: str, values: tuple[Value, ...], name: str) -> tuple[Value, ...]:
@@ -199,7 +216,7 @@ def _chain(asked: Asked, parameter: Parameter, modifier: str, rest: str, text: s
     if parameter.type != "reference":
         raise refused(f"`{parameter.code}` is a {parameter.type} parameter; only references have chains.")
     if modifier and not literals.is_resource_type(modifier):
-        raise refused(f"`{parameter.code}:{modifier}` in a chain: {modifier!r} is no resource type.")
+        raise NoModifier(f"`{parameter.code}:{modifier}` in a chain: {modifier!r} is no resource type.", http=400)
     if modifier and parameter.targets and modifier not in parameter.targets:
         raise _no_target(parameter, modifier)
     targets = (modifier,) if modifier else parameter.targets
@@ -225,8 +242,12 @@ def leads(kind: str, code: str, further: bool) -> bool:
     return parameter is not None and (parameter.type == "reference" or not further)
 
 
-def _no_target(parameter: Parameter, kind: str) -> errors.Invalid:
-    return refused(f"`{parameter.code}` never refers to {kind}. It refers to: {', '.join(parameter.targets)}.")
+def _no_target(parameter: Parameter, kind: str) -> NoModifier:
+    return NoModifier(_never(parameter, kind), http=400)
+
+
+def _never(parameter: Parameter, kind: str) -> str:
+    return f"`{parameter.code}` never refers to {kind}. It refers to: {', '.join(parameter.targets)}."
 
 
 def has(asked: Asked, name: str, text: str) -> Clause:
@@ -240,7 +261,8 @@ def has(asked: Asked, name: str, text: str) -> Clause:
         known = sorted(one.code for one in index.parameters(source).values() if one.type == "reference")
         raise refused(f"{source} has no reference parameter `{code}`. It has: {', '.join(known)}.")
     if asked.types and parameter.targets and not set(asked.types) & set(parameter.targets):
-        raise _no_target(parameter, asked.types[0])
+        raise refused(_never(parameter, asked.types[0]))
+    ready(parameter)
     inner = asked.beyond((source,), rest, text)
     return Clause("_has", "reference", parameter.pid, chain=(inner,), reverse=(source, parameter.pid))
 
@@ -258,7 +280,7 @@ def known(asked: Asked, code: str, name: str) -> list[Parameter]:
     types = asked.types or ("Resource",)
     found = [parameter_of(kind, code) for kind in types]
     if all(found):
-        return [_ready(one) for one in found if one is not None]
+        return [ready(one) for one in found if one is not None]
     lacking = next(kind for kind, one in zip(types, found, strict=True) if one is None)
     shared = set.intersection(*(set(index.parameters(kind)) for kind in types))
     if asked.depth == 0 and name != "_sort":
@@ -273,7 +295,7 @@ def known(asked: Asked, code: str, name: str) -> list[Parameter]:
     raise refused(f"{what}{hint} Known are: {', '.join(sorted(shared))}.")
 
 
-def _ready(parameter: Parameter) -> Parameter:
+def ready(parameter: Parameter) -> Parameter:
     """errors.Unsupported while the rows of a new parameter are still being made: an answer would lack resources."""
     if not parameter.ready:
         raise absent(

@@ -75,20 +75,37 @@ def pid(resource_type: str, code: str) -> int:
     return parameters(resource_type)[code].pid
 
 
-@cache
+@dataclass(frozen=True, slots=True, eq=False)
+class Installed:
+    """The `parameters` beside the standard's, each with whether it may be searched by. Compared by identity: what was
+    worked out for one is never taken for what another says, though they hold the same."""
+
+    parameters: tuple[tuple[definitions.SearchParameter, bool], ...] = ()
+
+
 def parameters(resource_type: str) -> Mapping[str, Parameter]:
     """Code -> parameter, of one resource type (also the abstract `Resource` and `DomainResource`)."""
+    return _in_force(resource_type, _installed)
+
+
+@cache
+def _in_force(resource_type: str, added: Installed) -> Mapping[str, Parameter]:
     found: dict[str, Parameter] = {}
     for definition in definitions.search_parameters(resource_type):
         if definition.code not in _ELSEWHERE and definition.expression and definition.code not in found:
             found[definition.code] = _parameter(definition, resource_type)
-    for definition, ready in (*((one, True) for one in ours.PARAMETERS), *_installed):
+    for definition, ready in (*((one, True) for one in ours.PARAMETERS), *added.parameters):
         if resource_type in definition.bases and definition.code not in found:
             found[definition.code] = replace(_parameter(definition, resource_type), ready=ready)
     return MappingProxyType(found)
 
 
-_installed: tuple[tuple[definitions.SearchParameter, bool], ...] = ()
+_installed = Installed()
+
+
+def installed() -> Installed:
+    """The parameters beside the standard's in this process."""
+    return _installed
 
 
 def install(added: Sequence[tuple[definitions.SearchParameter, bool]]) -> None:
@@ -97,17 +114,22 @@ def install(added: Sequence[tuple[definitions.SearchParameter, bool]]) -> None:
     Rows of all of them are made from now on. The truth is in the store; this is the copy that it keeps fresh.
     """
     global _installed
-    if _installed != tuple(added):
-        _installed = tuple(added)
-        parameters.cache_clear()
+    if _installed.parameters != tuple(added):
+        _installed = Installed(tuple(added))
+        # Room only: whoever is at work with the former ones leaves what they make under these.
+        _in_force.cache_clear()
         _tree.cache_clear()
-        reference_pids.cache_clear()
+        _reference_pids.cache_clear()
+
+
+def reference_pids() -> tuple[int, ...]:
+    """The ids of all reference parameters of all types."""
+    return _reference_pids(_installed)
 
 
 @cache
-def reference_pids() -> tuple[int, ...]:
-    """The ids of all reference parameters of all types."""
-    every = (one for kind in definitions.resource_types() for one in parameters(kind).values())
+def _reference_pids(added: Installed) -> tuple[int, ...]:
+    every = (one for kind in definitions.resource_types() for one in _in_force(kind, added).values())
     return tuple(sorted({one.pid for one in every if one.type == "reference"}))
 
 
@@ -186,7 +208,7 @@ def _contained(held: Any) -> list[tuple[str, str, Mapping[str, Any]]]:
 
 def _rows(kind: str, resource: Mapping[str, Any], zone: str, inside: Mapping[str, str] | None) -> IndexRows:
     """The rows of one resource, without those of what it contains; `inside`: the type of each of these, by id."""
-    tree = _tree(kind)
+    tree = _tree(kind, _installed)
     found = IndexRows(inside=inside)
     walk(tree.root, resource, found, zone)
     for parameter, compiled, emit in tree.computed:
@@ -227,11 +249,11 @@ class _Tree:
 
 
 @cache
-def _tree(resource_type: str) -> _Tree:
+def _tree(resource_type: str, added: Installed) -> _Tree:
     root, whole = Place(), walking.root_of(resource_type)
     plan: walking.Plan = {}
     computed: list[tuple[Parameter, engine.Compiled, Emit]] = []
-    known = parameters(resource_type).values()
+    known = _in_force(resource_type, added).values()
     for parameter in known:
         if parameter.pid == 0 or parameter.type == "composite":
             continue

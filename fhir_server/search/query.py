@@ -16,7 +16,7 @@ from datetime import datetime
 from fhir_server import errors
 from fhir_server.errors import Issue
 from fhir_server.search import compartments, filters, literals, shaping
-from fhir_server.search.clauses import RENDERING, Asked, absent, clause, has, refused
+from fhir_server.search.clauses import RENDERING, Asked, NoModifier, absent, clause, has, no_modifier, refused
 from fhir_server.search.literals import Reading
 from fhir_server.search.plan import Clause, Include, Plan, Sort
 
@@ -54,11 +54,11 @@ def parse(
 ) -> Plan:
     """The plan of decoded query parameters on one type ('' searches all types, narrowed by `_type`).
 
-    `lenient` (Prefer: handling=lenient) leaves out what is unknown or cannot be read; `self_link` of the plan holds
-    what was used. `zone` is the IANA zone of dates without one, `bases` the URLs of this server, `now` the instant that
-    `ap` measures dates from. `compartment` (`("Patient", "1")`) keeps what belongs to it. Raises errors.Invalid (400)
-    for unknown parameters, modifiers and values, one issue each; Unsupported (400) for what R4 has and this server has
-    not; TooLarge (`too-costly`) beyond 200 parameters, 1,000 values, 20 references in a row or 60 in all.
+    `lenient` (Prefer: handling=lenient) leaves out what is unknown or cannot be read, but no modifier; `self_link` of
+    the plan holds what was used. `zone` is the IANA zone of dates without one, `bases` the URLs of this server, `now`
+    the instant that `ap` measures dates from. `compartment` (`("Patient", "1")`) keeps what belongs to it. Raises
+    errors.Invalid (400) for unknown parameters, modifiers and values and for what R4 has and this server has not, one
+    issue each; TooLarge (`too-costly`) beyond 200 parameters, 1,000 values, 20 references in a row or 60 in all.
     """
     if len(pairs) > MAX_PARAMETERS:
         raise errors.TooLarge(f"A search has at most {MAX_PARAMETERS} parameters, not {len(pairs)}.")
@@ -121,10 +121,11 @@ def _drafted(
         try:
             _one(plan, asked, name, text)
         except (errors.Invalid, errors.Unsupported) as problem:
-            problems.extend(problem.issues)
+            if not lenient or isinstance(problem, NoModifier):
+                problems.extend(problem.issues)
         else:
             used.append((name, text))
-    if problems and not lenient:
+    if problems:
         summary = (
             problems[0].diagnostics if len(problems) == 1 else f"{len(problems)} search parameters cannot be used."
         )
@@ -144,7 +145,9 @@ def _types(resource_type: str, pairs: Sequence[tuple[str, str]], lenient: bool) 
 
 def _one(plan: _Draft, asked: Asked, name: str, text: str) -> None:
     """Adds one parameter to the plan."""
-    key, _, modifier = name.partition(":")
+    key, colon, modifier = name.partition(":")
+    if colon and (key in RENDERING or (key in _SPECIAL and key not in _WITH_MODIFIERS)):
+        raise no_modifier(key, modifier)
     if key in RENDERING or (key == "_type" and asked.types):
         return
     if not text:
@@ -160,13 +163,13 @@ def _one(plan: _Draft, asked: Asked, name: str, text: str) -> None:
 
 
 def _count(plan: _Draft, asked: Asked, modifier: str, text: str) -> None:
-    if modifier or not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit():
         raise refused(f"`_count={text[:20]}` is no number; it is 0 or more.")
     plan.count = min(int(text.lstrip("0")[:10] or "0"), MAX_COUNT)
 
 
 def _total(plan: _Draft, asked: Asked, modifier: str, text: str) -> None:
-    if modifier or text not in ("none", "estimate", "accurate"):
+    if text not in ("none", "estimate", "accurate"):
         raise refused("`_total` is none, estimate or accurate.")
     plan.total = text
 
@@ -187,8 +190,6 @@ def _revinclude(plan: _Draft, asked: Asked, modifier: str, text: str) -> None:
 
 
 def _filter(plan: _Draft, asked: Asked, modifier: str, text: str) -> None:
-    if modifier:
-        raise refused(f"`_filter` has no modifier :{modifier[:50]}.")
     plan.clauses.append(filters.clause(dataclasses.replace(asked, seen={}), text))
 
 
@@ -202,20 +203,20 @@ def _phonetic(plan: _Draft, asked: Asked, modifier: str, text: str) -> None:
 
 def _list(plan: _Draft, asked: Asked, modifier: str, text: str) -> None:
     """The resources that a List has among its items."""
-    if modifier or text.startswith("$"):
+    if text.startswith("$"):
         raise absent("`_list` takes the id of a List; functional lists ($current-...) are not offered.")
     ids = ",".join(one.removeprefix("List/") for one in text.split(","))
     plan.clauses.append(has(asked, "_has:List:item:_id", ids))
 
 
 def _contained(plan: _Draft, asked: Asked, modifier: str, text: str) -> None:
-    if modifier or text not in ("true", "false", "both"):
+    if text not in ("true", "false", "both"):
         raise refused("`_contained` is false, true or both.")
     plan.contained = "" if text == "false" else text
 
 
 def _contained_type(plan: _Draft, asked: Asked, modifier: str, text: str) -> None:
-    if modifier or text not in ("container", "contained"):
+    if text not in ("container", "contained"):
         raise refused("`_containedType` is container or contained.")
     plan.container = text == "container"
 
@@ -239,3 +240,5 @@ _SPECIAL: dict[str, Callable[[_Draft, Asked, str, str], None]] = {
     "_query": _query,
     "phonetic": _phonetic,
 }
+# Those R4 gives modifiers: :iterate, and those of a string.
+_WITH_MODIFIERS = frozenset(("_include", "_revinclude", "phonetic"))

@@ -25,7 +25,9 @@ def own_bases(settings: Settings, *called: str) -> tuple[str, ...]:
     """
     bases = [*declared_bases(settings), *(base.strip().rstrip("/") for base in called if base.strip())]
     if not settings.public_url:
-        for match in filter(None, map(_LOOPBACK.fullmatch, [*bases, f"http://localhost:{settings.http_port}/fhir"])):
+        for match in filter(
+            None, map(_LOOPBACK.fullmatch, [*bases, f"{settings.web_scheme}://localhost:{settings.http_port}/fhir"])
+        ):
             bases += [f"{match[1]}{name}{match[2]}" for name in ("127.0.0.1", "localhost", "[::1]")]
     return tuple(dict.fromkeys(bases))
 

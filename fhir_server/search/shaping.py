@@ -9,7 +9,7 @@ import dataclasses
 
 from fhir_server import errors
 from fhir_server.search import index, literals
-from fhir_server.search.clauses import Asked, known, leads, parameter_of, refused
+from fhir_server.search.clauses import Asked, NoModifier, known, leads, parameter_of, ready, refused
 from fhir_server.search.index import Parameter
 from fhir_server.search.plan import Include, Sort
 
@@ -58,7 +58,7 @@ def _sorted_by(asked: Asked, code: str, key: str) -> list[Parameter]:
 def include(name: str, modifier: str, text: str) -> Include:
     """`Observation:subject`, `Observation:subject:Patient`, `Observation:*` or `*`, of `_include` or `_revinclude`."""
     if modifier not in ("", "iterate", "recurse"):
-        raise refused(f"`{name}:{modifier[:50]}` is not known; the only modifier is :iterate.")
+        raise NoModifier(f"`{name}:{modifier[:50]}` is not known; the only modifier is :iterate.", http=400)
     reverse, iterate = name == "_revinclude", bool(modifier)
     if text == "*":
         return Include("", 0, (), reverse, iterate)
@@ -73,4 +73,4 @@ def include(name: str, modifier: str, text: str) -> Include:
     if parameter is None or parameter.type != "reference":
         has = sorted(one.code for one in index.parameters(source).values() if one.type == "reference")
         raise refused(f"`{name}={text[:200]}`: {source} has no reference parameter `{code}`. It has: {', '.join(has)}.")
-    return Include(source, parameter.pid, targets, reverse, iterate)
+    return Include(source, ready(parameter).pid, targets, reverse, iterate)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import ssl
+from pathlib import Path
 from typing import Literal
 
 from fhir_server.config import ConfigError, Settings
 from mssante.channel import Credentials, tls_context
+
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def towards_partners(settings: Settings) -> ssl.SSLContext:
@@ -22,6 +26,31 @@ def towards_partners(settings: Settings) -> ssl.SSLContext:
     except (OSError, ValueError) as fault:
         names = "client_certificate, client_key, client_key_password, client_authorities"
         raise ConfigError(f"{names}: these do not go together or cannot be read ({fault})") from fault
+
+
+def shown(settings: Settings) -> str:
+    """The certificate that our HTTP port shows from now on, as PEM; '' where it serves without TLS. Raises
+    ConfigError."""
+    if settings.web_scheme == "http":
+        return ""
+    try:
+        found = _CERTIFICATE.search(Path(settings.server_certificate).read_text("latin-1"))
+    except OSError as fault:
+        raise ConfigError(f"server_certificate cannot be read ({fault})") from fault
+    if found is None:
+        raise ConfigError(f"server_certificate: {settings.server_certificate} holds no certificate")
+    return found[0]
+
+
+def towards(certificate: str) -> ssl.SSLContext | None:
+    """For commands that ask the serving process beside them, which shows exactly this certificate (PEM), whatever name
+    it bears; None where it serves without TLS."""
+    if not certificate:
+        return None
+    context = ssl.create_default_context(cadata=certificate)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 def mail_credentials(settings: Settings) -> Credentials | None:

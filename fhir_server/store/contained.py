@@ -9,8 +9,9 @@ Source: https://hl7.org/fhir/R4/search.html#contained
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
-from fhir_server.search.plan import Plan
+from fhir_server.search.plan import Clause, Plan
 from fhir_server.search.values import bounded
 from fhir_server.store.conditions import Ground, conditions
 from fhir_server.store.dialect import marks
@@ -35,6 +36,29 @@ _TYPES = (
 def types(view: View) -> frozenset[str]:
     """The types of all contained resources there are: a chain to any other type need not look for them."""
     return frozenset(row[0] for row in view.db.rows(_TYPES))
+
+
+def held(view: View, clauses: Sequence[Clause]) -> frozenset[str]:
+    """The types of all contained resources, where a chain may lead to one."""
+    return types(view) if list(led_to(clauses)) else frozenset()
+
+
+def led_to(clauses: Sequence[Clause]) -> Iterator[tuple[str, ...]]:
+    """The types that each reference which is followed forwards leads to; () where it may be any."""
+    for clause in clauses:
+        if clause.chain and clause.reverse is None:
+            yield clause.chain_types
+        yield from led_to((*clause.chain, *clause.parts))
+
+
+def inside(clauses: Sequence[Clause]) -> Fragment | None:
+    """The question whether there are contained resources of a type that a chain leads to; None without a chain."""
+    led = list(led_to(clauses))
+    if not led:
+        return None
+    kinds = () if () in led else tuple(sorted({kind for some in led for kind in some}))
+    of_type = f" WHERE c.type IN ({marks(kinds)})" if kinds else ""
+    return Fragment(f"EXISTS (SELECT 1 FROM contained c{of_type})", kinds)
 
 
 def sources(plan: Plan, ground: Ground) -> tuple[Fragment, ...]:

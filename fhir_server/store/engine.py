@@ -28,9 +28,10 @@ from fhir_server.store.inbox import INLINE_BYTES, InboxState, Keys, NewMessage, 
 from fhir_server.store.instances import Study
 from fhir_server.store.lanes import Claim, NewDelivery, Outcome
 from fhir_server.store.postgres import PostgresDatabase, connect
-from fhir_server.store.query import Page, is_single
+from fhir_server.store.query import Page, alone, is_single
 from fhir_server.store.resources import Stored
 from fhir_server.store.session import Snapshot, Tx
+from fhir_server.store.sizes import Sizes
 from fhir_server.store.sqlite import SqliteDatabase
 from fhir_server.store.view import View
 
@@ -103,6 +104,7 @@ class Store:
         when they tell."""
         self._database = database
         self._clock = clock
+        self._sizes = Sizes()
         self._bell = threading.Condition()
         self._rings = 0
         self._others = bell(self.wake)
@@ -146,7 +148,7 @@ class Store:
         """
 
         def run(session: Session) -> tuple[T, bool]:
-            view = View(session, caller, self.blobs, self._clock)
+            view = self._view(session, caller)
             result = work(Tx(view))
             lanes.flush(view)
             return result, view.woken
@@ -161,22 +163,29 @@ class Store:
     def read(self, caller: Caller) -> Iterator[Snapshot]:
         """One consistent snapshot."""
         with self._database.snapshot() as session:
-            yield Snapshot(View(session, caller, self.blobs, self._clock))
+            yield Snapshot(self._view(session, caller))
 
     def search(self, caller: Caller, plan: Plan) -> Page:
         """A page of a search, in a single statement without a transaction where that is enough."""
-        with (self._database.once if is_single(plan) else self._database.snapshot)() as session:
-            return Snapshot(View(session, caller, self.blobs, self._clock)).search(plan)
+        if is_single(plan):
+            with self._database.once() as session:
+                if (page := alone(self._view(session, caller), plan)) is not None:
+                    return page
+        with self.read(caller) as snapshot:
+            return snapshot.search(plan)
+
+    def _view(self, session: Session, caller: Caller) -> View:
+        return View(session, caller, self.blobs, self._clock, self._sizes)
 
     def get(self, caller: Caller, resource_type: str, resource_id: str) -> Stored | None:
         """The current version in one statement: the hot path of a FHIR read."""
         with self._database.once() as session:
-            return resources.get(View(session, caller, self.blobs, self._clock), resource_type, resource_id)
+            return resources.get(self._view(session, caller), resource_type, resource_id)
 
     def version(self, caller: Caller, resource_type: str, resource_id: str, number: int) -> Stored | None:
         """One version in one statement."""
         with self._database.once() as session:
-            return resources.version(View(session, caller, self.blobs, self._clock), resource_type, resource_id, number)
+            return resources.version(self._view(session, caller), resource_type, resource_id, number)
 
     async def soon(self, caller: Caller, resource_type: str, resource_id: str, number: int = 0) -> Stored | None:
         """`get`, or `version` of a number, on the caller's event loop and without a thread.
@@ -266,8 +275,9 @@ class Store:
             return lanes.next_due(snapshot.view)
 
     def payload(self, held: Claim) -> bytes:
-        """The frozen bytes of a claimed delivery."""
-        return self.blobs.read(held.delivery.sha256) if held.inline is None else held.inline
+        """The frozen bytes of a claimed delivery. Raises as `lanes.unchanged`."""
+        found = self.blobs.read(held.delivery.sha256) if held.inline is None else held.inline
+        return lanes.unchanged(held.delivery.id, found, held.delivery.sha256)
 
     def start_attempt(self, held: Claim, at: Moment = None) -> int:
         """Notes that bytes are about to leave; `LeaseLost`: send nothing. Returns the attempt's number."""

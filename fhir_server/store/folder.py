@@ -22,7 +22,7 @@ _TRIES, _PAUSE_SECONDS = 5, 0.02
 class DataFolderLock:
     """Held from construction to `close`; `Unavailable`, naming the holder, when another process serves the folder."""
 
-    def __init__(self, data_dir: Path, *, http_url: str = "", token: str = "") -> None:
+    def __init__(self, data_dir: Path, *, http_url: str = "", token: str = "", certificate: str = "") -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         self._file = os.open(data_dir / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         if not self._taken():
@@ -32,7 +32,7 @@ class DataFolderLock:
             raise errors.Unavailable(
                 f"Process {who.get('pid', '?')} already serves {data_dir}{where}; use it, or stop it first."
             )
-        self.describe(http_url, token)
+        self.describe(http_url, token, certificate)
 
     def _taken(self) -> bool:
         """Tries a few times: a `holder` that looks at this moment has the lock for an instant."""
@@ -45,9 +45,11 @@ class DataFolderLock:
                 return True
         return False
 
-    def describe(self, http_url: str, token: str = "") -> None:
-        """Writes who holds the folder, where it answers, and the token of whoever may read this file."""
-        text = json.dumps({"pid": os.getpid(), "http": http_url, "token": token}).encode()
+    def describe(self, http_url: str, token: str = "", certificate: str = "") -> None:
+        """Writes who holds the folder, where it answers, under which certificate (PEM), and the token of whoever may
+        read this file."""
+        told = {"pid": os.getpid(), "http": http_url, "token": token}
+        text = json.dumps(told | ({"certificate": certificate} if certificate else {})).encode()
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, text, 0)
 

@@ -483,16 +483,23 @@ def frozen_of(view: View, delivery_id: str) -> tuple[bytes, Kept | None]:
     if row is None or (row[0] is None and row[3] is None):
         raise errors.NotFound(f"The outbox has no delivery {delivery_id}, or its content is not on record.")
     if row[0] is not None:
-        return bytes(row[0]), None
+        return unchanged(delivery_id, bytes(row[0]), row[1]), None
     return b"", Kept(row[1], int(row[2]), Form(row[3], row[4]))
 
 
 def payload_of(view: View, delivery_id: str) -> bytes:
-    """The frozen bytes."""
+    """The frozen bytes. Raises as `unchanged`."""
     row = view.db.one("SELECT payload, sha256 FROM delivery WHERE id = ?", (delivery_id,))
     if row is None:
         raise errors.NotFound(f"The outbox has no delivery {delivery_id}.")
-    return bytes(row[0]) if row[0] is not None else view.content(row[1])
+    return unchanged(delivery_id, bytes(row[0]) if row[0] is not None else view.content(row[1]), row[1])
+
+
+def unchanged(delivery_id: str, found: bytes, sha256: str) -> bytes:
+    """`found`. Raises Fault for bytes that are not those that were frozen."""
+    if hashlib.sha256(found).hexdigest() != sha256:
+        raise errors.Fault(f"the bytes of delivery {delivery_id} are not those that were frozen; restore a backup")
+    return found
 
 
 def get(view: View, delivery_id: str) -> Delivery | None:

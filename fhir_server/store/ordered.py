@@ -9,7 +9,7 @@ Source: https://hl7.org/fhir/R4/search.html#sort
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from fhir_server import errors
@@ -50,10 +50,12 @@ _WAYS: dict[tuple[str, bool], _Way] = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The rows of a page, `COLUMNS` first, and behind each its position: the rest of `Plan.after`."""
+    """The rows of a page, `COLUMNS` first, with the position of each, the rest of `Plan.after`; what was visible on the
+    first page."""
 
     rows: list[Row]
     positions: list[tuple[object, ...]]
+    seen: object
 
 
 def applies(view: View, plan: Plan, ground: Ground) -> bool:
@@ -71,23 +73,46 @@ def applies(view: View, plan: Plan, ground: Ground) -> bool:
     # What the condition finds is mostly less, and then the other need not be counted.
     tests = [probe(one, WALKED_FROM, ground) for one in plan.clauses]
     tests.append(Fragment(of_type, (plan.types[0], WALKED_FROM)))
-    return all((row := view.db.one(test.sql, test.params)) and row[0] >= WALKED_FROM for test in tests)
+    return all(at_least(view, test, WALKED_FROM) for test in tests)
 
 
-def page(view: View, plan: Plan, ground: Ground, limit: int, since: Fragment) -> Found:
+def at_least(view: View, count: Fragment, many: int) -> bool:
+    """Whether a count up to `many` gets there, or did so lately."""
+    known = view.sizes.get(question(count))
+    if known is not None:
+        return known
+    row = view.db.one(count.sql, count.params)
+    return view.sizes.keep(question(count), row is not None and row[0] >= many)
+
+
+def question(count: Fragment) -> Hashable:
+    """What `Sizes` knows a count by."""
+    return (count.sql, count.params)
+
+
+def page(
+    view: View, plan: Plan, ground: Ground, limit: int, since: Fragment, ask: Callable[[Fragment], Sequence[Row]]
+) -> Found:
     """Up to `limit` rows: those that have a value first, then those that have none. `since` keeps what was visible on
-    the first page."""
+    the first page; `ask` runs a statement."""
     rows: list[Row] = []
     positions: list[tuple[object, ...]] = []
+    seen = plan.after[0] if plan.after else None
     for phase, statement in ((_THERE, there), (_ABSENT, absent)):
         if len(rows) == limit or (phase == _THERE and plan.after and plan.after[1] == _ABSENT):
             continue
         after = plan.after[2:] if plan.after and plan.after[1] == phase else ()
         asked = statement(view, plan, ground, limit - len(rows), since, after)
-        for row in view.db.rows(asked.sql, asked.params):
+        for row in ask(asked):
             rows.append(row)
-            positions.append((phase, *row[_WIDTH:]))
-    return Found(rows, positions)
+            positions.append((phase, *row[_WIDTH : None if plan.after else -1]))
+            seen = plan.after[0] if plan.after else row[-1]
+    return Found(rows, positions, seen)
+
+
+def _now(view: View, plan: Plan) -> str:
+    """A first page says by itself what it saw."""
+    return "" if plan.after else f", ({view.db.dialect.snapshot}) AS seen"
 
 
 _WIDTH = COLUMNS.count(",") + 1
@@ -110,7 +135,7 @@ def there(
     further = _further(columns, behind, after)
     order = ", ".join(f"{column}{down}" for column in columns)
     return Fragment(
-        f"SELECT {COLUMNS}, {', '.join(columns)} FROM {table} x CROSS JOIN resource r "
+        f"SELECT {COLUMNS}, {', '.join(columns)}{_now(view, plan)} FROM {table} x CROSS JOIN resource r "
         f"WHERE x.pid = ?{way.counts.format('x')} AND r.rid = x.rid AND {ground.plain('r.type')} = ? AND r.deleted = 0"
         f"{met.sql}{seen.sql}{since.sql} AND NOT EXISTS ({others}){further.sql} ORDER BY {order} LIMIT ?",
         (sort.pid, plan.types[0], *met.params, *seen.params, *since.params, sort.pid, *further.params, limit),
@@ -128,7 +153,7 @@ def absent(
     further = _further(columns, ">", after)
     valued = f"SELECT 1 FROM {table} y WHERE y.rid = r.rid AND {ground.plain('y.pid')} = ?{way.counts.format('y')}"
     return Fragment(
-        f"SELECT {COLUMNS}, {', '.join(columns)} FROM resource r WHERE r.type = ? AND r.deleted = 0"
+        f"SELECT {COLUMNS}, {', '.join(columns)}{_now(view, plan)} FROM resource r WHERE r.type = ? AND r.deleted = 0"
         f"{met.sql}{seen.sql}{since.sql} AND NOT EXISTS ({valued}){further.sql} "
         f"ORDER BY {', '.join(columns)} LIMIT ?",
         (plan.types[0], *met.params, *seen.params, *since.params, sort.pid, *further.params, limit),

@@ -192,17 +192,35 @@ def waiting(view: View, delivery_id: str) -> Waiting:
     return Waiting(delivery, lane, int(ahead[0]) if ahead else 0, None if block is None else Delivery(*block))
 
 
+_LONGEST_LEG = 500  # characters of `leg_text`
+
+
 def confirm(view: View, delivery_id: str, leg_state: str, text: str, inbox_id: str = "") -> bool:
     """Settles the second leg (business acknowledgement, DSN); False when no such delivery or it has no second leg.
 
-    A confirmed leg stays confirmed: a late contrary answer is the caller's to show, from its inbox row.
+    A confirmed leg stays confirmed: a late contrary answer is the caller's to show, from its inbox row. What was said
+    before, a refusal or a remark, stays behind the text, as far as there is room.
     """
+    said = printable(text)[:_LONGEST_LEG]
     return bool(
         view.db.count(
-            "UPDATE delivery SET leg_state = ?, leg_text = ?, leg_at = ?, leg_inbox = ? "
+            "UPDATE delivery SET leg_state = ?, leg_text = CASE WHEN leg_text <> '' "
+            f"THEN substr(? || '; ' || leg_text, 1, {_LONGEST_LEG}) ELSE ? END, leg_at = ?, leg_inbox = ? "
             "WHERE id = ? AND second_leg <> 'none' AND leg_state <> 'confirmed'",
-            (leg_state, printable(text), view.now(), inbox_id, delivery_id),
+            (leg_state, said, said, view.now(), inbox_id, delivery_id),
         )
+    )
+
+
+def remark(view: View, delivery_id: str, text: str) -> None:
+    """Puts a text behind what the second leg says, and changes nothing else: a further answer beside that which
+    settles. What there is no room for is cut; the answer itself stands in its inbox row."""
+    said = printable(text)[:_LONGEST_LEG]
+    view.db.count(
+        "UPDATE delivery SET leg_text = CASE WHEN leg_text = '' THEN ? "
+        f"ELSE substr(leg_text || '; ' || ?, 1, {_LONGEST_LEG}) END "
+        "WHERE id = ? AND second_leg <> 'none' AND length(leg_text) < ?",
+        (said, said, delivery_id, _LONGEST_LEG),
     )
 
 

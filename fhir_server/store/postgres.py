@@ -81,7 +81,7 @@ def connect(url: str, *, statement_seconds: float = 30.0) -> Connection:
     # content meanwhile says so (`linger`).
     options = (
         f"-c statement_timeout={limit} -c lock_timeout={limit} -c idle_in_transaction_session_timeout=10000"
-        " -c plan_cache_mode=force_custom_plan -c timezone=UTC -c client_min_messages=warning"
+        " -c plan_cache_mode=force_custom_plan -c jit=off -c timezone=UTC -c client_min_messages=warning"
     )
     try:
         connection = psycopg.connect(url, autocommit=True, options=options, application_name="passerelle")

@@ -10,14 +10,14 @@ Source: https://hl7.org/fhir/R4/search.html#return
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fhir_server import errors
 from fhir_server.search.described import described
 from fhir_server.search.plan import Clause, Include, Plan, Sort
-from fhir_server.store import contained, dates, ordered
-from fhir_server.store.conditions import ALL, TABLES, Ground, conditions, is_hop, is_id, is_seekable, probe
+from fhir_server.store import contained, dates, ordered, recent
+from fhir_server.store.conditions import ALL, JOINED, TABLES, Ground, conditions, is_hop, is_id, is_seekable, probe
 from fhir_server.store.dialect import Row, marks
 from fhir_server.store.resources import COLUMNS, Stored, stored
 from fhir_server.store.view import Fragment, View, visible
@@ -59,53 +59,101 @@ class Explained:
 def search(view: View, plan: Plan) -> Page:
     """Runs the plan for the caller. `TooLarge` and `Unavailable` (code timeout) bound what it may cost."""
     plan = replace(plan, clauses=dates.gathered(plan.clauses))
-    ground = _ground(view, plan)
-    total = _total(view, plan, ground) if plan.total != "none" or plan.count == 0 else None
+    ground = _ground(view, contained.held(view, plan.clauses))
+    return _page(view, plan, ground, lambda asked, order="": view.db.rows(asked.sql, asked.params))
+
+
+def is_single(plan: Plan) -> bool:
+    """Whether it is worth trying `alone`."""
+    return not plan.contained and (plan.count == 0 or (plan.total == "none" and not plan.includes))
+
+
+def alone(view: View, plan: Plan) -> Page | None:
+    """`search` outside a transaction, by a single statement; None where it takes several that must see the same."""
+    if view.db.dialect.name == "sqlite":
+        return search(view, plan)  # always inside one
+    plan = replace(plan, clauses=dates.gathered(plan.clauses))
+    inside = contained.inside(plan.clauses)
+    if inside and view.sizes.get((inside.sql, inside.params)):
+        return None
+    try:
+        return _page(view, plan, _ground(view, frozenset()), _Single(view, inside).rows)
+    except _Several:
+        return None
+
+
+class _Several(Exception):
+    """One statement is not enough."""
+
+
+class _Single:
+    """Asks one statement, and with it whether what it takes for granted holds: that no contained resource is of a type
+    a chain leads to."""
+
+    def __init__(self, view: View, inside: Fragment | None) -> None:
+        self._view, self._inside, self._asked = view, inside, False
+
+    def rows(self, asked: Fragment, order: str = "") -> Sequence[Row]:
+        """The rows of the statement, which are in this order. Raises _Several when it was not to be the only one."""
+        if self._asked:
+            raise _Several
+        self._asked, db, inside = True, self._view.db, self._inside
+        if inside is None:
+            return db.rows(asked.sql, asked.params)
+        guarded = f"SELECT m.*, g.inside FROM (SELECT {inside.sql} AS inside) g LEFT JOIN ({asked.sql}) m"
+        rows = db.rows(f"{guarded} ON NOT g.inside{order}", (*inside.params, *asked.params))
+        if rows[0][-1]:
+            self._view.sizes.keep((inside.sql, inside.params), True)
+            raise _Several
+        return [row[:-1] for row in rows if row[0] is not None]
+
+
+Ask = Callable[..., Sequence[Row]]
+
+
+def _page(view: View, plan: Plan, ground: Ground, ask: Ask) -> Page:
+    """`ask` takes a statement, and how its rows are in order."""
+    total = _total(view, plan, ground, ask) if plan.total != "none" or plan.count == 0 else None
     if plan.count == 0:
         return Page(total=total)
     count = min(plan.count, MAX_COUNT)
-    rows, positions, seen = _rows(view, plan, ground, count + 1)
+    rows, positions, seen = _rows(view, plan, ground, count + 1, ask)
     matches = tuple(contained.shown(stored(row[:_WIDTH])) for row in rows[:count])
     following = (seen, *positions[count - 1]) if len(rows) > count else None
     included, cut = _included(view, plan, matches) if plan.includes and matches else ((), False)
     return Page(matches, included, total, following, cut)
 
 
-def is_single(plan: Plan) -> bool:
-    """Whether one statement answers it, or several that need not see the same: no transaction is needed then."""
-    by_value = any(key.pid or key.chain for key in plan.sort)
-    whole = plan.count == 0 or (plan.total == "none" and not plan.includes and not by_value)
-    return whole and not plan.contained and not any(map(_chained, plan.clauses))
-
-
 def _rows(
-    view: View, plan: Plan, ground: Ground, limit: int
+    view: View, plan: Plan, ground: Ground, limit: int, ask: Ask
 ) -> tuple[Sequence[Row], Sequence[tuple[object, ...]], object]:
     """The rows of a page, `COLUMNS` first, the position each is at, and what was visible on the first page."""
+    since = _same_snapshot(view, plan)
     if ordered.applies(view, plan, ground):
-        found = ordered.page(view, plan, ground, limit, _same_snapshot(view, plan))
-        return found.rows, found.positions, plan.after[0] if plan.after else _now(view)
-    statement = _statement(view, plan, ground, limit)
-    rows = view.db.rows(statement.sql, statement.params)
+        found = ordered.page(view, plan, ground, limit, since, ask)
+        return found.rows, found.positions, found.seen
+    rows = recent.page(view, plan, ground, limit, since)
+    if rows is None:
+        keys = _keys(plan, ground)
+        rows = ask(_statement(view, plan, ground, keys, limit), _positions(keys))
+        if len(rows) == limit:
+            recent.learn(view, plan, ground)
     if plan.after:
         return rows, [row[_WIDTH:] for row in rows], plan.after[0]
     return rows, [row[_WIDTH:-1] for row in rows], rows[0][-1] if rows else None
 
 
-def _now(view: View) -> object:
-    row = view.db.one(view.db.dialect.snapshot)
-    return row[0] if row else 0
-
-
 def explain(view: View, plan: Plan) -> Explained:
     """What `search` runs, and what it meets."""
     plan = replace(plan, clauses=dates.gathered(plan.clauses))
-    ground, limit = _ground(view, plan), min(plan.count or 1, MAX_COUNT) + 1
-    walked = ordered.applies(view, plan, ground)
-    if walked:
+    ground, limit = _ground(view, contained.held(view, plan.clauses)), min(plan.count or 1, MAX_COUNT) + 1
+    since = _same_snapshot(view, plan)
+    if ordered.applies(view, plan, ground):
         statement = ordered.there(view, plan, ground, limit, Fragment(""))
+    elif recent.page(view, plan, ground, limit, since) is not None:
+        statement = recent.statement(view, plan, ground, limit, since)
     else:
-        statement = _statement(view, plan, ground, limit)
+        statement = _statement(view, plan, ground, _keys(plan, ground), limit)
     word = "EXPLAIN QUERY PLAN " if view.db.dialect.name == "sqlite" else "EXPLAIN "
     lines = view.db.rows(word + statement.sql, statement.params)
     started = time.perf_counter()
@@ -136,17 +184,33 @@ def _sources(view: View, plan: Plan, ground: Ground, *, whole: bool) -> tuple[Fr
 def _start(view: View, clauses: Sequence[Clause], ground: Ground, whole: bool) -> int | None:
     """The clause to start from: the one with the fewest rows, if few; None to walk the resources, newest first.
 
-    PostgreSQL decides by its statistics. SQLite has none worth the name, so a look at up to `FEW` index rows a clause
-    decides: few rows are fetched and sorted, many mean that a walk soon fills the page.
+    PostgreSQL decides by its statistics, but for `_rare`. SQLite has none worth the name, so a look at up to `FEW`
+    index rows a clause decides: few rows are fetched and sorted, many mean that a walk soon fills the page.
     """
     if view.db.dialect.name == "postgresql":
-        return ALL
+        return _rare(view, clauses, ground)
     found: list[tuple[int, int]] = []
     for position, clause in enumerate(clauses):
         size = _size(view, clause, ground)
         if size is not None and (size <= FEW or whole):
             found.append((size, position))
     return min(found)[1] if found else None
+
+
+def _rare(view: View, clauses: Sequence[Clause], ground: Ground) -> int:
+    """The clause that holds for few where a code holds for many; else `ALL`.
+
+    PostgreSQL's statistics take the columns of an index row for independent of one another: a code that many have
+    looks rare to it, and is started from.
+    """
+
+    def many(clause: Clause) -> bool:
+        return ordered.at_least(view, probe(clause, recent.MANY, ground), recent.MANY)
+
+    quick = [position for position, clause in enumerate(clauses[:JOINED]) if recent.is_quick(clause)]
+    if len(quick) < 2 or not any(clauses[at].type == "token" and many(clauses[at]) for at in quick):
+        return ALL
+    return next((at for at in quick if not many(clauses[at])), ALL)
 
 
 def _size(view: View, clause: Clause, ground: Ground) -> int | None:
@@ -173,33 +237,25 @@ def _probed(view: View, clause: Clause, ground: Ground) -> int:
     return int(row[0]) if row else 0
 
 
-def _ground(view: View, plan: Plan) -> Ground:
+def _ground(view: View, held: frozenset[str]) -> Ground:
     dialect = view.db.dialect
-    held = contained.types(view) if any(map(_chained, plan.clauses)) else frozenset[str]()
     return Ground(view.caller, dialect.unindexed, dialect.words, dialect.alone, held)
 
 
-def _chained(clause: Clause) -> bool:
-    """Whether it follows a reference, which may lead to a contained resource."""
-    forward = bool(clause.chain) and clause.reverse is None
-    return forward or any(map(_chained, (*clause.chain, *clause.parts)))
-
-
-def _total(view: View, plan: Plan, ground: Ground) -> int:
+def _total(view: View, plan: Plan, ground: Ground, ask: Ask) -> int:
     """Every match; for an estimate, beyond `ESTIMATED` what PostgreSQL's planner expects."""
-    return sum(_count(view, plan, source) for source in _sources(view, plan, ground, whole=True))
+    return sum(_count(view, plan, source, ask) for source in _sources(view, plan, ground, whole=True))
 
 
-def _count(view: View, plan: Plan, source: Fragment) -> int:
+def _count(view: View, plan: Plan, source: Fragment, ask: Ask) -> int:
     if plan.total == "estimate" and view.db.dialect.name == "postgresql":
         few = f"SELECT count(*) FROM (SELECT 1 FROM {source.sql} LIMIT {ESTIMATED + 1}) q"
-        row = view.db.one(few, source.params)
-        if row and row[0] <= ESTIMATED:
-            return int(row[0])
+        counted = int(ask(Fragment(few, source.params))[0][0])
+        if counted <= ESTIMATED:
+            return counted
         told = view.db.one(f"EXPLAIN (FORMAT JSON) SELECT 1 FROM {source.sql}", source.params)
         return max(ESTIMATED + 1, int(told[0][0]["Plan"]["Plan Rows"]) if told else 0)
-    row = view.db.one(f"SELECT count(*) FROM {source.sql}", source.params)
-    return int(row[0]) if row else 0
+    return int(ask(Fragment(f"SELECT count(*) FROM {source.sql}", source.params))[0][0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +285,12 @@ def _keys(plan: Plan, ground: Ground) -> tuple[_Key, ...]:
     sorts = plan.sort or (Sort("_lastUpdated", "date", 0, True),)
     keys = [_key(sort, ground) for sort in sorts]
     return (*keys, _Key(Fragment("r.rid"), sorts[-1].descending, False))
+
+
+def _positions(keys: Sequence[_Key]) -> str:
+    """The order of a page by the places of its keys behind `COLUMNS`."""
+    signs = (f"{' DESC' if key.descending else ''}{' NULLS LAST' if key.nullable else ''}" for key in keys)
+    return " ORDER BY " + ", ".join(f"{_WIDTH + place}{sign}" for place, sign in enumerate(signs, 1))
 
 
 def _key(sort: Sort, ground: Ground) -> _Key:
@@ -271,8 +333,7 @@ def _and(left: Fragment, right: Fragment) -> Fragment:
     return Fragment(f"{left.sql} AND {right.sql}", (*left.params, *right.params)) if left.sql else right
 
 
-def _statement(view: View, plan: Plan, ground: Ground, limit: int) -> Fragment:
-    keys = _keys(plan, ground)
+def _statement(view: View, plan: Plan, ground: Ground, keys: Sequence[_Key], limit: int) -> Fragment:
     by_values = any(key.nullable for key in keys)
     sources, since = _sources(view, plan, ground, whole=by_values), _same_snapshot(view, plan)
     # The first page says by itself what it saw, so that it takes one statement.

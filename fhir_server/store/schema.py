@@ -17,6 +17,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from fhir_server import errors
+from fhir_server.store import statistics
+from fhir_server.store.postgres import connect
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _UPGRADE_LOCK = 5_021_977_311
@@ -66,7 +68,7 @@ def upgrade(url: str, *, backups: Path | None = None) -> SchemaStatus:
             _copy(path, backups / f"{path.stem}-{before.found}-{datetime.now(UTC):%Y%m%dT%H%M%S}.sqlite")
         _alembic(connection)
         connection.commit()
-        _looked_at(connection)
+        _looked_at(url)
         return _status(connection)
 
 
@@ -95,7 +97,7 @@ def create(url: str, revision: str, fill: Callable[[Any], None]) -> None:
         _alembic(connection, revision)
         fill(connection.connection.driver_connection)
         connection.commit()
-        _looked_at(connection)
+    _looked_at(url)
 
 
 def require(url: str) -> SchemaStatus:
@@ -130,11 +132,11 @@ def _alembic(connection: sa.Connection, revision: str = "head") -> None:
         raise errors.Fault(f"The schema could not be upgraded, and nothing was changed ({said}).") from fault
 
 
-def _looked_at(connection: sa.Connection) -> None:
-    """Has PostgreSQL look at what was moved or filled: it plans by that, and would come by on its own after a while."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("ANALYZE"))
-        connection.commit()
+def _looked_at(url: str) -> None:
+    """Has PostgreSQL look at what was moved or filled: it plans by that, and would come by on its own after a while.
+    What was done stands; a table that somebody locks, or that takes too long, is told and left to the database."""
+    if sqlite_path(url) is None:
+        statistics.look(lambda: connect(url, statement_seconds=statistics.SECONDS))
 
 
 def _status(connection: sa.Connection) -> SchemaStatus:

@@ -8,6 +8,7 @@ from typing import Any
 from fhir_server.search.plan import Plan
 from fhir_server.search.rows import IndexRows
 from fhir_server.store import (
+    apiece,
     audit,
     history,
     inbox,
@@ -83,6 +84,10 @@ class Snapshot:
 
     def search(self, plan: Plan) -> Page:
         return query.search(self.view, plan)
+
+    def searches(self, plans: Sequence[Plan]) -> list[Page]:
+        """What each of the searches finds; those for a token each are asked together."""
+        return apiece.search(self.view, plans)
 
     def explain(self, plan: Plan) -> Explained:
         """The statement a search runs, and the database's own plan for it."""
@@ -262,6 +267,10 @@ class Tx(Snapshot):
     def confirm(self, delivery_id: str, leg_state: str, text: str, inbox_id: str = "") -> bool:
         """Settles the second leg."""
         return outbox_desk.confirm(self.view, delivery_id, leg_state, text, inbox_id)
+
+    def remark(self, delivery_id: str, text: str) -> None:
+        """Adds to what the second leg says."""
+        outbox_desk.remark(self.view, delivery_id, text)
 
     def retry(self, delivery_id: str) -> None:
         outbox_desk.retry(self.view, delivery_id)

@@ -13,7 +13,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import LiteralString, cast
 
 import psycopg
@@ -22,10 +23,12 @@ from fhir_server import errors
 from fhir_server.store.dialect import Row
 
 log = logging.getLogger("passerelle.store")
-Connect = Callable[[], "psycopg.Connection[Row]"]
+Connect = Callable[[], AbstractContextManager["psycopg.Connection[Row]"]]
 # A look at a table reads a sample of it, whatever its size: seconds at most.
 SECONDS = 600.0
 _ROWS, _PAUSE = 5_000, 60.0
+# A stop ends the look that is under way, again and again: what it says between two statements nobody hears.
+_STOP_SECONDS, _AGAIN_SECONDS = 5.0, 0.1
 _ALL = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY 1"
 # Below a tenth of what is there, the statistics still hold.
 _GROWN = (
@@ -35,23 +38,39 @@ _GROWN = (
 )
 
 
-def look(connect: Connect, written: Mapping[str, int] | None = None) -> None:
+def look(connect: Connect, written: Mapping[str, int] | None = None, ended: threading.Event | None = None) -> None:
     """Has the database look at its tables; only those that grew by what was `written`, table by table, if that is
-    given. What goes wrong is told in the log: the daemon will come."""
+    given. What goes wrong is told in the log and fails nothing: the daemon will come. No further table is looked at
+    once `ended` is set."""
+    ended = ended or threading.Event()
     try:
         with connect() as connection:
             if written is None:
                 rows = connection.execute(_ALL).fetchall()
+                connection.add_notice_handler(_skipped)
             else:
                 rows = connection.execute(_GROWN, (list(written), list(written.values()))).fetchall()
-            _analyse(connection, [name for (name,) in rows])
+            for (table,) in rows:  # one by one: what keeps us from one keeps us not from the others
+                if ended.is_set():
+                    return
+                _analyse(connection, str(table), ended)
     except (psycopg.Error, errors.PasserelleError) as fault:
-        log.warning("the database did not look at its tables anew: %s", type(fault).__name__)
+        if not ended.is_set():
+            log.warning("the database did not look at its tables anew: %s", type(fault).__name__)
 
 
-def _analyse(connection: psycopg.Connection[Row], tables: Sequence[str]) -> None:
-    for table in tables:  # one by one: a lock on one keeps nobody from the others
+def _analyse(connection: psycopg.Connection[Row], table: str, ended: threading.Event) -> None:
+    try:
         connection.execute(cast(LiteralString, f"ANALYZE (SKIP_LOCKED) {table}"))  # type: ignore[redundant-cast]
+    except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as fault:
+        if not ended.is_set():
+            log.warning("the database did not look at table %s: %s", table, type(fault).__name__)
+
+
+def _skipped(notice: psycopg.errors.Diagnostic) -> None:
+    """A table that somebody has locked. While a server runs that is the daemon's own look, most of the time, and not
+    worth a line; of all tables none should be missed unseen."""
+    log.warning("the database did not look at a table: %s", notice.message_primary)
 
 
 class Statistics:
@@ -65,6 +84,7 @@ class Statistics:
         self._looked = -pause
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        self._connection: psycopg.Connection[Row] | None = None
 
     def wrote(self, rows: Mapping[str, int]) -> None:
         """So many rows were committed, by table; returns at once."""
@@ -83,17 +103,36 @@ class Statistics:
         while not self._ended.wait(max(0.0, self._looked + self._pause - time.monotonic())):
             with self._lock:
                 written, self._written = self._written, Counter()
-            look(self._connect, written)
+            try:
+                look(self._opened, written, self._ended)
+            except Exception:  # of this look alone: the next load is looked at all the same
+                log.exception("the database did not look at its tables anew")
             with self._lock:
                 self._looked = time.monotonic()
                 if self._written.total() <= self._rows:
                     self._thread = None
                     return
 
+    @contextmanager
+    def _opened(self) -> Iterator[psycopg.Connection[Row]]:
+        """A connection whose statement `close` can end; it is there for as long as it is held under the lock."""
+        with self._connect() as connection:
+            with self._lock:
+                self._connection = connection
+            try:
+                yield connection
+            finally:
+                with self._lock:
+                    self._connection = None
+
     def close(self) -> None:
-        """Waits for a look that is under way, for a moment."""
+        """Ends a look that is under way, and waits until it has; not for long where the database does not answer."""
         with self._lock:
             self._ended.set()
             thread = self._thread
-        if thread is not None:
-            thread.join(10)
+        until = time.monotonic() + _STOP_SECONDS
+        while thread is not None and thread.is_alive() and time.monotonic() < until:
+            with self._lock, suppress(psycopg.Error):
+                if self._connection is not None:
+                    self._connection.cancel_safe(timeout=1.0)
+            thread.join(_AGAIN_SECONDS)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fhir_server import errors
 from fhir_server.context import Caller, Clock, instant, micros
 from fhir_server.store.dialect import Session
+from fhir_server.store.sizes import Sizes
 
 if TYPE_CHECKING:
     from fhir_server.store.blobs import Blobs
@@ -54,12 +55,14 @@ class HeldRow:
 @dataclass(slots=True)
 class View:
     """One caller's transaction. `sends` wait for the end of a write, where lanes are locked in order of name; `held`
-    are the rows of resources that it has locked for itself and not changed, by (type, id)."""
+    are the rows of resources that it has locked for itself and not changed, by (type, id). `sizes`: what this process
+    learned of how much conditions find."""
 
     db: Session
     caller: Caller
     blobs: Blobs
     clock: Clock
+    sizes: Sizes = field(default_factory=Sizes)
     sends: list[NewDelivery] = field(default_factory=list)
     woken: bool = False
     held: dict[tuple[str, str], HeldRow] = field(default_factory=dict)

@@ -41,15 +41,27 @@ def _handed(delivery_id: str) -> Handed:
     return "gone"
 
 
-def _nowhere(case: str) -> frozenset[str]:
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """One order message of a case: ORC-1, its lane, who is at the end of it, and the delivery that brings it. `ended`:
+    that one was given up before anybody had it."""
+
+    control: str
+    lane: str
+    addressee: str
+    delivery: str
+    ended: bool = False
+
+
+def _nowhere(case: str) -> tuple[Ordered, ...]:
     """Where no outbox is at hand, nobody is known to hold an order."""
-    return frozenset()
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the rules need beside the resources; `handed` tells what became of a delivery, `ordered` in which lanes an
-    order for a case (`ServiceRequest/x`) stands."""
+    """What the rules need beside the resources; `handed` tells what became of a delivery, `ordered` which orders of
+    a case (`ServiceRequest/x`) the outbox has."""
 
     caller: Caller
     view: View
@@ -57,7 +69,7 @@ class Context:
     sites: Sites
     now: datetime
     handed: Callable[[str], Handed] = _handed
-    ordered: Callable[[str], frozenset[str]] = _nowhere
+    ordered: Callable[[str], tuple[Ordered, ...]] = _nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +155,17 @@ def own_name(references: Iterable[str], ctx: Context, expression: str) -> None:
         raise RuleBroken(text, expression=expression)
 
 
+# What of a Task says how far its request is, or shows it: true for that state alone.
+_OF_THE_STATE = frozenset({"status", "statusReason", "businessStatus", "executionPeriod", "text"})
+
+
 def task(request: Resource, state: State, ctx: Context, before: Resource | None = None) -> Resource:
-    """The group's Task; it shares the id of its request."""
+    """The group's Task; it shares the id of its request. What others wrote into it stays."""
     before = (ctx.view.get(f"Task/{request['id']}") or {}) if before is None else before
     group = next((p for p in request["performer"] if p.get("reference", "").startswith("HealthcareService/")), None)
     owner = request["performer"][-1] if state not in ("draft", "ready") else group or request["performer"][0]
-    made: Resource = {
+    kept = {key: value for key, value in before.items() if key not in _OF_THE_STATE}
+    made: Resource = kept | {
         "resourceType": "Task",
         "id": request["id"],
         "status": TASK_STATUS[state],

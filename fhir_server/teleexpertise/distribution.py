@@ -27,6 +27,8 @@ from mappers.fhir_to_report import PatientIdentity, Report
 
 PROFILE_SYSTEM = "urn:passerelle:profil"
 MAIL_LANE = "mssante"
+MASKED = "document masqué aux professionnels de santé"
+"""Why a professional who did not ask for a report does not get it (TRE_A07 MASQUE_PS)."""
 DMP_TYPES = frozenset({"85208-7", "75496-0", "18748-4", "34794-8", "18776-5"})
 """Report.type codes the DMP takes among those this product may write: JDV_J66-TypeCode-DMP (OID 1.2.250.1.213.1.1.5.7,
 version of 2024-09-27), https://mos.esante.gouv.fr/NOS/JDV_J66-TypeCode-DMP/FHIR/JDV-J66-TypeCode-DMP."""
@@ -143,9 +145,13 @@ def plan(
 ) -> Plan:
     """The plan of a final report: `found` are the Endpoints of those who take part, `requester` the reference of who
     asked, `doctors` the declared médecins traitants. Each addressee once; whoever has an Endpoint or should be mailed
-    and gets nothing is told in `shut`."""
+    and gets nothing is told in `shut`. What is masked to professionals goes to no `doctors`: they did not ask."""
     roads = _Roads()
+    masked = is_masked(report)
+    own = {one.person for one in doctors} if masked else ()
     for candidate in found:
+        if candidate.person and candidate.person in own:
+            continue  # their own software; why stands with their name below
         code = report_flavour(candidate.endpoint)
         if candidate.endpoint and code is None:
             continue  # an Endpoint for something else: images, notifications
@@ -160,19 +166,22 @@ def plan(
     _by_mail(roads, requester, asker, report.requester.mailbox, "le professionnel requérant", settings)
     for doctor in doctors:
         whom = f"{doctor.name} (médecin traitant)" if doctor.name else "son médecin traitant"
-        if doctor.refusal:
-            roads.close(whom, doctor.refusal, person=doctor.person)
+        if why := doctor.refusal or (MASKED if masked else ""):
+            roads.close(whom, why, person=doctor.person)
         else:
             _by_mail(roads, doctor.person, whom, doctor.mailbox, "le médecin traitant", settings)
     return Plan(tuple(roads.taken.values()), tuple(roads.shut), frozenset(roads.people))
 
 
+def is_masked(report: Report) -> bool:
+    """Whether a report is hidden from professionals, but for who asked, who signed and their houses."""
+    return any(one.code == "MASQUE_PS" for one in report.visibility)
+
+
 def refusal(candidate: Candidate, code: str, flavour: Flavour | None, patient: PatientIdentity, sites: Sites) -> str:
     """Why nothing can go to an Endpoint, or ''."""
-    if not candidate.endpoint:
-        return f"{candidate.reference} n'est pas enregistré ici"
-    if candidate.endpoint.get("status") != "active":
-        return f"{candidate.reference} n'est pas en service (statut {candidate.endpoint.get('status')})"
+    if why := out_of_service(candidate):
+        return why
     if flavour is None:
         return f"{candidate.reference} demande le profil {code}, qui n'existe pas ici ({', '.join(FLAVOURS)})"
     if patient.ins and flavour.ins_alone:
@@ -183,6 +192,15 @@ def refusal(candidate: Candidate, code: str, flavour: Flavour | None, patient: P
             return ""
     known = "ni INS qualifiée ni numéro de patient" if flavour.ins_alone else "pas de numéro de patient"
     return f"le patient n'a {known} de cet établissement"
+
+
+def out_of_service(candidate: Candidate) -> str:
+    """Why an Endpoint takes nothing, whatever it is, or ''."""
+    if not candidate.endpoint:
+        return f"{candidate.reference} n'est pas enregistré ici"
+    if candidate.endpoint.get("status") != "active":
+        return f"{candidate.reference} n'est pas en service (statut {candidate.endpoint.get('status')})"
+    return ""
 
 
 def _by_hl7(

@@ -24,7 +24,14 @@ from fhir_server.teleexpertise import distribution, parties, succession
 from fhir_server.teleexpertise.case import Context
 from fhir_server.teleexpertise.consent import consent_of, consent_sent_with
 from fhir_server.teleexpertise.distribution import Destination, Plan
-from fhir_server.teleexpertise.freezing import Content, freeze
+from fhir_server.teleexpertise.freezing import (
+    Content,
+    Frozen,
+    enclosed,
+    freeze,
+    labels_of,
+    security_labels,
+)
 from fhir_server.teleexpertise.notes import NOBODY_TOLD, step_of, told
 from fhir_server.teleexpertise.opinion import CORRECTING, WITHDRAWN
 from fhir_server.teleexpertise.readiness import named, professional, site_of
@@ -33,9 +40,10 @@ from mappers import french
 from mappers.cda_to_report import expert_sent, patient_sent, requester_sent, sent_report
 from mappers.fhir_to_cda import cda
 from mappers.fhir_to_identity import identifiers, patient_identity
-from mappers.fhir_to_pdf import pdf
-from mappers.fhir_to_report import Incomplete, PatientIdentity, Professional, Report, Sources, report
+from mappers.fhir_to_pdf import rendering
+from mappers.fhir_to_report import Incomplete, PatientIdentity, Professional, Report, Sources, hidden_from, report
 from mappers.identity import Site
+from mappers.mapped import Loss, Mapped
 
 Resource = dict[str, Any]
 LOINC = "http://loinc.org"
@@ -45,7 +53,8 @@ LOINC = "http://loinc.org"
 class Rendered:
     """What a report adds to its transaction; `notes` tell by report who does not get it and why; `unsent` are earlier
     deliveries that nobody received and that are given up for these; `kept` are those a person keeps back, `reached`
-    those that may have got there, which must be so still when this is written."""
+    those that may have got there, `standing` orders that were not given up and `ended` those that were: all must be so
+    still when this is written."""
 
     resources: tuple[Resource, ...] = ()
     deliveries: tuple[NewDelivery, ...] = ()
@@ -53,6 +62,8 @@ class Rendered:
     unsent: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     reached: tuple[str, ...] = ()
+    standing: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +93,18 @@ def render(opinion: Resource, request_id: str, ctx: Context) -> Rendered:
         return _taken_back(case)
     before = _before(case) if opinion.get("status") in CORRECTING else Held()
     replaced = [str(one["id"]) for one in before.documents]
-    value = _value(case, before.version + 1, before.latest)
-    content = _content(case, value)
+    mapped = _value(case, before.version + 1, before.latest)
+    value, content = mapped.value, _content(case, mapped)
     plan = _following(case, value, before)
     ids = {road: new_delivery_id() for road in plan.destinations}
-    deliveries = _frozen(plan.destinations, ids, content, ctx)
+    frozen = _frozen(plan.destinations, ids, content, ctx)
     documents = _records(content, case, succession.record(value.version, plan, ids, before), replaced)
     old = tuple({**one, "status": "superseded"} for one in before.documents)
-    note = _corrected(value, opinion, content.reason) if before.documents else ""
-    task = told(case.request, plan, ctx, note=note)
-    return Rendered(
-        (*documents, *old, *task), deliveries, _notes(case, plan), before.unsent, before.kept, before.reached
-    )
+    notes = [_corrected(value, opinion, content.reason)] if before.documents else []
+    task = told(case.request, plan, ctx, also=[*notes, *(said for one in frozen for said in one.unheard)])
+    left_out = _notes(case, plan, frozen, content.losses)
+    deliveries = tuple(one.delivery for one in frozen)
+    return Rendered((*documents, *old, *task), deliveries, left_out, before.unsent, before.kept, before.reached)
 
 
 def again(opinion: Resource, request_id: str, ctx: Context, lane: str) -> Rendered:
@@ -108,13 +119,13 @@ def again(opinion: Resource, request_id: str, ctx: Context, lane: str) -> Render
         for one in before.documents
         for related in one.get("relatesTo", ())
     ]
-    value = _value(case, max(before.version, 1), replaced[-1] if replaced else "")
-    content = _content(case, value)
+    mapped = _value(case, max(before.version, 1), replaced[-1] if replaced else "")
+    value, content = mapped.value, _content(case, mapped)
     plan = _following(case, value, before)
     plan = Plan(tuple(road for road in plan.destinations if road.lane == lane), ())
     ids = {road: new_delivery_id() for road in plan.destinations}
     documents = _records(content, case, succession.record(value.version, plan, ids, Held()), replaced)
-    return Rendered(documents, _frozen(plan.destinations, ids, content, ctx))
+    return Rendered(documents, tuple(one.delivery for one in _frozen(plan.destinations, ids, content, ctx)))
 
 
 def _before(case: _Case, status: str = "", *, taken_back: bool = False) -> Held:
@@ -124,9 +135,17 @@ def _before(case: _Case, status: str = "", *, taken_back: bool = False) -> Held:
 
 
 def _following(case: _Case, value: Report, before: Held) -> Plan:
-    ctx = case.ctx
-    opposed = partial(parties.opposed, case.patient, view=ctx.view)
-    return succession.follow(_plan(case, value), before, mailing=bool(ctx.settings.smtp), opposed=opposed)
+    mailing = bool(case.ctx.settings.smtp)
+    return succession.follow(_plan(case, value), before, mailing=mailing, withheld=partial(_withheld, case, value))
+
+
+def _withheld(case: _Case, value: Report, person: str) -> str:
+    """Why somebody who holds a version, and has no part in the case (any more), does not get the next one, or ''."""
+    if parties.opposed(case.patient, person, case.ctx.view):
+        return parties.OPPOSED
+    signers = (str(one.get("reference", "")) for one in case.opinion.get("resultsInterpreter", ()))
+    theirs = person in (case.request["requester"]["reference"], *signers)
+    return distribution.MASKED if distribution.is_masked(value) and not theirs else ""
 
 
 def _taken_back(case: _Case) -> Rendered:
@@ -151,18 +170,19 @@ def _recalled(case: _Case, before: Held, lane: str = "") -> Rendered:
     if before.holders:
         patient = _patient(case, before.latest)
         plan = succession.recall(before, patient, ctx.view, ctx.sites, mailing=bool(ctx.settings.smtp))
-    out: list[NewDelivery] = []
+    out: list[Frozen] = []
     for road in plan.destinations:
         if lane in ("", road.lane):
             if road.replaces not in versions:
                 versions[road.replaces] = _content_of(road.replaces, case)
             out += _frozen((road,), {road: new_delivery_id()}, versions[road.replaces], ctx)
+    deliveries = tuple(one.delivery for one in out)
     if lane:
-        return Rendered((), tuple(out))
+        return Rendered((), deliveries)
     when = french.instant(ctx.now, case.site.time_zone)
     note = f"Compte rendu retiré le {when}, il ne doit plus être utilisé (motif : {_why(case)})."
-    task = told(case.request, plan, ctx, note=note, nobody=NOBODY_TOLD)
-    return Rendered(task, tuple(out), _notes(case, plan))
+    task = told(case.request, plan, ctx, also=[note], nobody=NOBODY_TOLD)
+    return Rendered(task, deliveries, _notes(case, plan, out))
 
 
 def _content_of(document_id: str, case: _Case) -> Content:
@@ -179,18 +199,14 @@ def _content_of(document_id: str, case: _Case) -> Content:
             f"the CDA of DocumentReference/{document_id} cannot be read, and nobody told what is withdrawn: {problem}"
         )
         raise Invalid(text, expression="DiagnosticReport.status", code="value") from problem
-    return _content(case, value, document, clinical)
+    # Who may not see it stands in no CDA.
+    labels = labels_of(case.ctx.view.get(f"DocumentReference/{document_id}") or {})
+    return _content(case, Mapped(replace(value, visibility=hidden_from(labels))), document, clinical)
 
 
 def _stored(document_id: str, case: _Case) -> Mapping[str, bytes]:
     """The content of a DocumentReference by its media type."""
-    record = case.ctx.view.get(f"DocumentReference/{document_id}") or {}
-    found: dict[str, bytes] = {}
-    for part in record.get("content", ()):
-        attachment = part.get("attachment", {})
-        binary = case.ctx.view.get(str(attachment.get("url", ""))) or {}
-        found[str(attachment.get("contentType", ""))] = base64.b64decode(binary.get("data", ""))
-    return found
+    return enclosed(case.ctx.view.get(f"DocumentReference/{document_id}") or {}, case.ctx)
 
 
 def _patient(case: _Case, document_id: str) -> PatientIdentity:
@@ -227,9 +243,9 @@ def _case(opinion: Resource, request_id: str, ctx: Context) -> _Case:
     return _Case(opinion, request, patient, site_of(patient, ctx.sites), ctx)
 
 
-def _value(case: _Case, version: int, replaces: str = "") -> Report:
+def _value(case: _Case, version: int, replaces: str = "") -> Mapped[Report]:
     with _complete():
-        return report(_sources(case, version, replaces)).value
+        return report(_sources(case, version, replaces))
 
 
 @contextmanager
@@ -241,11 +257,13 @@ def _complete() -> Iterator[None]:
         raise Invalid(missing.text, expression=missing.expression, code="required") from missing
 
 
-def _content(case: _Case, value: Report, document: bytes = b"", clinical: bytes = b"") -> Content:
-    document = document or pdf(value)
-    clinical = clinical or cda(value, document, case.site)
+def _content(case: _Case, mapped: Mapped[Report], document: bytes = b"", clinical: bytes = b"") -> Content:
+    value = mapped.value
+    drawn = Mapped(document) if document else rendering(value)
+    clinical = clinical or cda(value, drawn.value, case.site)
     keys = _keys(value, case.request, case.ctx)
-    return Content(value, document, clinical, case.site, case.opinion, keys, _why(case))
+    losses = (*mapped.losses, *drawn.losses)
+    return Content(value, drawn.value, clinical, case.site, case.opinion, keys, _why(case), losses)
 
 
 def _plan(case: _Case, value: Report) -> Plan:
@@ -258,7 +276,7 @@ def _plan(case: _Case, value: Report) -> Plan:
 
 def _frozen(
     roads: Sequence[Destination], ids: Mapping[Destination, str], content: Content, ctx: Context
-) -> tuple[NewDelivery, ...]:
+) -> tuple[Frozen, ...]:
     frozen = []
     for road in roads:
         try:
@@ -269,8 +287,13 @@ def _frozen(
     return tuple(frozen)
 
 
-def _notes(case: _Case, plan: Plan) -> Mapping[str, tuple[str, ...]]:
-    return {case.reference: tuple(shut.text for shut in plan.shut)}
+def _notes(
+    case: _Case, plan: Plan, frozen: Sequence[Frozen], losses: Sequence[Loss] = ()
+) -> Mapping[str, tuple[str, ...]]:
+    """What who wrote the report is told: who does not get it, and what it leaves out, for all or on one road."""
+    everywhere = (f"{loss.source}: {loss.reason}" for loss in losses)
+    apiece = (said for one in frozen for said in (*one.unheard, *one.left_out))
+    return {case.reference: tuple(dict.fromkeys([*(shut.text for shut in plan.shut), *everywhere, *apiece]))}
 
 
 def _corrected(value: Report, opinion: Resource, reason: str) -> str:
@@ -399,6 +422,7 @@ def _records(content: Content, case: _Case, record: Resource, replaced: Sequence
         contents.append({"attachment": attachment})
     related = [{"reference": f"DiagnosticReport/{opinion['id']}"}, {"reference": f"ServiceRequest/{request['id']}"}]
     links = [{"code": "replaces", "target": {"reference": f"DocumentReference/{one}"}} for one in replaced]
+    labels = security_labels(value)
     out.append(
         {
             "resourceType": "DocumentReference",
@@ -412,6 +436,7 @@ def _records(content: Content, case: _Case, record: Resource, replaced: Sequence
             "date": instant(value.signed_at),
             "author": opinion.get("resultsInterpreter", []),
             **({"relatesTo": links} if links else {}),
+            **({"securityLabel": labels} if labels else {}),
             "content": contents,
             "context": {"related": related},
         }

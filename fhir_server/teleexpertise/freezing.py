@@ -6,6 +6,7 @@ holds (T10), or its taking back (T04; by mail a letter without documents, since 
 
 from __future__ import annotations
 
+import base64
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,11 +20,14 @@ from fhir_server.teleexpertise import distribution
 from fhir_server.teleexpertise.case import Context
 from fhir_server.teleexpertise.distribution import Destination
 from mappers import fhir_to_hl7v2, fhir_to_xdm
+from mappers.cda_to_report import confidentiality_sent
 from mappers.fhir_to_hl7v2_plain import plain
 from mappers.fhir_to_hl7v2_segments import Visit
 from mappers.fhir_to_hl7v2_visit import visit_of
-from mappers.fhir_to_report import Report
+from mappers.fhir_to_report import NORMAL, Report
+from mappers.french import VISIBILITY_OID
 from mappers.identity import Mailbox, Site
+from mappers.mapped import Loss, Mapped
 from mssante import envelope
 from mssante.letter import Address
 
@@ -33,7 +37,7 @@ Resource = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class Content:
     """What every road of one version carries: the value, its PDF and its CDA, why it differs from what was sent before
-    (`reason`, '' when it does not), and what the deliveries are found by."""
+    (`reason`, '' when it does not), what the deliveries are found by, and what the value and its PDF leave out."""
 
     value: Report
     pdf: bytes
@@ -42,22 +46,33 @@ class Content:
     opinion: Resource
     keys: tuple[tuple[str, str], ...]
     reason: str = ""
+    losses: tuple[Loss, ...] = ()
 
 
-def freeze(road: Destination, key: str, content: Content, ctx: Context) -> NewDelivery:
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The delivery of one road. `unheard`: who may not see the report, which this road cannot say, in French for the
+    case; `left_out`: what else its message leaves out, for who wrote the report."""
+
+    delivery: NewDelivery
+    unheard: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def freeze(road: Destination, key: str, content: Content, ctx: Context) -> Frozen:
     """The delivery `key` for one road. Raises ValueError when its message cannot be written."""
     value = content.value if road.trigger == "T04" else replace(content.value, replaces=road.replaces)
     content = replace(content, value=value)
     if road.kind == "mail":
-        payload, media = _mail(road, key, content, ctx), "message/rfc822"
+        written, media = Mapped(_mail(road, key, content, ctx)), "message/rfc822"
         endpoint = mail_endpoint(road, content.site)
     else:
-        payload, media, endpoint = _message(road, key, content, ctx), "x-application/hl7-v2+er7", road.endpoint
-    return NewDelivery(
+        written, media, endpoint = _message(road, key, content, ctx), "x-application/hl7-v2+er7", road.endpoint
+    delivery = NewDelivery(
         lane=road.lane,
         endpoint=endpoint,
         protocol=road.kind,
-        payload=payload,
+        payload=written.value,
         id=key,
         media_type=media,
         title=road.display,
@@ -68,9 +83,27 @@ def freeze(road: Destination, key: str, content: Content, ctx: Context) -> NewDe
         second_leg=road.second_leg,
         on_stuck="skip",
     )
+    lost = [loss for loss in written.losses if loss.source not in _BY_NATURE]
+    unheard = {loss: said for loss in lost if (said := _unheard(road, loss, value))}
+    others = (f"{road.flavour}, {road.display}: {loss.source} {loss.reason}" for loss in lost if loss not in unheard)
+    return Frozen(delivery, tuple(unheard.values()), tuple(others))
 
 
-def _message(road: Destination, key: str, content: Content, ctx: Context) -> bytes:
+# What no message of a flavour carries: the plain ones have no CDA, which who chose the Endpoint's profile knows.
+_BY_NATURE = frozenset({"OBX-5"})
+
+
+def _unheard(road: Destination, loss: Loss, value: Report) -> str:
+    """In French, when what a message leaves out is who may see the report; else ''."""
+    said = {f"Report.visibility {one.code}": one.display for one in value.visibility}
+    said["Report.confidentiality"] = value.confidentiality.display
+    if loss.source not in said:
+        return ""
+    why = f"son profil {road.flavour} n'a pas de place pour « {said[loss.source]} »"
+    return f"Confidentialité non transmise à {road.display} : {why}."
+
+
+def _message(road: Destination, key: str, content: Content, ctx: Context) -> Mapped[bytes]:
     """The HL7 message in the flavour the Endpoint asks for."""
     flavour = distribution.FLAVOURS[road.flavour]
     value, to = content.value, {
@@ -83,16 +116,62 @@ def _message(road: Destination, key: str, content: Content, ctx: Context) -> byt
     }  # fmt: skip
     sent: Mapping[str, Any] = to
     visit = stay_for(road, ctx.view.get(f"ServiceRequest/{value.request_id}") or {}, ctx)
-    options = fhir_to_hl7v2.Options(visit=visit)
+    options = fhir_to_hl7v2.Options(visit=visit, confidentiality_changed=_seen_by_others(road, value, ctx))
     match flavour.message:
         case "mdm":
             profile = flavour.profile or "lps-1.1"
-            return fhir_to_hl7v2.mdm(value, content.cda, profile=profile, dmp=road.dmp, options=options, **sent).value
+            return fhir_to_hl7v2.mdm(value, content.cda, profile=profile, dmp=road.dmp, options=options, **sent)
         case "oru":
-            return fhir_to_hl7v2.oru(value, content.cda, dmp=road.dmp, options=options, **sent).value
+            return fhir_to_hl7v2.oru(value, content.cda, dmp=road.dmp, options=options, **sent)
         case "plain-mdm":
-            return plain(value, content.pdf, kind="MDM", visit=visit, **sent).value
-    return plain(value, content.pdf, kind="ORU", visit=visit, **sent).value
+            return plain(value, content.pdf, kind="MDM", visit=visit, **sent)
+    return plain(value, content.pdf, kind="ORU", visit=visit, **sent)
+
+
+CONFIDENTIALITY = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
+VISIBILITY = f"urn:oid:{VISIBILITY_OID}"
+
+
+def security_labels(value: Report) -> list[Resource]:
+    """DocumentReference.securityLabel of a report: nothing while it is confidential as usual and hidden from nobody."""
+    if value.confidentiality.code == NORMAL.code and not value.visibility:
+        return []
+    codings = [(CONFIDENTIALITY, value.confidentiality), *((VISIBILITY, one) for one in value.visibility)]
+    return [{"coding": [{"system": system, "code": one.code, "display": one.display}]} for system, one in codings]
+
+
+def _seen_by_others(road: Destination, value: Report, ctx: Context) -> bool:
+    """Whether a replacement is to be seen by others than the version its addressee holds (MODIF_CONF_CODE)."""
+    if road.trigger != "T10":
+        return False
+    before = ctx.view.get(f"DocumentReference/{road.replaces}") or {}
+    told = {str(one["code"]) for one in labels_of(before)} or {_confidentiality_sent(before, ctx)}
+    return told != {value.confidentiality.code, *(one.code for one in value.visibility)}
+
+
+def _confidentiality_sent(record: Resource, ctx: Context) -> str:
+    """N, R or V of a document without labels, which may be older than they are: as its CDA tells it."""
+    clinical = enclosed(record, ctx).get("text/xml", b"")
+    try:
+        return confidentiality_sent(clinical) if clinical else NORMAL.code
+    except ValueError:
+        return NORMAL.code
+
+
+def enclosed(record: Resource, ctx: Context) -> Mapping[str, bytes]:
+    """The content of a DocumentReference by its media type."""
+    found: dict[str, bytes] = {}
+    for part in record.get("content", ()):
+        attachment = part.get("attachment", {})
+        binary = ctx.view.get(str(attachment.get("url", ""))) or {}
+        found[str(attachment.get("contentType", ""))] = base64.b64decode(binary.get("data", ""))
+    return found
+
+
+def labels_of(record: Resource) -> list[Resource]:
+    """The Codings of DocumentReference.securityLabel."""
+    found = (coding for concept in record.get("securityLabel", ()) for coding in concept.get("coding", ()))
+    return [coding for coding in found if coding.get("code")]
 
 
 def stay_for(road: Destination, request: Resource, ctx: Context) -> Visit | None:

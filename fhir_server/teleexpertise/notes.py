@@ -4,6 +4,7 @@ reach and why, and the coded word by which such cases are found.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fhir_server.context import instant
@@ -21,14 +22,14 @@ NOBODY_TOLD = "Le retrait n'a pu être annoncé à personne ; voir les notes."
 
 
 def told(
-    request: Resource, plan: Plan, ctx: Context, *, report: bool = True, note: str = "", nobody: str = NOBODY
+    request: Resource, plan: Plan, ctx: Context, *, report: bool = True, also: Sequence[str] = (), nobody: str = NOBODY
 ) -> tuple[Resource, ...]:
-    """The case's Task with what happened to its report (`note`) and what did not reach somebody: a note each, and for
+    """The case's Task with what happened to its report (`also`) and what did not reach somebody: a note each, and for
     a report a coded word that finds such cases, gone when everybody is reached; `nobody` is said when nobody is."""
     task = ctx.view.get(f"Task/{request['id']}")
-    if task is None or not (plan.shut or note):
+    if task is None or not (plan.shut or also):
         return ()
-    texts = [*([note] if note else []), *(shut.text for shut in plan.shut)]
+    texts = [*also, *(shut.text for shut in plan.shut)]
     notes = [{"authorString": SERVER, "time": instant(ctx.now), "text": text} for text in texts]
     out = task | {"note": [*task.get("note", ()), *notes]}
     if not report:

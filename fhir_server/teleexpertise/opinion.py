@@ -2,8 +2,8 @@
 
 A correction (amended, corrected, appended) is a new version of the documents for everybody who has one; a withdrawal
 (entered-in-error) takes them back, by the signer or by an administrator. Neither moves the case: it stays completed, as
-the draft guide has no step from there. The reason stands in the extension statusReason; one that was there before is
-no reason of this change.
+the draft guide has no step from there. Both keep the security labels when they give none. The reason stands in the
+extension statusReason; one that was there before is no reason of this change.
 
 Sources: https://hl7.org/fhir/R4/valueset-diagnostic-report-status.html;
 https://hl7.org/fhir/R4/extension-event-statusreason.html.
@@ -64,6 +64,7 @@ def diagnostic_report(before: Resource | None, after: Resource, ctx: Context) ->
 
 def _signed_before(before: Resource, after: Resource, request: Resource, source: State, ctx: Context) -> Consequences:
     """What was sent is said again, corrected or taken back; everything else is refused."""
+    after = _labelled(before, after)
     if (_signed_it(before, ctx) or roles_in_case(ctx.caller, request, ctx.view)) and _said_again(before, after):
         return Consequences(before, (), "", request["id"], unchanged=True)
     if before["status"] == WITHDRAWN:
@@ -75,6 +76,13 @@ def _signed_before(before: Resource, after: Resource, request: Resource, source:
     else:
         wanted = "changing a report already sent, but by a correction or a withdrawal,"
     raise refusal(ctx.caller, request, source, wanted, "DiagnosticReport", ctx.view)
+
+
+def _labelled(before: Resource, after: Resource) -> Resource:
+    """Who says nothing of who may see it (`meta.security`) leaves it hidden from whom it was; a label lifts that."""
+    labels = before.get("meta", {}).get("security")
+    meta = after.get("meta", {})
+    return after | {"meta": meta | {"security": labels}} if labels and not meta.get("security") else after
 
 
 def _said_again(before: Resource, after: Resource) -> bool:

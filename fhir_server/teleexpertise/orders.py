@@ -3,7 +3,8 @@
 Everything it causes stands in three tables: `ORDERED` (steps of a request, told to who is asked), `ANSWERS` (steps of a
 request that carries a placer number, told to who asks) and `fhir_to_hl7v2_schedule.event_of` (Appointments based on a
 téléexpertise). When somebody else is asked, they get the order and its holder a cancellation; a cancellation goes where
-an order stands, as the outbox tells, whoever is asked by then. What the receiver told us itself is not told back.
+an order stands (`order_record`), whoever is asked by then. One application is one addressee, by however many Endpoints
+it is reached: it gets an order once, and all about it in one lane. What the receiver told us itself is not told back.
 Messages are frozen in the transaction of the step, into the lane of the Endpoint that also gets the report: the answer
 to an order never comes after the opinion. A message that cannot be written stops no step: the Task says so. What one
 leaves out is told to who wrote the change.
@@ -16,22 +17,22 @@ Sources: CI-SIS téléradiologie 1.0 (ballot), flows 1 to 3; HL7 v2.5 chapter 10
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 from urllib.parse import quote
 
 from fhir_server.context import new_delivery_id
 from fhir_server.errors import RuleBroken
-from fhir_server.store.lanes import NewDelivery
-from fhir_server.store.outbox_desk import OutboxFilter
+from fhir_server.store.lanes import Delivery, NewDelivery
 from fhir_server.store.session import Snapshot
-from fhir_server.teleexpertise import distribution, overtaken, sides
+from fhir_server.teleexpertise import distribution, order_record, sides
 from fhir_server.teleexpertise.accession import accessions
-from fhir_server.teleexpertise.case import Consequences, Context, based_on, is_case
+from fhir_server.teleexpertise.case import Consequences, Context, Ordered, based_on, is_case
 from fhir_server.teleexpertise.distribution import Destination, Shut
 from fhir_server.teleexpertise.documents import Rendered
 from fhir_server.teleexpertise.freezing import stay_for
 from fhir_server.teleexpertise.notes import told
+from fhir_server.teleexpertise.order_record import Orders
 from fhir_server.teleexpertise.parties import Candidate, candidates, site_at
 from fhir_server.teleexpertise.readiness import professional, site_of
 from fhir_server.teleexpertise.states import State, state_of
@@ -56,8 +57,8 @@ ANSWERS: Mapping[str, Decision] = {"take": "accepted", "refuse": "refused", "can
 guide has no flow for `question` and `answer` (`questions`); `report` is the report (`documents`)."""
 ORDERED: Mapping[str, Order] = {"ask": "NW", "publish": "NW", "cancel": "CA", "void": "CA"}
 """Step -> ORC-1 of the order told to who is asked; CA only where an order stands."""
-_MOST = 1_000  # deliveries of one case that are looked through for its orders
 _ELSEWHERE = "Demande adressée à un autre destinataire"
+_NOT_RECALLED = "Annulation de la demande non remise"
 ANSWERED, ASKED, SLOTS = "tlr-1.0", "tlr-1.0-orm", "siu-2.5"
 _REASON = 199  # characters of CE-2
 _DECISIONS: Mapping[str, Decision] = {"OK": "accepted", "OC": "refused"}
@@ -65,23 +66,30 @@ _TRUE_WHILE: Mapping[Decision, frozenset[State]] = {
     "accepted": frozenset({"in_progress", "on-hold", "completed"}),
     "refused": frozenset({"revoked", "entered-in-error"}),
 }
-"""An answer -> the states of a request in which it can be said anew."""
-_ORDER_WHILE: Mapping[Order, frozenset[State]] = {
-    "NW": frozenset({"ready", "in_progress", "on-hold"}),
-    "CA": frozenset({"revoked", "entered-in-error"}),
-}
-"""The same of an order."""
+"""An answer -> the states of a request in which it can be said anew (of an order: `order_record.past`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Telling:
-    """Something to tell: `code` is what an Endpoint asks for, `most` how many are told, the nearest first."""
+    """Something to tell: `code` is what an Endpoint asks for, `most` how many are told, the nearest first; `shut` are
+    those who are not, `what` their note says; `control` is ORC-1 of an order."""
 
     code: str
     request: Resource
     found: list[Candidate]
     message: Message
     most: int = 100
+    control: Order | None = None
+    what: str = ""
+    shut: tuple[Shut, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ordering:
+    """The orders a change causes, and those before it, which that was decided on."""
+
+    tellings: list[_Telling] = field(default_factory=list)
+    before: Orders = field(default_factory=Orders)
 
 
 def tell(before: Resource | None, outcome: Consequences, ctx: Context) -> Rendered:
@@ -89,8 +97,10 @@ def tell(before: Resource | None, outcome: Consequences, ctx: Context) -> Render
     if outcome.resource["resourceType"] == "Appointment":
         return _slot(before, outcome.resource, ctx)
     request = ctx.view.get(f"ServiceRequest/{outcome.request}") or {}
-    tellings = [*_answer(before, outcome, request, ctx), *_order(before, outcome, request, ctx)]
-    return _frozen(outcome.resource, request, tellings, ctx)
+    ordering = _order(before, outcome, request, ctx)
+    tellings = [*_answer(before, outcome, request, ctx), *ordering.tellings]
+    rendered = _frozen(outcome.resource, request, tellings, ctx, ordering.before.settled)
+    return replace(rendered, standing=ordering.before.standing, ended=tuple(sorted(ordering.before.ended)))
 
 
 def _answer(before: Resource | None, outcome: Consequences, request: Resource, ctx: Context) -> Iterator[_Telling]:
@@ -108,19 +118,61 @@ def _told_us(request: Resource, ctx: Context) -> bool:
     return ctx.caller.channel == "mllp" and (not who or sides.asks(request, who, ctx.view))
 
 
-def _order(before: Resource | None, outcome: Consequences, request: Resource, ctx: Context) -> Iterator[_Telling]:
+def _order(before: Resource | None, outcome: Consequences, request: Resource, ctx: Context) -> _Ordering:
     """CA to who holds an order and is not asked (any more), then NW to who is asked and holds none."""
     control = ORDERED.get(outcome.step)
     if control is None and not _others_asked(before, outcome, ctx):
-        return
+        return _Ordering()
+    case = f"ServiceRequest/{request['id']}"
+    held = order_record.orders_of(case, ctx) if control != "NW" else Orders()  # not out before
     asked = _asked(request, ctx) if control != "CA" else []
-    held = ctx.ordered(f"ServiceRequest/{request['id']}") if control != "NW" else frozenset()  # not out before
-    gone = [_at(lane, request, ctx) for lane in sorted(held - {one.reference for one in asked})]
+    holders = held.holders
+    gone = [one for one in holders if not any(order_record.same(one, _road(to)) for to in asked)]
+    new = [one for one in asked if not any(order_record.same(had, _road(one)) for had in holders)]
+    tellings: list[_Telling] = []
     if gone:
         reason = _reason(before, outcome.resource) if control == "CA" else _ELSEWHERE
-        yield _ordering(request, "CA", reason, gone, ctx)
-    if new := [one for one in asked if one.reference not in held]:
-        yield _ordering(request, "NW", "", new, ctx)
+        tellings.append(_recalling(request, reason, gone, ctx))
+    if new:
+        tellings.append(_ordering(request, "NW", "", [_kept_road(one, held, request, ctx) for one in new], ctx))
+    return _Ordering(tellings, held)
+
+
+def _road(candidate: Candidate) -> Destination:
+    return distribution.hl7_road(candidate, ASKED)
+
+
+def _kept_road(asked: Candidate, held: Orders, request: Resource, ctx: Context) -> Candidate:
+    """Who was told of this request before is told by the same lane, while it leads there: two lanes keep no order."""
+    lanes = (one.lane for one in reversed(held.lines) if order_record.same(one, _road(asked)))
+    before = _at(next(lanes, asked.reference), request, ctx)
+    return replace(before, site=before.site or asked.site) if not _why_not(before, _road(asked)) else asked
+
+
+def _recalling(request: Resource, reason: str, holders: Sequence[Ordered], ctx: Context) -> _Telling:
+    """CA by the lane the order went into; where that lane leads there no more, and the order has left, by another
+    Endpoint of who is asked."""
+    found: list[Candidate] = []
+    shut: list[Shut] = []
+    others = _performers(request, ctx)
+    for holder in holders:
+        ways = [_at(holder.lane, request, ctx), *(others if ctx.handed(holder.delivery) == "gone" else ())]
+        way = next((one for one in ways if not _why_not(one, holder)), None)
+        if way is not None:
+            found.append(way)
+        else:
+            why = _why_not(ways[0], holder)
+            shut.append(Shut(_road(ways[0]).display, why, _NOT_RECALLED, holder.lane))
+    return replace(_ordering(request, "CA", reason, found, ctx), shut=tuple(shut))
+
+
+def _why_not(candidate: Candidate, whom: Ordered | Destination) -> str:
+    """Why an Endpoint leads no order to an addressee, or ''."""
+    if why := distribution.out_of_service(candidate):
+        return why
+    if ASKED not in distribution.profiles(candidate.endpoint):
+        return f"{candidate.reference} ne reçoit plus de demandes ({ASKED})"
+    return "" if order_record.same(whom, _road(candidate)) else f"{candidate.reference} mène à une autre application"
 
 
 def _others_asked(before: Resource | None, outcome: Consequences, ctx: Context) -> bool:
@@ -133,35 +185,30 @@ def _others_asked(before: Resource | None, outcome: Consequences, ctx: Context) 
     return ready and held != now
 
 
-def ordered(snapshot: Snapshot, case: str) -> frozenset[str]:
-    """The lanes in which an order for a case stands: the last ORM that was not given up there is an NW."""
-    last: dict[str, str] = {}
-    found = snapshot.deliveries(OutboxFilter(case_key=case, limit=_MOST))
-    for one in sorted(found, key=lambda one: one.lane_seq, reverse=True):
-        if one.protocol == "hl7" and one.lane not in last and overtaken.handed(snapshot, one.id) != "ended":
-            msg = parse(snapshot.payload(one.id))
-            if msg.kind == "ORM":
-                last[one.lane] = msg.text("ORC-1")
-    return frozenset(lane for lane, control in last.items() if control == "NW")
+def _performers(request: Resource, ctx: Context) -> list[Candidate]:
+    """The Endpoints of the side that is asked alone: what the asking side knows of the patient opens no road here."""
+    return candidates({"performer": request.get("performer", ())}, {}, {}, ctx.view, ctx.sites)
 
 
 def _asked(request: Resource, ctx: Context) -> list[Candidate]:
-    """The Endpoints of the side that is asked alone: what the asking side knows of the patient opens no road here.
+    """Who is to hold an order.
 
-    Who ordered by HL7 v2 is not told their own order where the same house is asked: of the Endpoints of both sides a
+    Who ordered by HL7 v2 is not told their own order where the same house is asked: of the applications of both sides a
     group's own remains, unless it is also the one that gets the answer.
     """
-    found = candidates({"performer": request.get("performer", ())}, {}, {}, ctx.view, ctx.sites)
+    found = _performers(request, ctx)
     if placer_of(request) is None:
         return found
     groups = (ctx.view.get(str(one.get("reference", ""))) or {} for one in request.get("performer", ()))
     own = {item.get("reference") for group in groups for item in group.get("endpoint", ())}
-    asking = {one.reference for one in _asking(request, ctx)}
-    return [
-        one
-        for one in found
-        if one.reference not in asking or (one.reference in own and ANSWERED not in distribution.profiles(one.endpoint))
-    ]
+    asking = _asking(request, ctx)
+    roads = [_road(one) for one in asking]
+    answered = [_road(one) for one in (*asking, *found) if ANSWERED in distribution.profiles(one.endpoint)]
+
+    def among(one: Candidate, known: list[Destination]) -> bool:
+        return any(order_record.same(_road(one), road) for road in known)
+
+    return [one for one in found if not among(one, roads) or (one.reference in own and not among(one, answered))]
 
 
 def _asking(request: Resource, ctx: Context) -> list[Candidate]:
@@ -174,10 +221,9 @@ def _asking(request: Resource, ctx: Context) -> list[Candidate]:
 
 def _at(lane: str, request: Resource, ctx: Context) -> Candidate:
     """Who holds an order in a lane, as one who is asked where they still are."""
-    found = candidates({"performer": request.get("performer", ())}, {}, {}, ctx.view, ctx.sites)
     endpoint = ctx.view.get(lane) or {}
     return next(
-        (one for one in found if one.reference == lane),
+        (one for one in _performers(request, ctx) if one.reference == lane),
         Candidate(lane, endpoint, site_at(endpoint, ctx.view, ctx.sites)),
     )
 
@@ -190,7 +236,7 @@ def _ordering(request: Resource, control: Order, reason: str, found: list[Candid
     def message(whom: PatientIdentity, to: Mapping[str, Any]) -> Mapped[bytes]:
         return fhir_to_hl7v2_orders.order_request(control, number, whom, requester, request, reason=reason, **to)
 
-    return _Telling(ASKED, request, found, message)
+    return _Telling(ASKED, request, found, message, control=control, what=_NOT_RECALLED if control == "CA" else "")
 
 
 def _answering(
@@ -233,11 +279,25 @@ def _booking(event: Event, after: Resource, request: Resource, ctx: Context) -> 
     return _Telling(SLOTS, request, found, message)
 
 
+def past(snapshot: Snapshot, delivery: Delivery, ctx: Context) -> str:
+    """Why the same bytes of an order are not sent once more, or '': as `order_record.past`, or nobody at the end of
+    their lane is asked (any more)."""
+    why = order_record.past(snapshot, delivery)
+    if why or order_record.control_of(snapshot, delivery) != "NW":
+        return why
+    asked = _asked(ctx.view.get(delivery.case_key) or {}, ctx)
+    whom = Ordered("NW", delivery.lane, distribution.addressee_of(delivery.endpoint), delivery.id)
+    if any(order_record.same(whom, _road(one)) for one in asked):
+        return ""
+    return f"{delivery.title or delivery.lane} is not asked (any more) by {delivery.case_key}"
+
+
 def again(frozen: bytes, request_id: str, ctx: Context, lane: str) -> tuple[NewDelivery, tuple[str, ...]]:
     """The same thing told once more from what is stored now: a delivery into the same lane, and what it was made from.
 
-    `frozen` are the bytes of an answer to an order or of an SIU. Raises RuleBroken, which says why, when what caused
-    them is not so any more, when they are something else, or when that lane is not told such things any more.
+    `frozen` are the bytes of an answer to an order, of an SIU or of an order that is not `order_record.past`. Raises
+    RuleBroken, which says why, when what caused them is not so any more, when they are something else, or when that
+    lane is not told such things any more.
     """
     request = ctx.view.get(f"ServiceRequest/{request_id}") or {}
     try:
@@ -245,8 +305,10 @@ def again(frozen: bytes, request_id: str, ctx: Context, lane: str) -> tuple[NewD
     except Unreadable as other:
         raise RuleBroken("it cannot be made again: it is no HL7 message; resend it as it is, or cancel it") from other
     telling, cause = _AGAIN.get(msg.kind, _answer_again)(msg, request, ctx)
-    if msg.kind == "ORM" and not telling.found:  # a cancellation follows its order, whoever is asked by now
-        telling = replace(telling, found=[_at(lane, request, ctx)])
+    if msg.kind == "ORM":  # by the lane of what was told before: a cancellation follows its order, whoever is asked now
+        here = _at(lane, request, ctx)
+        asked = telling.control == "CA" or any(order_record.same(_road(here), _road(one)) for one in telling.found)
+        telling = replace(telling, found=[here] if asked else [])
     made, shut, _ = _made(telling, ctx)
     new = next((one for one in made if one.lane == lane), None)
     if new is None:
@@ -278,10 +340,6 @@ def _answer_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Te
 
 def _order_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Telling, tuple[str, ...]]:
     control: Order = "CA" if msg.text("ORC-1") == "CA" else "NW"
-    state = state_of(request, ctx.settings)
-    if state not in _ORDER_WHILE[control]:
-        text = f"it cannot be made again: the request is {state} now, ORC-1 {control} is true of the past only"
-        raise RuleBroken(f"{text}; release it as it is, or cancel it")
     return _ordering(request, control, msg.text("ORC-16.2"), _asked(request, ctx) if control == "NW" else [], ctx), ()
 
 
@@ -314,18 +372,26 @@ def _slot_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Tell
 _AGAIN = {"SIU": _slot_again, "ORM": _order_again}
 
 
-def _frozen(changed: Resource, request: Resource, tellings: Sequence[_Telling], ctx: Context) -> Rendered:
-    """The deliveries, what the Task says of those that could not be written, and what who wrote `changed` is told that
-    they leave out."""
+def _frozen(
+    changed: Resource, request: Resource, tellings: Sequence[_Telling], ctx: Context, before: Sequence[Ordered] = ()
+) -> Rendered:
+    """The deliveries, the record of the orders among them behind those `before`, what the Task says of what could not
+    be written, and what who wrote `changed` is told that they leave out."""
     made: list[NewDelivery] = []
     shut: list[Shut] = []
     left: list[str] = []
+    orders: list[Ordered] = []
     for telling in tellings:
         more, closed, lost = _made(telling, ctx)
         made += more
+        if telling.control:
+            ends = ((one, distribution.addressee_of(one.endpoint)) for one in more)
+            orders += [Ordered(telling.control, one.lane, end, one.id) for one, end in ends]
         shut += closed
         left += lost
     resources = told(request, distribution.Plan((), tuple(shut)), ctx, report=False) if is_case(request) else ()
+    if orders:
+        resources = (*resources, order_record.record(f"ServiceRequest/{request['id']}", (*before, *orders), ctx))
     notes = {f"{changed['resourceType']}/{changed['id']}": tuple(dict.fromkeys(left))} if left else {}
     return Rendered(resources, tuple(made), notes)
 
@@ -338,7 +404,7 @@ def _made(telling: _Telling, ctx: Context) -> tuple[list[NewDelivery], list[Shut
     site = _site(request, ctx)
     wanted = [one for one in telling.found if code in distribution.profiles(one.endpoint)]
     roads: dict[str, Destination] = {}
-    shut: list[Shut] = []
+    shut = list(telling.shut)
     made: list[NewDelivery] = []
     left: list[str] = []
     for candidate in wanted:
@@ -356,7 +422,7 @@ def _made(telling: _Telling, ctx: Context) -> tuple[list[NewDelivery], list[Shut
         except (Incomplete, ValueError) as problem:
             why = str(problem)
         if why:
-            shut.append(Shut(road.display, why, distribution.WORKFLOW_NAMES[code]))
+            shut.append(Shut(road.display, why, telling.what or distribution.WORKFLOW_NAMES[code]))
     return made, shut, left
 
 

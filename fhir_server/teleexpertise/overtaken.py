@@ -267,6 +267,15 @@ def stay(tx: Tx, kept: Iterable[str], reached: Iterable[str]) -> None:
             raise Stale(f"delivery {delivery_id} did not get there")
 
 
+def same_ends(tx: Tx, standing: Iterable[str], ended: Iterable[str]) -> None:
+    """What was decided stands only while the outbox says the same of these: not given up, and given up. Raises
+    Stale."""
+    for delivery_ids, wanted in ((standing, False), (ended, True)):
+        for delivery_id in delivery_ids:
+            if (handed(tx, delivery_id) == "ended") is not wanted:
+                raise Stale(f"delivery {delivery_id} was given up or repeated meanwhile")
+
+
 def give_up(tx: Tx, delivery_ids: Iterable[str], reason: str) -> None:
     """Cancel deliveries nobody received, with what sends their bytes once more, in the transaction that makes what
     comes instead. Raises Stale when one of them has begun to leave since it was looked at."""

@@ -19,6 +19,7 @@ from fhir_server.teleexpertise.case import (
     same,
 )
 from fhir_server.teleexpertise.opinion import SIGNED, WITHDRAWN
+from fhir_server.teleexpertise.order_record import ORDERS
 from fhir_server.teleexpertise.scopes import case_of
 from fhir_server.teleexpertise.states import FINAL, refusal, state_of
 from fhir_server.teleexpertise.succession import DISTRIBUTED
@@ -88,7 +89,13 @@ def consent(before: Resource | None, after: Resource, ctx: Context) -> Consequen
 
 
 def provenance(before: Resource | None, after: Resource, ctx: Context) -> Consequences:
-    """Provenance of a case is written once, and only about oneself."""
+    """Provenance of a case is written once, and only about oneself; who holds an order stands in one of ours."""
+    held, wanted = (
+        [one for one in told.get("extension", ()) if one.get("url") == ORDERS] for told in (before or {}, after)
+    )
+    if held != wanted:
+        text = "who holds an order is told by this server; leave the extension as it is, or out of yours"
+        raise RuleBroken(text, expression="Provenance.extension")
     if before:
         return _kept(before, after, _case_of_provenance(before, ctx), ctx)
     if _case_of_provenance(after, ctx) is None:

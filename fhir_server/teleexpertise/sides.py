@@ -1,7 +1,8 @@
 """Which side of a request an establishment speaks for: the one that asks, the one that is asked, or both.
 
 Hides where that stands: the requester's structure, the place of the stay and whoever gave the placer number ask;
-whoever provides a group, or employs a person, that the request names as performer is asked.
+whoever provides a group, employs a person or is the structure that the request names as performer is asked. A draft
+that came without a group names the structure that ordered, which asks all the same.
 
 Sources: https://hl7.org/fhir/R4/servicerequest.html (requester, performer);
 https://hl7.org/fhir/R4/datatypes.html#Identifier (assigner).
@@ -29,8 +30,15 @@ def asks(request: Resource, house: str, view: View) -> bool:
 def only_asked(request: Resource, house: str, view: View) -> bool:
     """Whether an establishment answers a request and does not ask it, so that the request is not its own to change."""
     parties = (_reference(one) for one in request.get("performer", ()))
-    asked = [one for party in parties if not party.startswith("Organization/") for one in _houses(party, view)]
+    asked = [one for party in parties for one in _houses(party, view)]
     return house in _with_parents(asked, view) and not asks(request, house, view)
+
+
+def groups_of(request: Resource, house: str, view: View) -> frozenset[str]:
+    """The groups among those a request asks that an establishment provides: for them it answers by HL7 v2."""
+    asked = (_reference(one) for one in request.get("performer", ()))
+    groups = (one for one in asked if one.startswith("HealthcareService/"))
+    return frozenset(one for one in groups if _reference((view.get(one) or {}).get("providedBy")) == house)
 
 
 def _placer(identifier: Mapping[str, Any]) -> bool:

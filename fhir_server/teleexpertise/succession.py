@@ -21,6 +21,7 @@ from fhir_server.teleexpertise.case import STEP_SYSTEM, Handed
 from fhir_server.teleexpertise.distribution import (
     FLAVOURS,
     MAIL_LANE,
+    MASKED,
     Destination,
     Plan,
     Shut,
@@ -29,7 +30,7 @@ from fhir_server.teleexpertise.distribution import (
     mail_road,
     report_flavour,
 )
-from fhir_server.teleexpertise.parties import OPPOSED, Candidate, site_at
+from fhir_server.teleexpertise.parties import Candidate, site_at
 from mappers.fhir_to_report import PatientIdentity
 
 Resource = Mapping[str, Any]
@@ -120,14 +121,14 @@ def _steps(report: str, view: View) -> frozenset[str]:
     )
 
 
-def follow(plan: Plan, before: Held, *, mailing: bool, opposed: Callable[[str], bool] = lambda _: False) -> Plan:
+def follow(plan: Plan, before: Held, *, mailing: bool, withheld: Callable[[str], str] = lambda _: "") -> Plan:
     """The plan of a later version: a replacement for who holds an earlier one, a first one for everybody else.
 
-    Who holds one and has no road now is mailed where they were mailed, or told; not when the patient is `opposed` to
-    that person. `mailing`: there is a mail operator.
+    Who holds one and has no road now is mailed where they were mailed, or told; not when it is `withheld` from that
+    person, which says why in French. `mailing`: there is a mail operator.
     """
     holders = list(before.holders if before.recorded else assumed(plan, before))
-    shut = [replace(one, what=NOT_REPLACED) if _shuts(one, holders) else one for one in plan.shut]
+    shut = [_of_holder(one) if _shuts(one, holders) else one for one in plan.shut]
     roads: list[Destination] = []
     for road in plan.destinations:
         had = _holder(road, holders)
@@ -143,15 +144,22 @@ def follow(plan: Plan, before: Held, *, mailing: bool, opposed: Callable[[str], 
             had.display or had.lane,
             "une version précédente lui est parvenue, et plus aucun chemin ne mène à ce destinataire",
         )
-        if had.person and opposed(had.person):
-            why = OPPOSED
+        if had.person and (reason := withheld(had.person)):
+            why = reason
         elif had.lane.startswith(MAIL_LANE) and mailing:
             old = mail_road(had.lane.partition(":")[2], had.person, had.display)
             roads.append(replace(old, trigger="T10", replaces=had.document, after=had.delivery))
             continue
         if not any(_shuts(one, [had]) for one in shut):
-            shut.append(Shut(whom, why, NOT_REPLACED, had.lane, had.person))
+            shut.append(_of_holder(Shut(whom, why, lane=had.lane, person=had.person)))
     return Plan(tuple(roads), tuple(shut), plan.people)
+
+
+def _of_holder(shut: Shut) -> Shut:
+    """What is said of somebody who holds a version and does not get the next one: of one who is not to see it, that
+    they go on reading what they have."""
+    why = f"{shut.why} ; la version précédente reste entre ses mains" if shut.why == MASKED else shut.why
+    return replace(shut, what=NOT_REPLACED, why=why)
 
 
 def _shuts(shut: Shut, holders: Sequence[Holder]) -> bool:

@@ -20,8 +20,6 @@ from fhir_server.context import SYSTEM
 from fhir_server.demo.run import DEFAULTS
 from fhir_server.store.lanes import NewDelivery
 
-# Checks that may be skipped, because the server does not declare what they need.
-SKIPPED = {"fhir.search-compartment"}
 ROOT = Path(__file__).resolve().parent.parent.parent
 MESSAGES = ROOT / "tests" / "data" / "hl7v2"
 
@@ -57,7 +55,7 @@ def test_the_documented_command_finds_nothing_wrong_with_us(server: Server, tmp_
     text = report.text(run)
     assert code == 0 and {r.id for r in run.results if r.status not in ("pass", "skip")} == set(), text
     skipped = {r.id for r in run.results if r.status == "skip"}
-    assert {one for one in skipped if not one.startswith(("hl7v2-sender.", "hl7v2-files."))} <= SKIPPED, text
+    assert {one for one in skipped if not one.startswith(("hl7v2-sender.", "hl7v2-files."))} == set(), text
 
 
 def test_the_documents_we_send_pass_every_check_of_files(tmp_path: Path) -> None:

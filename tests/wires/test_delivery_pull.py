@@ -6,7 +6,9 @@ import base64
 import hashlib
 import http.client
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from servers import quiet
 
 from fhir_server.app import Server
 from fhir_server.context import SYSTEM
+from fhir_server.errors import Fault
 
 Answer = tuple[int, dict[str, str], bytes]
 Call = Callable[..., Answer]
@@ -101,6 +104,23 @@ def test_what_is_not_acknowledged_in_time_comes_again_and_the_first_answer_count
         for code in ("AA", "AR", "AE"):
             told = acknowledged(call, FIRST, token, code)
             assert (told[0], json.loads(told[2])["state"]) == (200, "sent"), "what is acknowledged stays so"
+
+
+def test_bytes_other_than_the_frozen_ones_are_handed_to_nobody(server: Server, call: Call) -> None:
+    queue(server.hub, "pull:CH-NORD", FIRST, lane="Endpoint/nord")
+    queue(server.hub, "pull:CH-NORD", SECOND, lane="Endpoint/sud")
+    place = Path(server.settings.data_dir) / "passerelle.db"
+    with closing(sqlite3.connect(place, isolation_level=None, timeout=20)) as db:
+        db.execute("UPDATE delivery SET payload = CAST(payload || x'0d' AS BLOB) WHERE id = ?", (FIRST,))
+    status, headers, _ = call("POST", "/pull/next")
+    assert (status, headers["x-passerelle-id"]) == (200, SECOND), "the other lane goes on"
+    held = row(server.hub)
+    assert held.state == "held" and "not those that were frozen" in held.error
+    assert call("POST", "/pull/next", {"lane": "Endpoint/nord"})[0] == 204
+    with closing(sqlite3.connect(place, isolation_level=None, timeout=20)) as db:
+        db.execute("UPDATE delivery SET state = 'sent' WHERE id = ?", (FIRST,))
+    with pytest.raises(Fault, match="restore a backup"):
+        server.hub.store.write(SYSTEM, lambda tx: tx.replay(FIRST))
 
 
 def test_an_answer_not_now_puts_it_back(server: Server, call: Call) -> None:

@@ -23,7 +23,7 @@ from hl7v2 import ack, mllp
 from hl7v2.ack import Ack
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "fhir_server"))
-from sylve import DATA, SITE, person, sample
+from sylve import DATA, IPP, SITE, person, sample
 
 from fhir_server.demo.run import SITES
 
@@ -101,6 +101,35 @@ def test_every_event_is_taken_in_over_the_wire(server: Server) -> None:
     done = {row.message_type for row in rows(server, state="done")}
     told_elsewhere = {"ADT^A08", "MDM^T04", "ZAM^Z01", "ZAM^Z02", "ZAM^Z03"}  # refused or unknown here, tested below
     assert set(HANDLERS) - done == told_elsewhere
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Iterator[Server]:
+    """A server whose port reads windows-1252, and one of its senders writes 8859/15 without saying so."""
+    site = dict(SITES[0]) | SITE | {"sending_charsets": [["RIS", "CH-SYLVE", "8859/15"]]}
+    settings: dict[str, Any] = {"auth": "none", "http_port": 0, "dicom_port": 0, "mllp_port": 0}
+    made = Server(Settings(**settings, data_dir=str(tmp_path), sites=(site,)))
+    made.start()
+    yield made
+    made.close()
+
+
+def test_each_sender_is_read_in_its_own_character_set_on_one_port(mixed: Server) -> None:
+    def family(ipp: str) -> str:
+        with mixed.hub.store.read(SYSTEM) as snapshot:
+            found = snapshot.search(plan_of("Patient", f"identifier={IPP}|{ipp}")).matches
+            return str(found[0].resource()["name"][0]["family"])
+
+    written = b"C\x8cUR-L\xc9GER"  # 0x8c is a letter in windows-1252 alone: it means nothing in 8859/15
+    gam = person("000801").replace(b"MARTIN", written)
+    assert say(mixed, gam).code == "AA"
+    ris = person("000802").replace(b"MARTIN", b"C\xbcUR-L\xc9GER").replace(b"|GAM|", b"|RIS|", 1)
+    assert say(mixed, ris).code == "AA"
+    plain = person("000803").replace(b"MARTIN", "CŒUR-LÉGER".encode()).replace(b"|GAM|", b"|RIS|", 1)
+    assert say(mixed, plain).code == "AA"
+    assert [family(ipp) for ipp in ("000801", "000802", "000803")] == ["CŒUR-LÉGER"] * 3
+    notes = [one.note for one in rows(mixed)]
+    assert any("read as 8859/15" in note for note in notes) and any("read as windows-1252" in note for note in notes)
 
 
 def test_the_same_frames_again_get_the_same_answers(server: Server) -> None:

@@ -15,6 +15,7 @@ from benchmarks.topics_hl7 import numbered, oru
 from fhir_server.context import SYSTEM
 from fhir_server.store.engine import open_store
 from fhir_server.store.inbox import InboxFilter, NewMessage
+from fhir_server.store.schema import upgrade
 from hl7v2 import ack
 from hl7v2.conversation import new_control_id, utc_now
 from hl7v2.mllp import Listener
@@ -79,8 +80,10 @@ def test_the_answer_to_another_message_stops_the_run() -> None:
         assert listener.close()
 
 
-@pytest.mark.needs("postgresql")
-def test_the_limit_stores_what_the_store_does(database_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgresql"))])
+def test_the_limit_stores_what_the_store_does(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
+    database_url: str = request.getfixturevalue({"sqlite": "sqlite_url", "postgresql": "empty_postgres"}[kind])
+    upgrade(database_url)  # a database of its own: the limit makes a table there
     control_id, parts = numbered(5)
     raw, large = b"".join(parts), b"".join(numbered(6, b"QUJD" * 30_000)[1])
     store = open_store(database_url, tmp_path / "data")

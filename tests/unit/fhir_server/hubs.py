@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -18,11 +18,14 @@ from fhir_server.context import SYSTEM, Caller, Clock, now
 from fhir_server.demo import people, seed
 from fhir_server.demo.run import SITES
 from fhir_server.errors import PasserelleError, Unavailable
+from fhir_server.outbox import outbox_replay
 from fhir_server.patients.sites import load_sites
+from fhir_server.pending import view_of
 from fhir_server.search.rows import IndexRows
 from fhir_server.store.engine import Store
 from fhir_server.store.lanes import Delivery, NewDelivery
 from fhir_server.store.resources import Stored
+from fhir_server.teleexpertise.consequences import Context
 
 __all__ = ["SYSTEM", "IndexRows", "NewDelivery", "Settings", "people", "seed"]  # for the tests, which write with them
 
@@ -136,6 +139,12 @@ def found(hub: Hub, kind: str, query: str = "") -> list[Resource]:
 def deliveries(hub: Hub) -> list[Delivery]:
     with hub.store.read(SYSTEM) as snapshot:
         return snapshot.deliveries()
+
+
+def replayed(store: Store, args: Mapping[str, str]) -> Any:
+    """An operator's `outbox-replay`, with the demo's establishments."""
+    sites = load_sites(SITES)
+    return outbox_replay(store, args, lambda snapshot: Context(SYSTEM, view_of(snapshot), Settings(), sites, now()))
 
 
 def delivered(

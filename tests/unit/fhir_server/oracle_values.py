@@ -71,6 +71,15 @@ UNITS = {
     "/min": (Decimal(1) / 60, "s-1"),
     "{score}": (Decimal(1), "1"),
     "%": (Decimal("0.01"), "1"),
+    "mg/g": (Decimal("0.001"), "1"),
+    **dict.fromkeys(("{nominal}", "{INR}", "{count}", "{#}"), (Decimal(1), "1")),
+    "s": (Decimal(1), "s"),
+    "pg/mL": (Decimal("1e-6"), "g.m-3"),
+    "ug/L": (Decimal("0.001"), "g.m-3"),
+    "ug/dL": (Decimal("0.01"), "g.m-3"),
+    "U/L": (Decimal("602214076000000000000") / 60, "m-3.s-1"),
+    "kU/L": (Decimal("602214076000000000000000") / 60, "m-3.s-1"),
+    **dict.fromkeys(("mL/min", "mL/min/{1.73_m2}"), (Decimal("1e-6") / 60, "m3.s-1")),
 }
 
 

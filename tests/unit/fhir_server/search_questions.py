@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from random import Random
 from typing import Any
 
 from oracle_values import (
@@ -41,8 +41,8 @@ class World:
 class Asker:
     """Makes questions out of values that exist, so that most have answers, and bends them so that some have none."""
 
-    def __init__(self, world: World, seed: int) -> None:
-        self.world, self.oracle, self.random = world, world.oracle, random.Random(seed)
+    def __init__(self, world: World, dice: Random) -> None:
+        self.world, self.oracle, self.random = world, world.oracle, dice
         self.kinds = sorted({key[0] for key in self.oracle.all})
         self.held = sorted({key[0] for key in self.oracle.held})
         self.keys: dict[str, list[Key]] = {kind: [] for kind in world.uses}

@@ -390,6 +390,16 @@ def test_taking_adds_the_performer_by_either_resource(hub: Hub) -> None:
         assert task["executionPeriod"]["start"]
 
 
+def test_a_step_leaves_in_the_task_what_others_wrote_there(hub: Hub) -> None:
+    asked(hub)
+    words = {"note": [{"text": "Rappeler le service"}], "statusReason": {"text": "en attente"}}
+    put(hub, EXPERT, read(hub, "Task/r") | words)
+    take(hub)
+    task = read(hub, "Task/r")
+    assert [note["text"] for note in task["note"]] == ["Rappeler le service"]
+    assert (task["status"], "statusReason" in task) == ("in-progress", False), "the reason was the earlier state's"
+
+
 def test_accepting_a_task_is_taking_and_rejecting_it_is_refusing(hub: Hub) -> None:
     for key, word, state in (("r", "accepted", "in_progress"), ("s", "rejected", "revoked")):
         asked(hub, key)

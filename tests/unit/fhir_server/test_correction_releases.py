@@ -70,7 +70,7 @@ def taken(hub: Hub) -> list[str]:
 # --- two first documents ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("act", [outbox.outbox_release, outbox.outbox_retry, outbox.outbox_replay])
+@pytest.mark.parametrize("act", [outbox.outbox_release, outbox.outbox_retry, hubs.replayed])
 def test_a_first_version_kept_back_is_let_go_no_more_after_a_correction(hub: Hub, act: Callable[..., Any]) -> None:
     first = kept(hub)
     correct(hub)
@@ -80,7 +80,7 @@ def test_a_first_version_kept_back_is_let_go_no_more_after_a_correction(hub: Hub
     assert shown(hub, first.id)["state"] == "held" and first_documents(hub) == [new]
     outbox.outbox_cancel(hub.store, {"id": first.id})
     with pytest.raises(RuleBroken, match=new):
-        outbox.outbox_replay(hub.store, {"id": first.id})
+        hubs.replayed(hub.store, {"id": first.id})
     received(hub)
     correct(hub, "Troisième.")
     assert message(hub, DPI).text("MSH-9.2") == "T10"
@@ -146,7 +146,7 @@ def test_what_was_not_sent_is_not_repeated_but_let_go_itself(hub: Hub, state: st
     first = kept(hub)
     run(hub, "UPDATE delivery SET state = ? WHERE id = ?", state, first.id)
     with pytest.raises(RuleBroken, match="retry or release sends these bytes"):
-        outbox.outbox_replay(hub.store, {"id": first.id})
+        hubs.replayed(hub.store, {"id": first.id})
     outbox.outbox_retry(hub.store, {"id": first.id})
     assert first_documents(hub) == [first.id]
     assert taken(hub).count(first.id) == 1 and first_documents(hub) == [first.id]
@@ -210,9 +210,9 @@ def test_of_two_first_versions_by_two_roads_the_one_given_up_is_sent_no_more(
     outbox.outbox_cancel(hub.store, {"id": new})
     assert outbox.outbox_release(hub.store, {"id": first.id})["state"] == "queued"
     with pytest.raises(RuleBroken, match=f"{first.id} hands the report over as a first document already"):
-        outbox.outbox_replay(hub.store, {"id": new})
+        hubs.replayed(hub.store, {"id": new})
     outbox.outbox_hold(hub.store, {"id": first.id})
-    again = outbox.outbox_replay(hub.store, {"id": new})["id"]
+    again = hubs.replayed(hub.store, {"id": new})["id"]
     with pytest.raises(RuleBroken, match=f"{again} was made instead"):
         outbox.outbox_release(hub.store, {"id": first.id})
 
@@ -233,13 +233,13 @@ def test_another_application_behind_the_same_endpoint_is_another_addressee(hub: 
 def test_a_withdrawal_gives_up_what_repeats_a_delivery_that_was_given_up(hub: Hub, kept_back: bool) -> None:
     first = kept(hub)
     outbox.outbox_cancel(hub.store, {"id": first.id})
-    again = outbox.outbox_replay(hub.store, {"id": first.id})["id"]
+    again = hubs.replayed(hub.store, {"id": first.id})["id"]
     if kept_back:
         outbox.outbox_hold(hub.store, {"id": again})
     withdraw(hub)
     assert shown(hub, again)["state"] == "cancelled" and DPI not in waiting(hub)
     with pytest.raises(RuleBroken, match="is entered-in-error now"):
-        outbox.outbox_replay(hub.store, {"id": again})
+        hubs.replayed(hub.store, {"id": again})
 
 
 def test_a_withdrawal_gives_up_what_was_rendered_again(hub: Hub) -> None:
@@ -252,7 +252,7 @@ def test_a_withdrawal_gives_up_what_was_rendered_again(hub: Hub) -> None:
 def test_what_repeats_a_delivery_and_left_is_recalled(hub: Hub) -> None:
     first = kept(hub)
     outbox.outbox_cancel(hub.store, {"id": first.id})
-    again = outbox.outbox_replay(hub.store, {"id": first.id})["id"]
+    again = hubs.replayed(hub.store, {"id": first.id})["id"]
     received(hub, DPI)
     withdraw(hub)
     assert shown(hub, again)["state"] == "sent" and message(hub, DPI).text("MSH-9.2") == "T04"
@@ -288,7 +288,7 @@ def test_a_replay_beside_a_withdrawal_is_refused_or_given_up(
 
     def repeat() -> None:
         assert inside.wait(10)
-        outbox.outbox_replay(hub.store, {"id": first.id})
+        hubs.replayed(hub.store, {"id": first.id})
 
     writer = dataclasses.replace(hub, store=Watched(hub.store, pause))  # type: ignore[arg-type]  # a stand-in
     change, told = at_once(lambda: withdraw(writer), repeat)
@@ -307,15 +307,15 @@ def test_a_report_is_not_sent_once_more_after_it_was_withdrawn(hub: Hub) -> None
     sent.append(waiting(hub)[DPI].id)
     received(hub)
     for one in tuple(sent):  # a partner who lost its data gets both again, in their order
-        sent.append(outbox.outbox_replay(hub.store, {"id": one})["id"])
+        sent.append(hubs.replayed(hub.store, {"id": one})["id"])
     received(hub)
     withdraw(hub)
     last = waiting(hub)[DPI].id
     received(hub)
     for one in sent:
         with pytest.raises(RuleBroken, match="is entered-in-error now"):
-            outbox.outbox_replay(hub.store, {"id": one})
-    assert outbox.outbox_replay(hub.store, {"id": last})["parent"] == last
+            hubs.replayed(hub.store, {"id": one})
+    assert hubs.replayed(hub.store, {"id": last})["parent"] == last
 
 
 def test_a_report_is_not_rendered_again_behind_another_of_the_same_patient(hub: Hub) -> None:
@@ -408,7 +408,7 @@ def test_a_correction_and_a_worker_who_holds_the_lane_never_wait_in_a_ring(
 
 
 @pytest.mark.needs("postgresql")
-@pytest.mark.parametrize("act", [outbox.outbox_release, outbox.outbox_retry, outbox.outbox_replay])
+@pytest.mark.parametrize("act", [outbox.outbox_release, outbox.outbox_retry, hubs.replayed])
 def test_a_correction_and_an_operator_never_wait_in_a_ring(
     open_url: Callable[..., Store], migrated_postgres: str, act: Callable[..., Any]
 ) -> None:

@@ -47,6 +47,7 @@ from fhir_server.changes import Hub, view_of
 from fhir_server.context import Caller
 from fhir_server.demo import people
 from fhir_server.errors import Invalid, RuleBroken
+from fhir_server.search import index
 from fhir_server.store.session import Snapshot
 from fhir_server.teleexpertise import notes as case_notes
 from fhir_server.teleexpertise import overtaken
@@ -78,6 +79,113 @@ def test_who_received_a_report_gets_its_replacement(signed: Hub, status: str) ->
         assert told.text("TXA-12") == oid_of(record(signed)["id"])
         assert told.text("TXA-13") == oid_of(first["id"])
     assert next(o for o in message(signed, PFI).all("OBX") if o.text(3) == "DESTDMP").text(5) == "Y"
+
+
+def test_who_may_see_a_report_is_told_alike_on_every_road(signed: Hub) -> None:
+    assert "securityLabel" not in record(signed)
+    a07 = "urn:oid:1.2.250.1.213.1.1.4.13"
+    labels = [{"code": "R"}, {"system": a07, "code": "INVISIBLE_PATIENT"}]
+    correct(signed, meta={"security": labels})
+    for lane in (DPI, PFI):
+        told = {obx.text(3): obx.text(5) for obx in message(signed, lane).all("OBX")}
+        wanted = {"MASQUE_PS": "N", "INVISIBLE_PATIENT": "Y", "INVISIBLE_REP_LEGAUX": "N", "MODIF_CONF_CODE": "Y"}
+        assert told | wanted == told, lane
+    mail = letter(signed)
+    assert mail.xdm is not None
+    codes = mail.xdm.submission.entries[0].codes["confidentialityCode"]
+    assert [one.code for one in codes] == ["R", "INVISIBLE_PATIENT"]
+    held = [one["coding"][0] for one in record(signed)["securityLabel"]]
+    assert [one["code"] for one in held] == ["R", "INVISIBLE_PATIENT"] and held[1]["system"] == a07
+    assert check(record(signed)) == []
+    received(signed)
+    correct(signed, "Contrôle à 1 semaine.", meta={"security": labels})
+    again = {obx.text(3): obx.text(5) for obx in message(signed, PFI).all("OBX")}
+    assert (again["INVISIBLE_PATIENT"], again["MODIF_CONF_CODE"]) == ("Y", "N"), "it is hidden as it was"
+    received(signed)
+    taken_back = {"status": "entered-in-error", "extension": because("mauvaise patiente"), "meta": {"security": labels}}
+    put(signed, EXPERT, read(signed, "DiagnosticReport/r") | taken_back)
+    gone = message(signed, DPI)
+    assert gone.text("MSH-9.2") == "T04"
+    assert next(one for one in gone.all("OBX") if one.text(3) == "INVISIBLE_PATIENT").text(5) == "Y"
+
+
+A07 = "urn:oid:1.2.250.1.213.1.1.4.13"
+HIDDEN = {"security": [{"system": A07, "code": "INVISIBLE_PATIENT"}]}
+
+
+def metadata(hub: Hub, lane: str = PFI) -> dict[str, str]:
+    return {obx.text(3): obx.text(5) for obx in message(hub, lane).all("OBX")}
+
+
+def test_a_correction_that_speaks_of_no_label_hides_what_was_hidden_and_a_normal_one_lifts_it(signed: Hub) -> None:
+    correct(signed, meta=HIDDEN)
+    received(signed)
+    correct(signed, "Contrôle à 1 semaine.")
+    told = metadata(signed)
+    assert (told["INVISIBLE_PATIENT"], told["MODIF_CONF_CODE"]) == ("Y", "N")
+    stored = hubs.stored(signed, "DiagnosticReport/r")
+    assert stored is not None and stored.resource()["meta"]["security"] == HIDDEN["security"]
+    received(signed)
+    correct(signed, "Contrôle à 1 semaine.", meta={"tag": [{"code": "x"}]} | {"security": [{"code": "N"}]})
+    told = metadata(signed)
+    assert (told["INVISIBLE_PATIENT"], told["MODIF_CONF_CODE"]) == ("N", "Y")
+    assert "securityLabel" not in record(signed)
+
+
+def test_a_report_said_again_or_withdrawn_without_its_labels_keeps_them(signed: Hub) -> None:
+    correct(signed, meta=HIDDEN)
+    received(signed)
+    put(signed, EXPERT, read(signed, "DiagnosticReport/r"))
+    assert waiting(signed) == {}, "the same again"
+    withdraw(signed)
+    told = metadata(signed)
+    assert (message(signed, PFI).text("MSH-9.2"), told["INVISIBLE_PATIENT"]) == ("T04", "Y")
+
+
+def test_a_version_of_before_the_labels_is_compared_by_what_its_document_says(signed: Hub) -> None:
+    restricted = {"security": [{"code": "R"}]}
+    correct(signed, meta=restricted)
+    assert metadata(signed)["MODIF_CONF_CODE"] == "Y"
+    received(signed)
+    older = {name: value for name, value in record(signed).items() if name != "securityLabel"}
+    signed.store.write(SYSTEM, lambda tx: tx.update(older, index.rows(older)))
+    correct(signed, "Contrôle à 1 semaine.")
+    assert metadata(signed)["MODIF_CONF_CODE"] == "N", "restricted before, restricted now"
+
+
+def test_who_writes_a_report_is_told_what_it_leaves_out_and_where_it_cannot_say_who_may_not_see_it(hub: Hub) -> None:
+    flavour = [{"coding": [{"system": "urn:passerelle:profil", "code": "plain-oru"}]}]
+    put(hub, SYSTEM, read(hub, "Endpoint/dpi") | {"payloadType": flavour})
+    asked(hub, state="in_progress")
+    labels = {
+        "security": [{"code": "R"}, {"system": A07, "code": "INVISIBLE_PATIENT"}, {"system": "urn:x", "code": "PSY"}]
+    }
+    (done, *_) = put(hub, EXPERT, hubs.opinion(hub) | {"meta": labels, "specimen": [{"display": "Sang"}]})
+    told = " / ".join(done.notes)
+    whom = read(hub, "Endpoint/dpi")["name"]
+    hidden = [
+        f"Confidentialité non transmise à {whom} : son profil plain-oru n'a pas de place pour « {words} »."
+        for words in ("Non visible par le patient", "Restreint")
+    ]
+    assert all(one in done.notes for one in hidden) and "the label 'PSY' has no place in the documents" in told
+    assert "DiagnosticReport.specimen: stays in the record" in told and "OBX-5" not in told
+    assert [one for one in notes(hub) if one in hidden] == hidden, "the case keeps who may not see it"
+    assert case_notes.not_reached(read(hub, "Task/r")) == []
+
+
+def test_a_sign_that_the_charset_of_a_site_lacks_is_told_to_who_writes_the_report(new_hub: Callable[..., Hub]) -> None:
+    hub = new_hub(site={"charset": "8859/15"})
+    asked(hub, state="in_progress")
+    patient = read(hub, "Patient/patient-01")
+    name = patient["name"][0] | {"family": patient["name"][0]["family"] + "Ł"}
+    hubs.write_past_the_rules(hub, patient | {"name": [name, *patient["name"][1:]]})
+    (done, *_) = put(hub, EXPERT, hubs.opinion(hub))
+    assert [one for one in done.notes if one.startswith("lps-1.1, ") and "'Ł' is not in 8859/15" in one]
+
+
+def test_a_label_that_would_hide_nothing_is_refused(signed: Hub) -> None:
+    with pytest.raises(Invalid, match="MASQUE_PS"):
+        correct(signed, meta={"security": [{"system": "urn:oid:1.2.250.1.213.1.1.4.13", "code": "MASQUE"}]})
 
 
 def test_the_next_version_stands_in_the_place_of_the_one_before(signed: Hub) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import hubs
 import pytest
-from hubs import PARTNER, SYSTEM, asked, directory, hub_on, put, read
+from corrected import correct, received, waiting
+from hubs import EXPERT, PARTNER, SYSTEM, asked, directory, hub_on, put, read
 from lxml import etree
 
 from fhir_server.changes import Hub
@@ -58,6 +59,57 @@ def test_the_declared_doctor_is_mailed(hub: Hub, named: Resource) -> None:
         mail = envelope.read(snapshot.payload(one.id))
     assert mail.xdm is not None and one.second_leg == "dsn"
     assert untold(hub) == []
+
+
+MASKED = {"security": [{"system": "urn:oid:1.2.250.1.213.1.1.4.13", "code": "MASQUE_PS"}]}
+
+
+def test_what_is_masked_to_professionals_goes_to_who_asked_and_not_to_the_declared_doctor(hub: Hub) -> None:
+    role = read(hub, "PractitionerRole/lefevre")
+    own = read(hub, "Endpoint/dpi") | {"id": "own", "address": "mllp://127.0.0.1:9?application=LGC&facility=CABINET"}
+    put(hub, PARTNER, own, role | {"endpoint": [{"reference": "Endpoint/own"}]})
+    declared(hub, {"reference": "Practitioner/lefevre"})
+    asked(hub, state="in_progress")
+    (done, *_) = put(hub, EXPERT, hubs.opinion(hub) | {"meta": MASKED})
+    assert {one.lane for one in hubs.deliveries(hub)} == {"Endpoint/dpi", "Endpoint/pfi", ASKER}
+    (note,) = untold(hub)
+    assert (
+        note
+        == "Compte rendu non remis à DR Paul LEFEVRE (médecin traitant) : document masqué aux professionnels de santé."
+    )
+    assert note in done.notes
+
+
+@pytest.mark.parametrize("still", [True, False], ids=["declared still", "declared no more"])
+def test_a_doctor_who_holds_a_version_does_not_get_the_masked_one_and_the_one_after_it_again(
+    hub: Hub, still: bool
+) -> None:
+    declared(hub, {"reference": "Practitioner/lefevre"})
+    assert mailed(hub) == [ASKER, DOCTOR]
+    received(hub)
+    if not still:
+        declared(hub)
+    correct(hub, meta=MASKED)
+    assert {ASKER} == {one for one in waiting(hub) if one.startswith("mssante:")}
+    (note,) = [
+        one for one in case_notes.noted(read(hub, "Task/r")) if one.startswith("Correction du compte rendu non remise")
+    ]
+    assert note.endswith("masqué aux professionnels de santé ; la version précédente reste entre ses mains.")
+    received(hub)
+    correct(hub, "Levé.", meta={"security": [{"code": "N"}]})
+    with hub.store.read(SYSTEM) as snapshot:
+        mail = envelope.read(snapshot.payload(waiting(hub)[DOCTOR].id))
+    assert mail.subject.startswith("[REMPLACE]") or "annule et remplace" in mail.text
+
+
+def test_the_requester_who_has_no_mailbox_any_more_gets_the_masked_correction_where_they_were_mailed(hub: Hub) -> None:
+    assert mailed(hub) == [ASKER]
+    received(hub)
+    role = {name: value for name, value in read(hub, "PractitionerRole/moreau").items() if name != "telecom"}
+    person = {name: value for name, value in read(hub, "Practitioner/moreau").items() if name != "telecom"}
+    put(hub, PARTNER, role, person)
+    correct(hub, meta=MASKED)
+    assert ASKER in waiting(hub)
 
 
 @pytest.mark.parametrize("who", ["moreau", "garnier"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -245,6 +247,24 @@ def test_damaged_content_waits_for_a_person(hub: Hub) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     assert deliver_one(hub) is True
     assert (row(hub).state, row(hub).error_class) == ("held", "held")
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_bytes_other_than_the_frozen_ones_never_leave(hub: Hub, sqlite_url: str, size: str) -> None:
+    if size == "large":
+        delivery = hub.store.keep(large(FIRST))
+        hub.store.write(SYSTEM, lambda tx: tx.send(delivery))
+        path = hub.store.blobs.root / delivery.kept.sha256[:2] / delivery.kept.sha256[2:4]  # type: ignore[union-attr]
+        (found,) = path.iterdir()
+        found.chmod(0o600)
+        found.write_bytes(b"X" + found.read_bytes()[1:])
+    else:
+        send(hub, "mllp://127.0.0.1:1", FIRST)
+        with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)) as db:
+            assert db.execute("UPDATE delivery SET payload = CAST(payload || x'0d' AS BLOB)").rowcount == 1
+    assert deliver_one(hub) is True
+    assert (row(hub).state, row(hub).error_class) == ("held", "held")
+    assert "not those that were frozen" in row(hub).error
 
 
 def test_an_outcome_is_written_once_when_the_next_delivery_cannot_be_taken(hub: Hub) -> None:

@@ -425,7 +425,7 @@ def test_business_keys_are_columns_and_narrow_the_lists(hub: Hub) -> None:
 def test_a_replay_is_a_new_delivery_that_the_first_one_shows(hub: Hub) -> None:
     queue(hub, "mllp://127.0.0.1:9", FIRST)
     assert sent(hub) == [FIRST]
-    made = outbox.outbox_replay(hub.store, {"id": FIRST})
+    made = hubs.replayed(hub.store, {"id": FIRST})
     assert outbox.outbox_show(hub.store, {"id": FIRST})["replays"] == [made["id"]]
     assert sent(hub) == [FIRST], "the bytes are the same, MSH-10 too"
     assert row(hub, made["id"]).state == "sent"
@@ -436,7 +436,7 @@ def test_sending_again_concerns_one_destination_alone(hub: Hub) -> None:
         queue(hub, "mllp://127.0.0.1:9", key, lane=lane, document="DiagnosticReport/x", patient="Patient/x")
     assert sorted(sent(hub)) == [FIRST, SECOND]
     before = replace(row(hub, SECOND), endpoint=""), outbox.lane_list(hub.store, {"lane": "other"})
-    made = outbox.outbox_replay(hub.store, {"id": FIRST})
+    made = hubs.replayed(hub.store, {"id": FIRST})
     assert (row(hub, made["id"]).lane, sent(hub)) == ("one", [FIRST])
     assert (replace(row(hub, SECOND), endpoint=""), outbox.lane_list(hub.store, {"lane": "other"})) == before
 

@@ -25,6 +25,7 @@ from fhir_server.store.inbox import InboxFilter, InboxRow
 from fhir_server.store.lanes import NewDelivery
 from hl7v2 import ack
 from hl7v2.ack import Ack
+from hl7v2.overlays import METADATA
 
 Resource = dict[str, Any]
 PEER = "192.0.2.7:5001"
@@ -561,8 +562,66 @@ def test_a_business_acknowledgement_settles_only_from_where_the_document_went(
 
 def test_an_acknowledgement_nobody_awaits_is_noted(sent: tuple[Hub, str]) -> None:
     hub, key = sent
-    said = [("Z1", hubs.delivered(hub, "hl7", "none"), "Z01"), ("Z2", hubs.delivered(hub), "Z01"), ("Z3", key, "Z03")]
-    for control_id, about, trigger in said:
-        assert say(hub, zam(control_id, about, trigger=trigger)).code == "AA"
+    for control_id, about in (("Z1", hubs.delivered(hub, "hl7", "none")), ("Z2", hubs.delivered(hub))):
+        assert say(hub, zam(control_id, about)).code == "AA"
         assert "none was awaited" in rows(hub, control_id=control_id)[0].note
-    assert leg(hub, key)[0] == "waiting", "that it was read says nothing of the DMP"
+    assert say(hub, zam("Z3", key, trigger="Z03")).code == "AA"
+    assert rows(hub, control_id="Z3")[0].note == "Z03 accepted (not asked for)"
+    assert leg(hub, key) == ("waiting", "Z03 accepted"), "that it was read says nothing of the DMP"
+    assert say(hub, zam("Z4", key)).code == "AA"
+    assert leg(hub, key) == ("confirmed", "Z01 accepted; Z03 accepted")
+
+
+def asking(hub: Hub, *codes: str) -> str:
+    """A document whose metadata say Y to some codes and N to the others; its delivery."""
+    yes_no = "".join(
+        f"OBX|{n}|CWE|{code}^x^MetaDMPMSS||{'Y' if code in codes else 'N'}^^expandedYes-NoIndicator||||||F\r"
+        for n, code in enumerate(METADATA, 2)
+    )
+    head = "MSH|^~\\&|PASSERELLE|CH-DEMO|PFI|CH-DEMO|20261121||MDM^T02^MDM_T02|X|T|2.6\r"
+    delivery = NewDelivery("pfi", "mllp://h:1", "hl7", (head + yes_no).encode(), second_leg="zam")
+    return hub.store.write(SYSTEM, lambda tx: tx.send(delivery))
+
+
+@pytest.mark.parametrize(
+    ("codes", "settles"),
+    [
+        (("ACK_RECEPTION", "DESTDMP"), "Z01"),
+        (("ACK_RECEPTION", "DESTDMP", "DESTMSSANTEPS", "ACK_LECTURE_MSS"), "Z01"),
+        (("ACK_RECEPTION", "DESTMSSANTEPS"), "Z02"),
+        (("ACK_RECEPTION", "DESTMSSANTEPAT", "ACK_LECTURE_MSS"), "Z02"),
+        (("ACK_LECTURE_MSS", "DESTMSSANTEPS"), "Z03"),
+        ((), "Z01"),
+    ],
+)
+@pytest.mark.parametrize("answer", ["Y", "N"])
+def test_what_a_document_asks_for_decides_which_acknowledgement_settles(
+    hub: Hub, codes: tuple[str, ...], settles: str, answer: str
+) -> None:
+    key = asking(hub, *codes)
+    others = [trigger for trigger in ("Z03", "Z02", "Z01") if trigger != settles]
+    for trigger in others:
+        assert say(hub, zam(f"A{trigger}", key, trigger=trigger)).code == "AA"
+    assert leg(hub, key) == ("waiting", "; ".join(f"{one} accepted" for one in others))
+    error = "" if answer == "Y" else "ERR|||207^Application internal error^x|E|422^boîte pleine^SMTPERRORCODE"
+    assert say(hub, zam("Z9", key, answer, settles, error)).code == "AA"
+    state, text = leg(hub, key)
+    assert state == ("confirmed" if answer == "Y" else "refused") and text.startswith(settles)
+    assert ("422 boîte pleine" in text) is (answer == "N")
+    assert all(f"{one} accepted" in text for one in others)
+
+
+def test_a_refusal_beside_what_settled_is_seen(hub: Hub) -> None:
+    key = asking(hub, "ACK_RECEPTION", "DESTDMP", "DESTMSSANTEPS")
+    assert say(hub, zam("Z1", key)).code == "AA"
+    full = "ERR|||207^Application internal error^x|E|422^boîte pleine^SMTPERRORCODE"
+    assert say(hub, zam("Z2", key, "N", "Z02", full)).code == "AA"
+    assert leg(hub, key) == ("confirmed", "Z01 accepted; Z02 refused 422 boîte pleine")
+    assert rows(hub, control_id="Z2")[0].note == "Z02 refused 422 boîte pleine (Z01 settles)"
+
+
+def test_a_partner_that_acknowledges_for_ever_fills_no_leg(hub: Hub) -> None:
+    key = asking(hub, "ACK_RECEPTION", "DESTDMP")
+    for number in range(60):
+        assert say(hub, zam(f"R{number}", key, trigger="Z03")).code == "AA"
+    assert len(leg(hub, key)[1]) < 600

@@ -301,6 +301,30 @@ def test_what_was_written_since_in_a_request_goes_back_with_it(hub: Hub) -> None
         assert {overtaken(snapshot, one) for one in frozen} == {words}
 
 
+def test_what_was_written_since_goes_back_although_the_record_of_the_merge_was_changed_after_it(hub: Hub) -> None:
+    """The merge was made when it was put on record, not when its List was last changed; made again, it is made then."""
+    target, source = two(hub)
+
+    def observed(key: str) -> str:
+        about = {"code": {"text": "Taille"}, "basedOn": [{"reference": "ServiceRequest/fusion"}]}
+        made = {"resourceType": "Observation", "id": key, "status": "final", "subject": {"reference": target}} | about
+        put(hub, SYSTEM, made)
+        return f"Observation/{key}"
+
+    tell(hub, "adt-a40-fusion")
+    since = observed("since")
+    key = merge.record_id("fusion", source, target)
+    for note in ("vérifié", "vérifié deux fois"):
+        put(hub, SYSTEM, read(hub, f"List/{key}") | {"note": [{"text": note}]})
+    done = unmerge(hub, ADMIN, target, source)
+    assert (done.followed, done.left) == ([since], [])
+    assert read(hub, since)["subject"] == {"reference": source}
+    tell(hub, "adt-a40-fusion")
+    later = observed("later")
+    again = unmerge(hub, ADMIN, target, source)
+    assert since in again.back and again.followed == [later]
+
+
 def test_the_same_merge_again_changes_no_record_and_another_one_is_refused(hub: Hub) -> None:
     target, source = two(hub)
     tell(hub, "adt-a40-fusion")

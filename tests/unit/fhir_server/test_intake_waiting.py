@@ -102,7 +102,7 @@ def test_a_process_that_was_overtaken_settles_nothing_when_it_wakes(hub: Hub, co
     with hub.store.read(SYSTEM) as snapshot:
         raw = snapshot.message_raw(row.id)
     with pytest.raises(TurnLost):
-        intake._settled(hub, raw, PEER, port, intake._head(raw, port), row.id, frozen)
+        intake._settled(hub, raw, PEER, port, intake._head(hub, raw, port), row.id, frozen)
     assert rows(hub)[0].state == "received"
     assert not frozen.kept()
     frozen.give_back()

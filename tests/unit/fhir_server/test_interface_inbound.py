@@ -75,6 +75,12 @@ def test_the_document_says_what_this_port_promises(hub: Hub) -> None:
     assert "| AE | ERR-3 200 to 203" in text and "client certificate" not in text
 
 
+def test_the_document_names_the_character_sets_of_single_senders(hub: Hub) -> None:
+    site = dataclasses.replace(hub.sites.default, sending_charsets=(("GAM", "CH-SYLVE", "8859/15"),))
+    text = inbound_document(dataclasses.replace(DOOR, charset="windows-1252"), site, HANDLERS, "1.0")
+    assert "else windows-1252; 8859/15 from `GAM`, `CH-SYLVE` |" in text
+
+
 def test_a_production_site_shows_no_test_identity(hub: Hub) -> None:
     site = dataclasses.replace(hub.sites.default, mode="production", charset="8859/15", namespaces=())
     for one in inbound(site):

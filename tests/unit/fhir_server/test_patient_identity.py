@@ -35,6 +35,7 @@ from fhir_server.patients.identity import (
 )
 from fhir_server.patients.traits import agree, birth_name, differences, fold, strict_traits
 from fhir_server.patients.writing import check_ins, check_update
+from mappers.hl7v2_pid_to_fhir import BIRTH_DATE_CORRECTED, LUNAR_DATE
 
 
 def test_the_same_qualified_ins_with_the_same_traits_is_the_same_patient() -> None:
@@ -287,6 +288,35 @@ def test_silence_changes_no_strict_trait_of_a_qualified_identity_and_says_what_i
     assert any(e.get("valueString") == "kept" for e in out["extension"])
     places = [note.partition(":")[0] for note in merge_notes(person(), incoming)]
     assert places == ["Patient.name", "Patient.birthDate", "Patient.gender", "Patient.extension(birthPlace)"]
+
+
+def told_of_birth(patient: dict[str, Any], lunar: str = "1994-02-30") -> dict[str, Any]:
+    """A Patient with what ZFD says of the birth date."""
+    more = [{"url": LUNAR_DATE, "valueString": lunar}, {"url": BIRTH_DATE_CORRECTED, "valueBoolean": True}]
+    return patient | {"extension": [*patient.get("extension", ()), *more]}
+
+
+def of_birth(patient: dict[str, Any]) -> list[Any]:
+    found = (one for one in patient.get("extension", ()) if one["url"] in (LUNAR_DATE, BIRTH_DATE_CORRECTED))
+    return [one.get("valueString", one.get("valueBoolean")) for one in found]
+
+
+def test_what_is_said_of_a_birth_date_leaves_with_it() -> None:
+    stored = told_of_birth(unqualified(person()))
+    assert of_birth(merged(stored, unqualified(person()))) == ["1994-02-30", True], "the date is the same"
+    silent = {name: value for name, value in unqualified(person()).items() if name != "birthDate"}
+    assert of_birth(merged(stored, silent)) == ["1994-02-30", True]
+    other = unqualified(person()) | {"birthDate": "1994-03-01"}
+    assert of_birth(merged(stored, other)) == []
+    assert of_birth(merged(stored, told_of_birth(other, "1994-02-31"))) == ["1994-02-31", True]
+
+
+@pytest.mark.parametrize("stored", [person(), told_of_birth(person())], ids=["nothing known", "known"])
+def test_a_qualified_identity_takes_nothing_of_a_birth_date_from_silence(stored: dict[str, Any]) -> None:
+    incoming = told_of_birth(unqualified(person()), "1990-01-30")
+    assert of_birth(merged(stored, incoming)) == of_birth(stored)
+    places = [note.partition(":")[0] for note in merge_notes(stored, incoming)]
+    assert "Patient.extension(lunarDate)" in places
 
 
 def test_silence_that_says_the_same_leaves_nothing_to_tell() -> None:

@@ -209,7 +209,7 @@ def test_at_once_a_condition_creates_one_resource(hub: Hub) -> None:
 
 
 class Between:
-    """A store, and its transactions: something is begun right after the first search of the first of them, and waited
+    """A store, and its transactions: something is begun right after the first searches of the first of them, and waited
     for until it is done or waits for that transaction itself."""
 
     def __init__(self, store: Store | Tx, others: list[threading.Thread]) -> None:
@@ -222,16 +222,16 @@ class Between:
         assert isinstance(self._inner, Store)
         return self._inner.write(caller, lambda tx: work(Between(tx, self._others)))
 
-    def search(self, plan: Plan) -> Page:
+    def searches(self, plans: list[Plan]) -> list[Page]:
         assert isinstance(self._inner, Tx)
-        page = self._inner.search(plan)
+        pages = self._inner.searches(plans)
         while self._others:
             other = self._others.pop()
             other.start()
             deadline, waiting = time.monotonic() + 10, "SELECT count(*) FROM pg_locks WHERE NOT granted"
             while other.is_alive() and self._inner.view.db.rows(waiting) == [(0,)]:
                 assert time.monotonic() < deadline
-        return page
+        return pages
 
 
 @pytest.mark.needs("postgresql")

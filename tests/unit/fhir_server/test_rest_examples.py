@@ -101,6 +101,10 @@ def judged(hub: Hub, step: int) -> tuple[dict[str, str], set[str], int]:
     return wrong, tried, count
 
 
+# Its only defect is an id of more than 64 characters, and a create ignores the id that is sent (http.html#create).
+IGNORED_DEFECT = {"SearchParameter-questionnaireresponse-extensions-QuestionnaireResponse-item-subject"}
+
+
 def test_a_sample_of_the_official_examples_comes_back_as_it_was_sent(hub: Hub) -> None:
     wrong, tried, _ = judged(hub, SAMPLE)
     excused = listed("profiles/defective-examples.txt") | listed("rest/refused-examples.txt")
@@ -114,4 +118,5 @@ def test_every_official_example_comes_back_as_it_was_sent_or_is_refused_by_name(
     wrong, tried, count = judged(hub, 1)
     assert count == len(tried) == 5306
     assert {name: problem for name, problem in wrong.items() if not problem.startswith("refused 4")} == {}
-    assert set(wrong) == listed("profiles/defective-examples.txt") | listed("rest/refused-examples.txt")
+    refused = listed("profiles/defective-examples.txt") | listed("rest/refused-examples.txt")
+    assert set(wrong) == refused - IGNORED_DEFECT

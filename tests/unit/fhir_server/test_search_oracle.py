@@ -14,9 +14,11 @@ from decimal import Decimal
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, seed, settings, strategies
 from oracle_values import Definition, Key
 from search_oracle import Oracle
 from search_questions import Asker, World, rules
@@ -36,17 +38,15 @@ SEED = int(os.environ.get("ORACLE_SEED", "20260115"))
 
 
 def world(store: Store, resources: list[dict[str, Any]]) -> World:
-    prepared = [json_text.parse(json.dumps(one, default=_lexeme)) for one in resources]
-    rows = [index.rows(one, zone=ZONE) for one in prepared]
-    for start in range(0, len(prepared), 200):
-        part = list(zip(prepared[start : start + 200], rows[start : start + 200], strict=True))
-        store.write(SYSTEM, partial(create, part))
     stored: list[dict[str, Any]] = []
-    with store.read(SYSTEM) as snapshot:
-        for one in resources:
-            found = snapshot.get(one["resourceType"], one["id"])
-            assert found is not None
-            stored.append(json.loads(found.text, parse_float=Decimal))
+    for start in range(0, len(resources), 200):
+        prepared = [json_text.parse(json.dumps(one, default=_lexeme)) for one in resources[start : start + 200]]
+        store.write(SYSTEM, partial(create, [(one, index.rows(one, zone=ZONE)) for one in prepared]))
+        with store.read(SYSTEM) as snapshot:
+            for one in prepared:
+                found = snapshot.get(one["resourceType"], one["id"])
+                assert found is not None
+                stored.append(json.loads(found.text, parse_float=Decimal))
     oracle = Oracle(ARCHIVE, stored, zone=ZONE, now=NOW)
     uses: dict[str, list[Definition]] = {}
     for kind in {key[0] for key in (*oracle.all, *oracle.held)}:
@@ -66,16 +66,16 @@ def _lexeme(value: Any) -> Any:
 
 def asked(world: World, kind: str, pairs: list[tuple[str, str]], page: int) -> list[Key]:
     """All pages of a search, in order."""
-    plan = replace(query.parse(kind, pairs, zone=ZONE, now=NOW), count=page, total="accurate")
+    plan = replace(query.parse(kind, pairs, zone=ZONE, now=NOW), count=page, total="none" if page < 50 else "accurate")
+    total = world.store.search(SYSTEM, replace(plan, count=0)).total
     found: list[Key] = []
-    with world.store.read(SYSTEM) as snapshot:
-        while True:
-            result = snapshot.search(plan)
-            found += [(one.type, f"{one.container}#{one.id}" if one.container else one.id) for one in result.matches]
-            if result.next is None:
-                assert result.total == len(found), f"total {result.total}, found {len(found)}"
-                return found
-            plan = replace(plan, after=result.next)
+    while True:
+        result = world.store.search(SYSTEM, plan)
+        found += [(one.type, f"{one.container}#{one.id}" if one.container else one.id) for one in result.matches]
+        if result.next is None:
+            assert {total, result.total} - {None} == {len(found)}, f"total {total}, {result.total}, found {len(found)}"
+            return found
+        plan = replace(plan, after=result.next)
 
 
 def misordered(oracle: Oracle, pairs: list[tuple[str, str]], found: list[Key]) -> bool:
@@ -93,31 +93,51 @@ def misordered(oracle: Oracle, pairs: list[tuple[str, str]], found: list[Key]) -
     return False
 
 
-def compare(world: World, seed: int, count: int) -> tuple[list[str], Counter[str]]:
+def compare(world: World, number: int, count: int) -> tuple[list[str], Counter[str]]:
     """What differs between the two, as `seed kind?query: ours, theirs`; and how many questions had answers."""
-    asker, differences, tally = Asker(world, seed), list[str](), Counter[str]()
+    asker, differences, tally = Asker(world, Random(number)), list[str](), Counter[str]()
     for n in range(count):
-        kind, pairs = asker.question()
-        told = f"seed {seed} #{n} {kind}?" + "&".join(f"{name}={text}" for name, text in pairs)
-        expected = world.oracle.search(kind, pairs)
-        try:
-            found = asked(world, kind, pairs, asker.random.choice((3, 50, 1000)))
-        except (errors.PasserelleError, AssertionError) as problem:
-            differences.append(f"{told}: {problem!r}")
-            continue
-        tally["asked"] += 1
-        tally["answered"] += bool(expected)
-        if set(found) != expected or len(found) != len(expected):
-            more, less = sorted(set(found) - expected)[:3], sorted(expected - set(found))[:3]
-            differences.append(f"{told}: {len(found)} and {len(expected)}; only ours {more}, only theirs {less}")
-        elif misordered(world.oracle, pairs, found):
-            differences.append(f"{told}: out of order")
+        wrong, answered = difference(world, asker)
+        tally["answered"] += answered
+        if wrong:
+            differences.append(f"seed {number} #{n} {wrong}")
     return differences, tally
 
 
-def compare_contained(world: World, seed: int, count: int) -> tuple[list[str], int]:
+def difference(world: World, asker: Asker) -> tuple[str, bool]:
+    """What differs in the answers to one question, '' for nothing; and whether the oracle had an answer."""
+    kind, pairs = asker.question()
+    told = f"{kind}?" + "&".join(f"{name}={text}" for name, text in pairs)
+    expected = world.oracle.search(kind, pairs)
+    page = asker.random.choice((3, 50, 1000)) if len(expected) < 1_000 else 1_000
+    try:
+        found = asked(world, kind, pairs, page)
+    except (errors.PasserelleError, AssertionError) as problem:
+        return f"{told}: {problem!r}", bool(expected)
+    if set(found) != expected or len(found) != len(expected):
+        more, less = sorted(set(found) - expected)[:3], sorted(expected - set(found))[:3]
+        return f"{told}: {len(found)} and {len(expected)}; only ours {more}, only theirs {less}", bool(expected)
+    return f"{told}: out of order" if misordered(world.oracle, pairs, found) else "", bool(expected)
+
+
+def made_up(world: World, count: int) -> None:
+    """So many questions that hypothesis makes up; one with a difference is made as small as it can be."""
+    asker = Asker(world, Random(SEED))
+
+    @seed(SEED)
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(strategies.randoms(use_true_random=False))
+    def ask(dice: Random) -> None:
+        asker.random = dice
+        wrong, _ = difference(world, asker)
+        assert not wrong, wrong
+
+    ask()
+
+
+def compare_contained(world: World, number: int, count: int) -> tuple[list[str], int]:
     """What differs when contained resources are searched too, and how many questions had answers."""
-    asker, differences, answered = Asker(world, seed), list[str](), 0
+    asker, differences, answered = Asker(world, Random(number)), list[str](), 0
     for n in range(count):
         kind, pairs = asker.question(asker.held)
         pairs = [pair for pair in pairs if pair[0] != "_sort"]
@@ -130,25 +150,24 @@ def compare_contained(world: World, seed: int, count: int) -> tuple[list[str], i
         found = asked(world, kind, [*pairs, *how], asker.random.choice((3, 1000)))
         answered += bool(expected)
         if set(found) != expected or len(found) != len(expected):
-            told = f"seed {seed} #{n} {kind}?" + "&".join(f"{name}={text}" for name, text in (*pairs, *how))
+            told = f"seed {number} #{n} {kind}?" + "&".join(f"{name}={text}" for name, text in (*pairs, *how))
             more, less = sorted(set(found) - expected)[:3], sorted(expected - set(found))[:3]
             differences.append(f"{told}: only ours {more}, only theirs {less}")
     return differences, answered
 
 
-def compare_includes(world: World, seed: int, count: int) -> list[str]:
+def compare_includes(world: World, number: int, count: int) -> list[str]:
     """What comes with the matches, ours and theirs."""
-    asker, differences = Asker(world, seed), list[str]()
+    asker, differences = Asker(world, Random(number)), list[str]()
     for n in range(count):
         kind, pairs = asker.question()
         pairs = [*[pair for pair in pairs if pair[0] != "_sort"], *rules(asker)]
         matches = world.oracle.search(kind, pairs)
         expected = world.oracle.included(matches, [pair for pair in pairs if "include" in pair[0]])
-        with world.store.read(SYSTEM) as snapshot:
-            page = snapshot.search(replace(query.parse(kind, pairs, zone=ZONE, now=NOW), count=1000))
+        page = world.store.search(SYSTEM, replace(query.parse(kind, pairs, zone=ZONE, now=NOW), count=1000))
         found = {(one.type, one.id) for one in page.includes}
         if page.next is None and not page.cut and (found != expected or len(found) != len(page.includes)):
-            told = f"seed {seed} #{n} {kind}?" + "&".join(f"{name}={text}" for name, text in pairs)
+            told = f"seed {number} #{n} {kind}?" + "&".join(f"{name}={text}" for name, text in pairs)
             more, less = sorted(found - expected)[:3], sorted(expected - found)[:3]
             differences.append(f"{told}: only ours {more}, only theirs {less}")
     return differences
@@ -156,7 +175,7 @@ def compare_includes(world: World, seed: int, count: int) -> list[str]:
 
 def test_several_conditions_on_a_date_are_answered_as_the_oracle_says(store: Store) -> None:
     made, answered = world(store, [*own(), *dated()]), 0
-    asker = Asker(made, SEED)
+    asker = Asker(made, Random(SEED))
     kinds = [kind for kind in asker.kinds if any(one.type == "date" for one in made.uses[kind])]
     for n in range(500):
         kind = asker.random.choice(("Encounter", asker.random.choice(kinds)))
@@ -188,9 +207,11 @@ def test_a_sample_of_the_official_examples_is_found_as_the_oracle_says(store: St
 
 
 def test_our_own_examples_are_found_as_the_oracle_says(store: Store) -> None:
-    differences, tally = compare(world(store, own()), SEED, 400)
+    made = world(store, own())
+    differences, tally = compare(made, SEED, 400)
     assert not differences, "\n".join(differences)
     assert tally["answered"] > 150
+    made_up(made, 100)
 
 
 @pytest.mark.needs("shared")
@@ -206,18 +227,31 @@ def test_synthetic_patients_are_found_as_the_oracle_says(store: Store, shared: P
 @pytest.mark.needs("shared")
 def test_thousands_of_searches_are_answered_as_the_oracle_says(store: Store, shared: Path) -> None:
     made = world(store, [*synthea(shared / "synthea-92k", 16, 388), *own()])
-    for seed in range(SEED + 1, SEED + 6):
-        differences, _ = compare(made, seed, 1000)
+    for number in range(SEED + 1, SEED + 6):
+        differences, _ = compare(made, number, 1000)
         assert not differences, "\n".join(differences)
-        assert not compare_includes(made, seed, 100)
+        assert not compare_includes(made, number, 100)
+    made_up(made, 1000)
+
+
+@pytest.mark.long(minutes=19)
+@pytest.mark.timeout(3600)
+@pytest.mark.needs("shared")
+def test_all_of_synthea_is_found_as_the_oracle_says(store: Store, shared: Path) -> None:
+    everyone = 1_000_000
+    made = world(store, synthea(shared / "synthea-92k", everyone, everyone))
+    assert len(made.oracle.all) > 92_000
+    differences, tally = compare(made, SEED + 9, 500)
+    assert not differences, "\n".join(differences)
+    assert tally["answered"] > 200
 
 
 @pytest.mark.long(minutes=9)
 @pytest.mark.timeout(3000)
 def test_every_official_example_is_found_as_the_oracle_says(store: Store) -> None:
     made = world(store, official())
-    for seed in range(SEED + 1, SEED + 4):
-        differences, _ = compare(made, seed, 1000)
-        differences += compare_contained(made, seed, 300)[0]
-        differences += compare_includes(made, seed, 100)
+    for number in range(SEED + 1, SEED + 4):
+        differences, _ = compare(made, number, 1000)
+        differences += compare_contained(made, number, 300)[0]
+        differences += compare_includes(made, number, 100)
         assert not differences, "\n".join(differences)

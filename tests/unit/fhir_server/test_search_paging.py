@@ -85,8 +85,7 @@ def walk(
     seen: list[str] = []
     made = 0
     for turn in itertools.count():
-        with store.read(SYSTEM) as snapshot:
-            page = snapshot.search(plan)
+        page = store.search(SYSTEM, plan)
         seen += [one.id for one in page.matches]
         if page.next is None:
             break
@@ -171,8 +170,7 @@ def test_the_index_gives_the_order_that_sorting_gives(
         monkeypatch.setattr(index_order, "WALKED_FROM", bound)
         plan, letters = Plan(("Patient",), sort=sort, count=3), list[str]()
         while True:
-            with store.read(SYSTEM) as snapshot:
-                page = snapshot.search(plan)
+            page = store.search(SYSTEM, plan)
             for one in page.matches:
                 name = names[int(one.id[1:])]
                 letters.append((max if sort[0].descending else min)(name, default=""))

@@ -305,7 +305,7 @@ def test_lenience_leaves_out_what_cannot_be_used_and_says_so_in_the_self_link() 
         ("Patient", "identifier:of-type", "a|b", "of-type takes"),
         ("Patient", "birthdate", "1955-13", "a date is"),
         ("Patient", "birthdate:missing", "yes", "true or false"),
-        ("Patient", "_id:missing", "true", "true or false"),
+        ("Patient", "_id:missing", "true", "every resource has one"),
         ("Patient", "name", "a,,b", "empty value"),
         ("Patient", "name", "\u0301", "no letter"),
         ("Location", "near", "91|0|1|km", "latitude"),

@@ -31,6 +31,28 @@ def test_the_demo_site_is_found_by_each_of_its_spellings() -> None:
     assert {namespace.fhir_system for namespace in site.namespaces} >= INS_SYSTEMS
 
 
+def test_a_sender_has_a_character_set_of_its_own() -> None:
+    sites = load_sites([table() | {"sending_charsets": [["GAM", "CH-DEMO", "8859/15"]]}])
+    assert sites.charset_of("GAM", "CH-DEMO") == "8859/15"
+    assert sites.charset_of("PFI", "CH-DEMO") == sites.charset_of("GAM", "") == ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([["GAM", "8859/15"]], "a row of"),
+        (["GAM"], "a row of"),
+        ([["GAM", "AILLEURS", "8859/15"]], "none of its `sending_applications`"),
+        ([["GAM", "CH-DEMO", "8859/1"], ["GAM", "CH-DEMO", "8859/15"]], "twice"),
+        ([["GAM", "CH-DEMO", "klingon"]], "table 0211"),
+        ([["GAM", "CH-DEMO", "UNICODE UTF-8"]], "one byte a character"),
+    ],
+)
+def test_a_wrong_character_set_of_a_sender_is_an_error_that_says_so(rows: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_sites([table() | {"sending_charsets": rows}])
+
+
 def test_a_namespace_is_found_in_any_spelling_of_its_system() -> None:
     sites = load_sites([table()])
     ipp = namespace_of(sites.default, "PI")

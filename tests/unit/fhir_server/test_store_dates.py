@@ -221,17 +221,17 @@ def steps(store: Store, path: Path, plan: Plan) -> int:
     [
         ([("family", "du")], True),
         ([("family", "du"), ("_sort", "-_lastUpdated")], True),
-        ([("general-practitioner:Practitioner.name", "du"), ("_count", "0")], False),
+        ([("general-practitioner:Practitioner.name", "du"), ("_count", "0")], True),
         ([("family", "du"), ("_count", "0")], True),
         ([("family", "du"), ("_count", "0"), ("_total", "accurate")], True),
         ([("family", "du"), ("_total", "accurate")], False),
-        ([("family", "du"), ("_sort", "birthdate")], False),
+        ([("family", "du"), ("_sort", "birthdate")], True),
         ([("family", "du"), ("_revinclude", "Observation:subject")], False),
         ([("_has:Observation:subject:code", "x")], True),
         ([("_contained", "true")], False),
     ],
 )
-def test_what_one_statement_answers_takes_no_transaction(pairs: list[tuple[str, str]], single: bool) -> None:
+def test_what_one_statement_may_answer_takes_no_transaction(pairs: list[tuple[str, str]], single: bool) -> None:
     assert is_single(asking.parse("Patient", pairs)) is single
 
 

@@ -211,9 +211,11 @@ def test_a_locked_sqlite_file_is_an_error_one_may_repeat(
 
 
 def test_an_interrupt_ends_the_thread_it_was_meant_for_whoever_s_work_it_met(
-    open_url: Callable[..., Store], sqlite_url: str
+    open_url: Callable[..., Store], sqlite_url: str, request: pytest.FixtureRequest
 ) -> None:
     """The main thread leads, and Ctrl-C finds it doing the work of another, who is told to look."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     store, outcomes = open_url(sqlite_url), list[object]()
     line = store._database._line  # type: ignore[attr-defined]  # SQLite's own
 

@@ -243,8 +243,42 @@ def test_the_second_leg_is_settled_apart(store: Store) -> None:
     assert store.write(SYSTEM, lambda tx: tx.confirm(key, "confirmed", "Z01"))
     assert not store.write(SYSTEM, lambda tx: tx.confirm(key, "refused", "late"))
     assert not store.write(SYSTEM, lambda tx: tx.confirm(plain, "confirmed", ""))
+
+
+def test_what_is_remarked_of_a_second_leg_stands_behind_what_settles_it(store: Store) -> None:
+    key, plain = queued(store, second_leg="zam"), queued(store)
+    for text in ("Z03 read", "Z02 full"):
+        store.write(SYSTEM, lambda tx, text=text: tx.remark(key, text))
+    store.write(SYSTEM, lambda tx: tx.remark(plain, "Z03"))
+    assert (shown(store, key).leg_state, shown(store, key).leg_text) == ("waiting", "Z03 read; Z02 full")
+    assert shown(store, plain).leg_text == ""
+    assert store.write(SYSTEM, lambda tx: tx.confirm(key, "confirmed", "Z01"))
+    store.write(SYSTEM, lambda tx: tx.remark(key, "Z03 again"))
+    assert shown(store, key).leg_text == "Z01; Z03 read; Z02 full; Z03 again"
     assert not store.write(SYSTEM, lambda tx: tx.confirm("nobody", "confirmed", ""))
     assert shown(store, key).leg_state == "confirmed"
+
+
+def test_what_was_said_of_a_second_leg_that_was_refused_stands_behind_what_settles_it(store: Store) -> None:
+    key = queued(store, second_leg="zam")
+    assert store.write(SYSTEM, lambda tx: tx.confirm(key, "refused", "Z01 refused 207"))
+    store.write(SYSTEM, lambda tx: tx.remark(key, "Z02 refused 422"))
+    assert store.write(SYSTEM, lambda tx: tx.confirm(key, "confirmed", "Z01 accepted"))
+    assert shown(store, key).leg_text == "Z01 accepted; Z01 refused 207; Z02 refused 422"
+
+
+def test_what_is_said_of_a_second_leg_is_bounded_however_long_an_answer_is(store: Store) -> None:
+    first, second = queued(store, second_leg="zam"), queued(store, second_leg="zam")
+    store.write(SYSTEM, lambda tx: tx.remark(first, "a" * 300_000))
+    assert shown(store, first).leg_text == "a" * 500
+    store.write(SYSTEM, lambda tx: tx.remark(second, "Z02"))
+    store.write(SYSTEM, lambda tx: tx.remark(second, "b" * 300_000))
+    assert shown(store, second).leg_text == "Z02; " + "b" * 495
+    store.write(SYSTEM, lambda tx: tx.remark(second, "late"))
+    for key, said in ((first, "Z01 accepted"), (second, "c" * 300_000)):
+        assert store.write(SYSTEM, lambda tx, key=key, said=said: tx.confirm(key, "confirmed", said))
+    assert shown(store, first).leg_text == "Z01 accepted; " + "a" * 486
+    assert shown(store, second).leg_text == "c" * 500
 
 
 def test_a_replay_is_a_new_delivery_of_the_same_bytes(store: Store) -> None:

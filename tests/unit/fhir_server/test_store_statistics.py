@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 from stocked import extract
 from test_store_together import until
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM
 from fhir_server.search import query
+from fhir_server.store import schema
+from fhir_server.store import statistics as looking_again
 from fhir_server.store.engine import Store, open_store
 from fhir_server.store.postgres import Connection, connect
 from fhir_server.store.reindex import reindex
@@ -127,3 +131,101 @@ def test_a_thread_that_cannot_be_had_fails_no_commit(
         statistics.wrote({"idx_token": 9})
     statistics.close()
     assert "can't start new thread" in caplog.text
+
+
+def slow(url: str) -> None:
+    """A table of which any later look takes a minute: it computes what its index holds."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE a_slow_one (n int)")
+        connection.execute(
+            "CREATE FUNCTION dawdle(n int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN "
+            "IF current_setting('test.dawdle', true) = 'on' THEN PERFORM pg_sleep(60); END IF; RETURN n; END $$"
+        )
+        connection.execute("CREATE INDEX slow_index ON a_slow_one (dawdle(n))")
+        connection.execute("INSERT INTO a_slow_one SELECT generate_series(1, 10)")
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} SET test.dawdle = 'on'").format(name))
+
+
+def analysing(url: str) -> bool:
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' "
+            "AND query LIKE 'ANALYZE%'"
+        ).fetchone()
+    return found is not None
+
+
+def test_a_stop_ends_the_look_that_is_under_way(empty_postgres: str, caplog: pytest.LogCaptureFixture) -> None:
+    slow(empty_postgres)
+    statistics = Statistics(lambda: connect(empty_postgres), rows=1, pause=0)
+    statistics.wrote({"a_slow_one": 10})
+    until(lambda: analysing(empty_postgres))
+    looking = statistics._thread
+    assert looking is not None
+    began = time.monotonic()
+    statistics.close()
+    assert not looking.is_alive() and time.monotonic() - began < 4, "it is not waited for"
+    until(lambda: not analysing(empty_postgres))
+    assert caplog.messages == [], "that is no failure"
+
+
+def test_what_nobody_expected_ends_one_look_and_not_the_later_ones(caplog: pytest.LogCaptureFixture) -> None:
+    opened: list[int] = []
+
+    def broken() -> Connection:
+        opened.append(1)
+        raise ValueError("nobody expected this")
+
+    statistics = Statistics(broken, rows=1, pause=0)
+    for n in (1, 2):
+        statistics.wrote({"idx_token": 2})
+        until(lambda n=n: len(opened) == n and statistics._thread is None)  # type: ignore[misc]  # a default has no type
+    statistics.close()
+    assert len(caplog.records) == 2 and "nobody expected this" in caplog.text
+
+
+def upgraded(url: str, monkeypatch: pytest.MonkeyPatch) -> schema.SchemaStatus:
+    """`db upgrade` of a database that says it is older."""
+    real, said = schema._status, iter([schema.SchemaStatus("older", "0000", "0001")])
+    monkeypatch.setattr(schema, "_status", lambda connection: next(said, None) or real(connection))
+    return schema.upgrade(url)
+
+
+def test_an_upgrade_that_is_done_is_not_failed_by_a_lock_and_says_what_was_not_looked_at(
+    empty_postgres: str, looks: Looks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert schema.upgrade(empty_postgres).state == "current"
+    before = looks()
+    with psycopg.connect(empty_postgres) as other:
+        other.execute("LOCK TABLE idx_token IN ACCESS EXCLUSIVE MODE")
+        assert upgraded(empty_postgres, monkeypatch).state == "current"
+    (told,) = caplog.messages
+    assert "idx_token" in told and "did not look at a table" in told
+    after = looks()
+    assert after["idx_token"] == before["idx_token"] and after["idx_reference"] == before["idx_reference"] + 1
+
+
+def test_an_upgrade_that_is_done_is_not_failed_by_a_time_limit_either(
+    empty_postgres: str, looks: Looks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert schema.upgrade(empty_postgres).state == "current"
+    slow(empty_postgres)
+    before = looks()
+    monkeypatch.setattr(looking_again, "SECONDS", 1.0)
+    assert upgraded(empty_postgres, monkeypatch).state == "current"
+    assert caplog.messages == ["the database did not look at table a_slow_one: QueryCanceled"]
+    assert looks()["idx_token"] == before["idx_token"] + 1, "those behind it are looked at"
+
+
+def test_what_a_restore_filled_is_there_although_a_table_cannot_be_looked_at(
+    empty_postgres: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(url: str, **_: object) -> Connection:
+        raise errors.Unavailable("The database does not answer.")
+
+    monkeypatch.setattr(schema, "connect", gone)
+    filled: list[object] = []
+    schema.create(empty_postgres, schema.revisions()[-1], filled.append)
+    assert len(filled) == 1 and schema.schema_status(empty_postgres).state == "current"
+    assert caplog.messages == ["the database did not look at its tables anew: Unavailable"]

@@ -26,7 +26,7 @@ GOOD = {
     "zam": ("zam-z01-dmp-ok.er7", "zam-z01-dmp-refus.er7", "zam-z02-boite-pleine.er7", "zam-z03-lu.er7"),
     "tlr-1.0": (
         "orm-o01-tlr-demande.er7", "orm-o01-tlr-annulation.er7", "oru-r01-tlr-refus.er7",
-        "oru-r01-tlr-accord.golden.hl7", "omi-o23-tlr-complement.er7",
+        "oru-r01-tlr-accord.golden.hl7", "omi-o23-tlr-complement.er7", "orm-o01-tlr.golden.hl7",
     ),
 }  # fmt: skip
 MDM, ORU, LPS = "mdm-t02-push-2.1.golden.hl7", "oru-r01-push-2.1.golden.hl7", "mdm-t02-lps-recu.er7"
@@ -80,6 +80,16 @@ def test_a_message_that_follows_its_profile_passes(profile: str, name: str) -> N
         (ORM, "OBR-2", "DEM-1", "OBR-2", "tlr-1.0/OBR-2", "warning"),
         (ORM, "ORC-17", "AUTRE", "ORC-17", "tlr-1.0/ORC-17/table", "warning"),
         (ORM, "OBX-3.1", "COULEUR", "OBX-3[1].1", "tlr-1.0/OBX-3/table", "warning"),
+        (ORM, "OBX-3.1", "PROTOCOLE_IMAGERIE", "OBX", "tlr-1.0/MODALITE_IMAGERIE", "warning"),
+        (ORM, "OBX-3.3", "L", "OBX", "tlr-1.0/MODALITE_IMAGERIE", "warning"),
+        (ORM, "OBX-5.1", None, "OBX-5[1].1", "tlr-1.0/MODALITE_IMAGERIE/coded", "warning"),
+        (ORM, "OBX-5.3", "L", "OBX-5[1].3", "tlr-1.0/MODALITE_IMAGERIE/system", "warning"),
+        (ORM, "OBX[2]-3.1", "PROTOCOLE_IMAGERIE", "OBX", "tlr-1.0/REGION_ANATOMIQUE", "warning"),
+        (ORM, "OBX[2]-4", "1.2", "OBX", "tlr-1.0/REGION_ANATOMIQUE", "warning"),
+        (ORM, "OBX[2]-4", "1.3", "OBX[2]-4", "tlr-1.0/REGION_ANATOMIQUE/sub-id", "warning"),
+        (ORM, "OBX[2]-4", None, "OBX[2]-4", "tlr-1.0/REGION_ANATOMIQUE/sub-id", "warning"),
+        (ORM, "OBX[2]-5.1", None, "OBX[2]-5[1].1", "tlr-1.0/REGION_ANATOMIQUE/coded", "warning"),
+        (ORM, "OBX[2]-5.3", "DCM", "OBX[2]-5[1].3", "tlr-1.0/REGION_ANATOMIQUE/system", "warning"),
         (TAKEN_BACK, "ORC-16.2", None, "ORC-16", "tlr-1.0/ORC-16/required", "warning"),
         (ANSWER, "ORC-1", "NW", "ORC-1", "tlr-1.0/ORC-1/flow", "error"),
     ],
@@ -119,6 +129,48 @@ def test_the_sender_and_the_study_are_missed() -> None:
     assert [finding.rule for finding in check(parse(no_sender))] == ["push-2.1/PRT/sender"]
     no_study = b"\r".join(line for line in sample(OMI).raw.split(b"\r") if not line.startswith(b"IPC"))
     assert [finding.rule for finding in check(parse(no_study))] == ["tlr-1.0/IPC"]
+
+
+def with_obx(msg: Message, *more: str) -> Message:
+    return parse(msg.raw.rstrip(b"\r") + b"\r" + b"".join(line.encode() + b"\r" for line in more))
+
+
+def test_a_request_says_its_examination_once_and_may_narrow_the_region() -> None:
+    row = "OBX|5|CE|{}^^TLR_OBSERVATION|{}|{}||||||O".format
+    narrower = row("REGION_ANATOMIQUE", "1.2", "24028007^côté droit^SCT")
+    assert check(with_obx(sample(ORM), narrower)) == []
+    for more, code in (
+        ([row("MODALITE_IMAGERIE", "", "CT^^DCM")], "MODALITE_IMAGERIE"),
+        ([row("REGION_ANATOMIQUE", "2.1", "1^^SCT")], "REGION_ANATOMIQUE"),
+        ([narrower, narrower], "REGION_ANATOMIQUE"),
+    ):
+        msg = with_obx(sample(ORM), *more)
+        (finding,) = check(msg)
+        place = f"OBX[{len(msg.all('OBX'))}]-3"
+        assert (finding.rule, finding.location, finding.code) == (f"tlr-1.0/{code}/once", place, "198")
+        assert code.encode() in msg.raw[slice(*finding.span)]
+
+
+def test_the_examination_is_asked_of_a_request_alone_and_of_its_own_order() -> None:
+    for name in (TAKEN_BACK, ANSWER, OMI):
+        msg = sample(name)
+        bare = parse(b"\r".join(line for line in msg.raw.split(b"\r") if not line.startswith(b"OBX")))
+        assert [one.rule for one in check(bare) if "IMAGERIE" in one.rule or "REGION" in one.rule] == []
+    bare = parse(b"\r".join(line for line in sample(ORM).raw.split(b"\r") if not line.startswith(b"OBX")))
+    expected = ["tlr-1.0/MODALITE_IMAGERIE", "tlr-1.0/REGION_ANATOMIQUE"]
+    assert [(one.rule, one.severity) for one in check(bare)] == [(rule, "warning") for rule in expected]
+    other = [line.decode() for line in sample(ORM).raw.split(b"\r") if line.startswith((b"ORC", b"OBR", b"OBX"))]
+    assert [one.rule for one in check(with_obx(bare, *other))] == expected, "those are of the next order"
+    assert check(with_obx(sample(ORM), *other)) == []
+
+
+def test_a_long_history_hides_no_examination_and_takes_no_time() -> None:
+    history = ["OBX|9|FT|11322-5^History^LN||Césarienne||||||O"] * 100
+    rest = [line.decode() for line in sample(ORM).raw.split(b"\r") if line.startswith(b"OBX")]
+    bare = parse(b"\r".join(line for line in sample(ORM).raw.split(b"\r") if not line.startswith(b"OBX")))
+    assert check(with_obx(bare, *history, *rest)) == []
+    hostile = ["OBX|1|CE|REGION_ANATOMIQUE^^TLR_OBSERVATION||||||||O"] * 20_000
+    assert len(check(with_obx(bare, *hostile))) < 10
 
 
 def test_blanks_in_msh_21_name_the_same_profile_and_another_type_has_none() -> None:

@@ -18,7 +18,8 @@ from hl7v2.message import Message, parse
 from mappers.fhir_to_cda import cda
 from mappers.fhir_to_hl7v2 import ACTIONS, METADATA, REPORT_STATUSES, Options, Visit, mdm, oru
 from mappers.fhir_to_hl7v2_plain import plain
-from mappers.fhir_to_report import Report, oid_of, report
+from mappers.fhir_to_report import Code, Report, oid_of, report
+from mappers.french import VISIBILITY, VISIBILITY_OID
 from mappers.identity import Mailbox
 from mappers.mapped import Mapped
 
@@ -170,12 +171,45 @@ def test_a_platform_that_mails_gets_the_recipients() -> None:
     ]  # fmt: skip
 
 
+def hidden(*codes: str) -> Report:
+    return replace(REPORT, visibility=tuple(Code(code, VISIBILITY[code], VISIBILITY_OID) for code in codes))
+
+
 @pytest.mark.parametrize(
-    "options", [Options(invisible_patient=True, mail_patient=True), Options(masked=True, mail_professionals=True)]
+    ("code", "options"),
+    [("INVISIBLE_PATIENT", Options(mail_patient=True)), ("MASQUE_PS", Options(mail_professionals=True))],
 )
-def test_contradicting_metadata_are_never_sent(options: Options) -> None:
+def test_contradicting_metadata_are_never_sent(code: str, options: Options) -> None:
     with pytest.raises(ValueError, match="cannot be mailed"):
-        build(options=options)
+        build(hidden(code), options=options)
+
+
+@pytest.mark.parametrize("code", sorted(VISIBILITY))
+def test_who_may_not_see_the_report_stands_in_its_own_metadata_of_every_profile(code: str) -> None:
+    name = {"INVISIBLE_REPRESENTANTS_LEGAUX": "INVISIBLE_REP_LEGAUX"}.get(code, code)
+    value = hidden(code)
+    raws = [build(value, profile=profile).value for profile in ("push-2.1", "lps-1.1")]
+    for raw in (*raws, result_message(value).value):
+        msg = parse(raw)
+        told = metadata(msg)
+        seen = {one: told[one] for one in ("MASQUE_PS", "INVISIBLE_PATIENT", "INVISIBLE_REP_LEGAUX")}
+        assert [one for one, answer in seen.items() if answer == "Y"] == [name]
+        assert told["MODIF_CONF_CODE"] == "N" and check(msg) == []
+
+
+def test_a_replacement_that_others_may_see_says_so() -> None:
+    changed = Options(confidentiality_changed=True)
+    for raw in (build(options=changed).value, build(profile="lps-1.1", options=changed).value,
+                result_message(options=changed).value):  # fmt: skip
+        assert metadata(parse(raw))["MODIF_CONF_CODE"] == "Y"
+
+
+def test_a_plain_message_says_restricted_where_it_can_and_tells_what_it_cannot_say() -> None:
+    value = replace(hidden("MASQUE_PS"), confidentiality=Code("V", "Très restreint", "2.16.840.1.113883.5.25"))
+    mdm_, oru_ = plain_message(value, kind="MDM"), plain_message(value, kind="ORU")
+    assert parse(mdm_.value).text("TXA-18") == "V"
+    assert [one.source for one in mdm_.losses] == ["OBX-5", "Report.visibility MASQUE_PS"]
+    assert [one.source for one in oru_.losses] == ["OBX-5", "Report.visibility MASQUE_PS", "Report.confidentiality"]
 
 
 @pytest.mark.parametrize("profile", ["push-2.1", "lps-1.1"])
@@ -348,7 +382,7 @@ def test_an_oru_that_cannot_be_right_is_refused() -> None:
     with pytest.raises(ValueError, match="MSH-10"):
         result_message(control_id="X" * 21)
     with pytest.raises(ValueError, match="cannot be mailed"):
-        result_message(options=Options(masked=True, mail_professionals=True))
+        result_message(hidden("MASQUE_PS"), options=Options(mail_professionals=True))
 
 
 @pytest.mark.needs("shared")

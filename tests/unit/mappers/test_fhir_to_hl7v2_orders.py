@@ -13,7 +13,7 @@ from hl7v2.check import check
 from hl7v2.message import parse
 from mappers.fhir_to_hl7v2_orders import DETAIL, PRIORITIES, order_answer, order_request
 from mappers.hl7v2_codes_to_fhir import SYSTEMS, order_id
-from mappers.hl7v2_orders_to_fhir import orders
+from mappers.hl7v2_orders_to_fhir import COMMENT, orders
 from mappers.hl7v2_results_to_fhir import results
 from mappers.mapped import Mapped
 from mappers.order_number import placer_of, under_oid
@@ -218,6 +218,28 @@ def test_an_order_without_number_or_reason_or_with_one_too_many_is_never_sent() 
     ):
         with pytest.raises(ValueError, match=told):
             order(**changes)
+
+
+def about(code: str, text: str) -> dict[str, Any]:
+    return {"extension": [{"url": COMMENT, "valueCode": code}], "text": text}
+
+
+def test_a_note_that_says_what_it_is_about_goes_to_the_place_the_profile_has_for_it() -> None:
+    notes = [about("MODALITE_IMAGERIE", "Sans injection"), about("FINALITE_EXAMEN", "Bilan"), about("AUTRE", "x"),
+             {"text": "Terme : 22 SA"}]  # fmt: skip
+    made = order(request=REQUEST | {"note": notes})
+    msg = parse(made.value)
+    assert check(msg) == [] and msg.at("MSH-21").encoded == "1.0^CISIS_TLR_HL7_V2"
+    assert [segment.name for segment in msg.segments][4:] == ["OBR", "NTE", "NTE", "NTE", "OBX", "NTE", "OBX"]
+    assert [(nte.text(1), nte.text(3), nte.field(4).encoded) for nte in msg.all("NTE")] == [
+        ("1", "Bilan", "FINALITE_EXAMEN^^HL70364"), ("2", "x", ""), ("3", "Terme : 22 SA", ""),
+        ("1", "Sans injection", "MODALITE_IMAGERIE^^HL70364"),
+    ]  # fmt: skip
+    (read,) = orders(msg, SITE).value.orders
+    assert read.request.resource["note"] == [notes[1], {"text": "x"}, notes[3], notes[0]]
+    bare = parse(order(request=REQUEST | {"note": notes[:1], "orderDetail": []}).value)
+    left = [(nte.text(3), nte.text(4)) for nte in bare.all("NTE")]
+    assert left == [("Sans injection", "")], "there is nothing for it to stand behind"
 
 
 def test_hostile_text_of_an_order_stays_in_its_field() -> None:

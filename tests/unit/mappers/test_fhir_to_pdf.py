@@ -19,7 +19,8 @@ from pypdf import PdfReader
 from report_sources import obstetric
 
 from mappers.fhir_to_pdf import pdf, rendering
-from mappers.fhir_to_report import Exchange, Report
+from mappers.fhir_to_report import Code, Exchange, Report
+from mappers.french import VISIBILITY, VISIBILITY_OID
 from mappers.pdfa import ASSETS, PLACEHOLDER
 
 HOSTILE = (
@@ -145,6 +146,13 @@ def test_the_metadata_name_the_document_and_never_the_patient() -> None:
 
 def test_a_report_of_a_production_site_bears_no_test_mark() -> None:
     assert "DOCUMENT DE TEST" not in text_of(pdf(obstetric(test=False)))
+
+
+def test_a_report_says_from_whom_it_is_hidden() -> None:
+    hidden = tuple(Code(code, VISIBILITY[code], VISIBILITY_OID) for code in ("MASQUE_PS", "INVISIBLE_PATIENT"))
+    told = text_of(pdf(obstetric(visibility=hidden)))
+    assert "confidentialité : Normal Masqué aux professionnels de santé · Non visible par le patient" in told
+    assert "visible par" not in text_of(pdf(obstetric()))
 
 
 def test_a_replacing_report_says_which_one_it_replaces() -> None:

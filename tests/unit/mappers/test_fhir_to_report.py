@@ -349,5 +349,34 @@ def test_a_restricted_report_stays_restricted() -> None:
     assert (value.confidentiality.code, value.confidentiality.display) == ("R", "Restreint")
 
 
+A07 = "urn:oid:1.2.250.1.213.1.1.4.13"
+
+
+def labelled(*labels: dict[str, str]) -> Any:
+    return lambda data: data["diagnosticReport"].update(meta={"security": list(labels)})
+
+
+def test_who_may_not_see_a_report_is_read_from_its_labels() -> None:
+    masked, hidden = {"system": A07, "code": "MASQUE_PS"}, {"code": "INVISIBLE_PATIENT"}
+    value = read(labelled(hidden, {"code": "V"}, masked, hidden))
+    assert [one.code for one in value.visibility] == ["MASQUE_PS", "INVISIBLE_PATIENT"]
+    assert {one.system for one in value.visibility} == {A07.removeprefix("urn:oid:")}
+    assert value.confidentiality.code == "V" and read().visibility == ()
+
+
+def test_a_label_that_no_document_can_tell_is_a_loss_and_one_that_would_hide_nothing_is_refused() -> None:
+    other = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "PSY"}
+    told = losses(labelled({"code": "R"}, other, {"code": "N"}))
+    assert "DiagnosticReport.meta.security[1]: the label 'PSY' has no place" in told
+    assert "DiagnosticReport.meta.security[2]: the label 'N'" in told and "security[0]" not in told
+    for system in (A07, "https://mos.esante.gouv.fr/NOS/TRE_A07-StatusVisibiliteDocument/FHIR/TRE-A07"):
+        with pytest.raises(Incomplete, match="INVISIBLE_REPRESENTANTS_LEGAUX"):
+            read(labelled({"system": system, "code": "INVISIBLE_REP_LEGAUX"}))
+
+
+def test_a_label_of_a_system_whose_oid_only_begins_alike_is_not_judged_as_a_visibility() -> None:
+    assert "'INTERNE' has no place" in losses(labelled({"system": f"{A07}0", "code": "INTERNE"}))
+
+
 def test_the_oid_of_a_uuid_is_its_value() -> None:
     assert oid_of("00000000-0000-0000-0000-0000000000ff") == "2.25.255"

@@ -17,6 +17,7 @@ from report_sources import obstetric
 
 from mappers import fhir_to_cda, fhir_to_xdm
 from mappers.fhir_to_report import Code, Org, PatientIdentity, Professional, Report
+from mappers.french import VISIBILITY, VISIBILITY_OID
 from mappers.identity import Site
 from mssante import coherence, metadata
 from mssante.letter import pdf_name, subject
@@ -204,6 +205,20 @@ def test_the_document_our_own_mapper_writes_is_packed(changed: dict[str, Any]) -
     entry = metadata.read(made["METADATA.XML"]).entries[0]
     assert entry.patient and entry.patient.is_ins
     assert entry.slots["urn:ihe:iti:xds:2013:referenceIdList"] == fhir_to_xdm.references(report)
+
+
+def test_who_may_not_see_the_document_follows_the_confidentiality_of_the_cda() -> None:
+    who = tuple(Code(code, text, VISIBILITY_OID) for code, text in VISIBILITY.items())
+    report = obstetric(visibility=who)
+    cda = fhir_to_cda.cda(report, b"%PDF-1.4", EXAMPLE_SITE)
+    assert cda.count(b"confidentialityCode") == 1 and b"MASQUE_PS" not in cda, "the CDA says N, R or V alone"
+    made = fhir_to_xdm.files(report, EXAMPLE_SITE, cda=cda, submission_id=SUBMISSION, submitted_at=SUBMITTED)
+    told = metadata.read(made["METADATA.XML"]).entries[0].codes["confidentialityCode"]
+    assert [(one.code, one.system) for one in told] == [
+        ("N", "2.16.840.1.113883.5.25"), *((one.code, VISIBILITY_OID) for one in who),
+    ]  # fmt: skip
+    ids = [one.get("id") for one in etree.fromstring(made["METADATA.XML"]).iter() if one.get("id")]
+    assert len(ids) == len(set(ids))
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,19 @@ def test_where_the_patient_came_from_is_kept_by_finess() -> None:
     odd = mapped(sample("adt-a05-preadmission").set("ZFV-1", "chez lui"))
     assert odd.value.encounter is not None and "hospitalization" not in odd.value.encounter
     assert "ZFV-1: 'chez lui' is no FINESS" in reasons(odd)
+    assert "ZFV-1.2: when the patient last stayed there is not carried" in reasons(mapped("adt-a05-preadmission"))
+
+
+def test_the_hospitals_own_word_for_how_a_stay_ended_stands_beside_the_code() -> None:
+    left = sample("adt-a03-sortie")
+    coded = mapped(left.set("PV1-36", "8")).value.encounter
+    assert coded is not None
+    both = mapped(parse(left.set("PV1-36", "8").raw.rstrip(b"\r") + b"\rZFV|||||||||SORTIE-UHCD\r")).value.encounter
+    assert both is not None
+    told = coded["hospitalization"]["dischargeDisposition"]
+    assert both["hospitalization"]["dischargeDisposition"] == {**told, "text": "SORTIE-UHCD"}
+    alone = mapped(parse(left.set("PV1-36", None).raw.rstrip(b"\r") + b"\rZFV|||||||||SORTIE-UHCD\r")).value.encounter
+    assert alone is not None and alone["hospitalization"]["dischargeDisposition"] == {"text": "SORTIE-UHCD"}
 
 
 # --- corrections -------------------------------------------------------------------------------------------------

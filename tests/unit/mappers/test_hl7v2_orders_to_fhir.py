@@ -10,7 +10,7 @@ from adt_samples import DATA, SITE, reasons, sample
 from hl7v2.check import check, errors
 from hl7v2.message import Message, parse
 from mappers.hl7v2_ins_to_fhir import Refused
-from mappers.hl7v2_orders_to_fhir import ACTIONS, PROCEDURES, Order, orders
+from mappers.hl7v2_orders_to_fhir import ACTIONS, COMMENT, PROCEDURES, Order, orders
 from profiles.validator import structure
 
 ASKING = sample("orm-o01-tlr-demande")
@@ -28,7 +28,8 @@ def test_a_request_becomes_a_draft_that_says_what_is_missing() -> None:
     assert (request["status"], request["intent"], request["priority"]) == ("draft", "order", "stat")
     assert request["reasonCode"] == [{"text": "Métrorragies au 2e trimestre"}]
     assert request["requester"]["identifier"]["value"] == "99900000029"
-    assert request["note"] == [{"text": "Éliminer un placenta bas inséré"}]
+    purpose = [{"url": COMMENT, "valueCode": "FINALITE_EXAMEN"}]
+    assert request["note"] == [{"extension": purpose, "text": "Éliminer un placenta bas inséré"}]
     assert request["authoredOn"] == "2026-03-02T09:30:00+01:00"
     assert [fact for fact, _ in made.missing] == ["consent", "question"]
     assert said.patient.ins is not None and said.encounter_ids == (("urn:oid:2.25.4712", "V2026-0417"),)
@@ -41,6 +42,27 @@ def test_what_an_order_says_of_the_examination_and_the_patient_is_kept_apart() -
     ]  # fmt: skip
     assert [built.resource["code"]["coding"][0]["code"] for built in made.observations] == ["29463-7", "11322-5"]
     assert made.observations[0].resource["valueQuantity"]["value"] == 68
+
+
+def test_what_is_said_about_the_modality_is_a_note_as_well() -> None:
+    rows = [line for line in ASKING.raw.split(b"\r") if line]
+    place = next(number for number, line in enumerate(rows) if b"MODALITE_IMAGERIE" in line) + 1
+    rows.insert(place, b"NTE|1||Sans injection|MODALITE_IMAGERIE^^HL70364")
+    rows.insert(place + 1, b"NTE|2||Voie haute|RE")
+    said = one(parse(b"\r".join(rows))).request.resource["note"]
+    kinds = [[part["valueCode"] for part in note.get("extension", ())] for note in said]
+    assert [note["text"] for note in said[1:]] == ["Sans injection", "Voie haute"]
+    assert kinds == [["FINALITE_EXAMEN"], ["MODALITE_IMAGERIE"], []]
+
+
+@pytest.mark.parametrize(("data", "address"), [("L3ZpZXdlci9BMQ==", "/viewer/A1"), ("%%", ""), ("//79", "")])
+def test_the_address_of_the_viewer_is_read_as_the_guide_writes_it(data: str, address: str) -> None:
+    plain = sample("omi-o23-tlr-complement")
+    row = b"OBX|1|ED|URL_PARTIELLE_VIEWER^x^TLR_OBSERVATION||^TEXT^^Base64^" + data.encode() + b"||||||F"
+    old = next(line for line in plain.raw.split(b"\r") if b"URL_PARTIELLE_VIEWER" in line)
+    msg = parse(plain.raw.replace(old, row))
+    assert one(msg).viewer == address
+    assert ("the address of the viewer" in reasons(orders(msg, SITE))) is (not address)
 
 
 def test_who_and_why_are_missing_when_nobody_says_them() -> None:

@@ -12,7 +12,7 @@ import pytest
 from adt_samples import ADMISSION, DATA, SITE, TEST_INS, mapped, reasons, sample, status
 
 from hl7v2.check import check, errors
-from hl7v2.message import parse
+from hl7v2.message import Message, parse
 from mappers.hl7v2_to_fhir import Refused
 from mappers.hl7v2_types_to_fhir import date_of, datetime_of
 from mappers.identity import Namespace
@@ -41,9 +41,41 @@ def test_what_is_not_carried_is_said_segment_by_segment() -> None:
     told = reasons(mapped(ADMISSION))
     assert "EVN: not carried: field 5" in told
     assert "ROL: not carried: fields 11, 12" in told
-    assert "ZFD: not carried: fields 3, 4" in told
+    assert "ZFD: not carried: field 3" in told
     extra = parse(ADMISSION.raw + b"ZFM|8\rZFP|OUV\r")
     assert "ZFM: the segment is not carried" in reasons(mapped(extra))
+
+
+FR_CORE = "https://hl7.fr/ig/fhir/core/StructureDefinition/"
+
+
+@pytest.mark.parametrize(
+    ("lunar", "corrected", "kept"),
+    [
+        ("30^02^1950", "Y", {"fr-core-lunar-date": "30-02-1950", "fr-core-patient-birthdate-update-indicator": True}),
+        ("^^1950", "N", {"fr-core-lunar-date": "--1950", "fr-core-patient-birthdate-update-indicator": False}),
+        ("19500230", None, {"fr-core-lunar-date": "19500230"}),
+        (None, None, {}),
+        ("vers 1950", "peut-être", {}),
+    ],
+)
+def test_what_is_known_of_a_birth_date_stands_beside_it(
+    lunar: str | None, corrected: str | None, kept: dict[str, object]
+) -> None:
+    result = mapped(ADMISSION.set("ZFD-4", corrected) if lunar is None else with_lunar(lunar).set("ZFD-4", corrected))
+    found = {
+        one["url"].removeprefix(FR_CORE): one.get("valueString", one.get("valueBoolean"))
+        for one in result.value.patient["extension"]
+        if one["url"].endswith(("lunar-date", "update-indicator"))
+    }
+    assert found == kept and result.value.patient["birthDate"] == "1984-05-23"
+    assert ("ZFD-1: 'vers 1950' is no date" in reasons(result)) is (lunar == "vers 1950")
+    assert ("ZFD-4: 'PEUT-ÊTRE' is neither Y nor N" in reasons(result)) is (lunar == "vers 1950")
+
+
+def with_lunar(text: str) -> Message:
+    """The admission with that ZFD-1, its components as they are."""
+    return parse(ADMISSION.raw.replace(b"\rZFD|", f"\rZFD|{text}".encode()))
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("adt-*.er7")), ids=lambda path: path.stem)

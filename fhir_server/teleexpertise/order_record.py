@@ -1,0 +1,205 @@
+"""Who holds an order of a case: every NW and CA that was frozen for it, for whom and by which delivery.
+
+Hides where that stands: in a Provenance of the case that this server alone writes, in the transaction that freezes the
+messages, so that it outlives the outbox (setting `keep_days`). What became of a delivery is asked each time, as for
+reports (`succession`); that one was given up is written down too, since the outbox forgets it. A case of a release
+without this record is read from the outbox until its next order is frozen, which takes over what was found there.
+
+Sources: HL7 table 0119 (NW, CA); https://hl7.org/fhir/R4/provenance.html.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fhir_server.context import instant
+from fhir_server.errors import Fault
+from fhir_server.search import index
+from fhir_server.store.lanes import Delivery
+from fhir_server.store.outbox_desk import OutboxFilter
+from fhir_server.store.resources import prepare
+from fhir_server.store.session import Snapshot, Tx
+from fhir_server.store.view import Stale
+from fhir_server.teleexpertise import overtaken, succession
+from fhir_server.teleexpertise.case import SERVER, STEP_SYSTEM, Context, Ordered
+from fhir_server.teleexpertise.distribution import Destination, addressee_of
+from fhir_server.teleexpertise.scopes import scopes
+from fhir_server.teleexpertise.succession import Holder
+from hl7v2.message import Unreadable, parse
+
+Resource = dict[str, Any]
+ORDERS = "urn:passerelle:ordres"
+_MOST = 1_000  # deliveries of one case that are looked through for its orders
+_TEXTS = ("control", "lane", "addressee", "delivery")
+_OUT = frozenset({"active", "on-hold"})
+"""ServiceRequest.status of a request that somebody may still answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """The order messages of a case, oldest first, and which of their deliveries the outbox says were given up."""
+
+    lines: tuple[Ordered, ...] = ()
+    ended: frozenset[str] = frozenset()
+
+    @property
+    def holders(self) -> list[Ordered]:
+        """The last word to each addressee, where that is an NW; what was given up was never said."""
+        last: list[Ordered] = []
+        for line in self.settled:
+            if not line.ended:
+                last = [one for one in last if not same(one, line)] + [line]
+        return [one for one in last if one.control == "NW"]
+
+    @property
+    def standing(self) -> tuple[str, ...]:
+        """The deliveries that were not given up."""
+        return tuple(one.delivery for one in self.settled if not one.ended)
+
+    @property
+    def settled(self) -> tuple[Ordered, ...]:
+        """The lines as they are written: what the outbox says of them now, it may have forgotten when they are read."""
+        return tuple(replace(one, ended=one.ended or one.delivery in self.ended) for one in self.lines)
+
+
+def orders_of(case: str, ctx: Context) -> Orders:
+    """What was told of a case (`ServiceRequest/x`) to those who were asked."""
+    lines = _lines(ctx.view.get(_name(case)) or {}) or ctx.ordered(case)
+    return Orders(lines, frozenset(one.delivery for one in lines if ctx.handed(one.delivery) == "ended"))
+
+
+def same(one: Ordered | Destination, other: Ordered | Destination) -> bool:
+    """Whether two roads lead to one addressee: the lane alone does not tell."""
+    had, has = (Holder(road.lane, road.addressee, "", "") for road in (one, other))
+    return succession.same(had, has)
+
+
+def record(case: str, lines: Sequence[Ordered], ctx: Context) -> Resource:
+    """The Provenance that keeps these lines."""
+    return {
+        "resourceType": "Provenance",
+        "id": _name(case).partition("/")[2],
+        "extension": [_extension(lines)],
+        "target": [{"reference": case}],
+        "recorded": instant(ctx.now),
+        "activity": {"coding": [{"system": STEP_SYSTEM, "code": "orders"}]},
+        "agent": [{"who": {"display": SERVER}}],
+    }
+
+
+def in_outbox(snapshot: Snapshot, case: str) -> tuple[Ordered, ...]:
+    """The order messages of a case that the outbox still has, oldest first."""
+    found = snapshot.deliveries(OutboxFilter(case_key=case, limit=_MOST))
+    made = sorted(found, key=lambda one: (one.created_at, one.lane_seq))
+    controls = ((one, control_of(snapshot, one)) for one in made)
+    return tuple(Ordered(said, one.lane, addressee_of(one.endpoint), one.id) for one, said in controls if said)
+
+
+def control_of(snapshot: Snapshot, delivery: Delivery) -> str:
+    """ORC-1 of an order message; '' for any other delivery."""
+    if delivery.protocol == "hl7" and delivery.case_key and not delivery.document:  # a report is no order, and large
+        with suppress(Unreadable, Fault):  # damaged bytes: `check` and the delivery itself tell of them
+            msg = parse(snapshot.payload(delivery.id))
+            return msg.text("ORC-1") if msg.kind == "ORM" else ""
+    return ""
+
+
+def past(snapshot: Snapshot, delivery: Delivery) -> str:
+    """Why an order message is not to be said again, or '': the request is not out any more, or its addressee was told
+    the contrary, or the same by another message, since."""
+    control = control_of(snapshot, delivery)
+    if not control:
+        return ""
+    kind, _, key = delivery.case_key.partition("/")
+    stored = snapshot.get(kind, key)
+    status = "" if stored is None or stored.deleted else str(stored.resource().get("status", ""))
+    if control == "NW" and status not in _OUT:
+        return f"the request is {status or 'gone'} now, ORC-1 NW is true of the past only"
+    lines = _lines(_stored(snapshot, delivery.case_key)) or in_outbox(snapshot, delivery.case_key)
+    chain = set(_chain(snapshot, delivery))
+    own = next((place for place, one in enumerate(lines) if one.delivery in chain), len(lines))
+    for line in lines[own + 1 :]:
+        if line.ended or not same(lines[own], line) or _repeats(snapshot, line, chain):
+            continue
+        if overtaken.handed(snapshot, line.delivery) != "ended":
+            why = "says the same" if line.control == control else f"ORC-1 {control} is true of the past only"
+            return f"{line.delivery} (ORC-1 {line.control}) follows it, {why}"
+    return ""
+
+
+def _repeats(snapshot: Snapshot, line: Ordered, chain: set[str]) -> bool:
+    """Whether a line is one of these messages once more: an outbox that is read for orders shows what repeats them."""
+    delivery = snapshot.delivery(line.delivery)
+    return delivery is not None and not chain.isdisjoint(_chain(snapshot, delivery))
+
+
+def hold(tx: Tx, delivery: Delivery) -> None:
+    """Hold what an order of a case is decided on, in the order of whoever takes a step: the record, the request that
+    says who is asked, then the lane."""
+    if delivery.case_key and not delivery.document:
+        for reference in (_name(delivery.case_key), delivery.case_key):
+            kind, _, key = reference.partition("/")
+            with suppress(Stale):  # held all the same, and what is asked after this sees what changed
+                tx.expect(kind, key, 0)
+        tx.lock_lanes([delivery.lane])
+
+
+def note(tx: Tx, delivery: Delivery, *, repeated: bool = False) -> None:
+    """Let the record say what became of an order now that a delivery was given up, or is to be `repeated`: for when
+    the outbox has forgotten it."""
+    held = _stored(tx, delivery.case_key) if delivery.case_key and not delivery.document else {}
+    lines, chain = _lines(held), set(_chain(tx, delivery))
+    now = tuple(
+        replace(one, ended=not repeated and overtaken.handed(tx, one.delivery) == "ended")
+        if one.delivery in chain
+        else one
+        for one in lines
+    )
+    if now != lines:
+        record = held | {"extension": [_extension(now)]}
+        rows = index.rows(record)
+        rows.scopes = scopes(record)
+        tx.update(prepare(record), rows)
+
+
+def _chain(snapshot: Snapshot, delivery: Delivery) -> Iterator[str]:
+    """A delivery and those it was made of."""
+    found: Delivery | None = delivery
+    while found is not None:
+        yield found.id
+        found = snapshot.delivery(found.parent) if found.parent else None
+
+
+def _name(case: str) -> str:
+    """The record of a case: always the same one, so that the step that writes it finds whoever wrote it meanwhile."""
+    return f"Provenance/{uuid.uuid5(uuid.NAMESPACE_URL, f'{ORDERS}:{case}')}"
+
+
+def _stored(snapshot: Snapshot, case: str) -> Resource:
+    stored = snapshot.get(*_name(case).split("/"))
+    return {} if stored is None or stored.deleted else stored.resource()
+
+
+def _extension(lines: Sequence[Ordered]) -> Resource:
+    parts = []
+    for line in lines:
+        said = [{"url": name, "valueString": value} for name in _TEXTS if (value := getattr(line, name))]
+        ended = [{"url": "ended", "valueBoolean": True}] if line.ended else []
+        parts.append({"url": "ordre", "extension": [*said, *ended]})
+    return {"url": ORDERS, "extension": parts}
+
+
+def _lines(held: Mapping[str, Any]) -> tuple[Ordered, ...]:
+    parts = (one.get("extension", ()) for one in held.get("extension", ()) if one.get("url") == ORDERS)
+    return tuple(_line(part.get("extension", ())) for part in next(parts, ()))
+
+
+def _line(parts: Sequence[Mapping[str, Any]]) -> Ordered:
+    told = {str(part.get("url")): str(part.get("valueString", "")) for part in parts}
+    control, lane, addressee, delivery = (told.get(name, "") for name in _TEXTS)
+    ended = any(part.get("url") == "ended" and part.get("valueBoolean") is True for part in parts)
+    return Ordered(control, lane, addressee, delivery, ended)
