@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from fhir_server import watch
 from fhir_server.context import SYSTEM, instant
-from fhir_server.errors import Invalid, NotFound, RuleBroken
+from fhir_server.errors import Fault, Invalid, NotFound, PasserelleError, RuleBroken
 from fhir_server.search import index
 from fhir_server.store import inbox
 from fhir_server.store.engine import Store
@@ -78,12 +78,20 @@ def outbox_show(store: Store, args: Args) -> Json:
         shown = _plain(waiting.delivery)
         shown["attempts"] = [_plain(attempt) for attempt in snapshot.attempts(waiting.delivery.id)]
         shown["replays"] = snapshot.replays(waiting.delivery.id)
-        shown["content"] = _text(snapshot.payload(waiting.delivery.id))
+        shown["content"] = _content(snapshot, waiting.delivery.id)
         later = overtaken.later(snapshot, waiting.delivery) if waiting.delivery.error_class == "overtaken" else []
         shown["why"] = why(waiting, [one.id for one in later])
         task = snapshot.get("Task", waiting.delivery.case_key.partition("/")[2])
         shown["not_reached"] = notes.not_reached(task.resource()) if task and not task.deleted else []
     return shown
+
+
+def _content(snapshot: Snapshot, delivery_id: str) -> str:
+    """The bytes as text; of those that cannot be read, or are not those that were frozen, why."""
+    try:
+        return _text(snapshot.payload(delivery_id))
+    except PasserelleError as fault:
+        return fault.diagnostics
 
 
 def why(waiting: Waiting, later: Sequence[str] = ()) -> str:
@@ -203,7 +211,7 @@ def outbox_regenerate(store: Store, args: Args, context: Callable[[Snapshot], Co
         again = _report_again if old.document else _message_again
         new, sources, records = again(snapshot, old, context(snapshot))
     new = store.keep(replace(new, parent=old.id))
-    return store.write(SYSTEM, lambda tx: _regenerated(tx, old, new, sources, records))
+    return store.write(SYSTEM, lambda tx: _regenerated(tx, old, new, sources, records, context))
 
 
 def _place(snapshot: Snapshot, delivery: Delivery) -> int:
@@ -228,14 +236,18 @@ def _report_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
 
 def _message_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
     request = _current(snapshot, old.case_key)
-    _still_so(snapshot, old)
-    new, made_from = orders.again(snapshot.payload(old.id), request.id, ctx, old.lane)
+    _still_so(snapshot, old, ctx)
+    try:
+        frozen = snapshot.payload(old.id)
+    except Fault as damaged:
+        raise RuleBroken(f"it cannot be made again: {damaged.diagnostics}, or cancel it") from damaged
+    new, made_from = orders.again(frozen, request.id, ctx, old.lane)
     return new, [_current(snapshot, reference) for reference in made_from], ()
 
 
-def _still_so(snapshot: Snapshot, old: Delivery) -> None:
+def _still_so(snapshot: Snapshot, old: Delivery, ctx: Context) -> None:
     """Raises RuleBroken for an order that says what is true of the past only."""
-    if why_not := order_record.past(snapshot, old):
+    if why_not := orders.past(snapshot, old, ctx):
         raise RuleBroken(f"it cannot be made again: {why_not}; release it as it is, or cancel it")
 
 
@@ -264,7 +276,12 @@ def _current(snapshot: Snapshot, reference: str) -> Stored:
 
 
 def _regenerated(
-    tx: Tx, old: Delivery, new: NewDelivery, sources: Sequence[Stored], records: Sequence[dict[str, Any]]
+    tx: Tx,
+    old: Delivery,
+    new: NewDelivery,
+    sources: Sequence[Stored],
+    records: Sequence[dict[str, Any]],
+    context: Callable[[Snapshot], Context],
 ) -> Json:
     for stored in sources:
         tx.expect(stored.type, stored.id, stored.version)
@@ -274,7 +291,7 @@ def _regenerated(
         text = "is gone" if now is None else f"is {now.state}"
         raise RuleBroken(f"delivery {old.id} {text}: only a held or failed one is regenerated")
     _unfollowed(tx, old)
-    _still_so(tx, old)
+    _still_so(tx, old, context(tx))
     for record in records:
         if tx.get(record["resourceType"], record["id"]) is None:
             rows = index.rows(record)

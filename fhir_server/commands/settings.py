@@ -24,11 +24,17 @@ def loaded(args: Args, defaults: Mapping[str, Any] | None = None) -> Loaded:
 
 
 def demo_or_own(args: Args) -> Settings:
-    """The settings in force; without an establishment of one's own, the demo's."""
+    """The settings in force; the demo's without an establishment of one's own, or while one's own server was never
+    started and there is a demo."""
     from fhir_server.demo import run as demo
 
-    settings = loaded(args).settings
-    return settings if settings.sites else loaded(args, demo.DEFAULTS).settings
+    own, theirs = loaded(args).settings, loaded(args, demo.DEFAULTS).settings
+    return theirs if not own.sites or (_filled(theirs) and not own.database_url and not _filled(own)) else own
+
+
+def _filled(settings: Settings) -> bool:
+    """Whether the folder has a SQLite database."""
+    return (Path(settings.data_dir) / "passerelle.db").exists()
 
 
 def config_show(args: Args) -> int:
@@ -61,7 +67,7 @@ def db_status(args: Args) -> int:
     """The schema the database has and the one this program needs."""
     from fhir_server.store import schema
 
-    status = schema.schema_status(loaded(args).settings.database)
+    status = schema.schema_status(demo_or_own(args).database)
     show({"state": status.state, "present": status.found or "(none)", "needed": status.needed}, as_json=args.json)
     return 0
 
@@ -70,7 +76,7 @@ def db_current(args: Args) -> int:
     """The schema the database has, and nothing else; exit 1 when the program needs another."""
     from fhir_server.store import schema
 
-    status = schema.schema_status(loaded(args).settings.database)
+    status = schema.schema_status(demo_or_own(args).database)
     show({"present": status.found}, as_json=True) if args.json else print(status.found or "(none)")
     return 0 if status.state == "current" else 1
 

@@ -168,7 +168,9 @@ def _speaker(arrival: Arrival, draft: Draft, request: Resource) -> Caller:
     if not groups:
         text = f"{arrival.site.name} provides no group that this request asks, so it cannot answer it"
         raise rejected(text, "ORC^1^21", "207", "901")
-    roles = draft.find("PractitionerRole", identifier_query(RPPS, _rpps(arrival)))
+    rpps = _rpps(arrival)  # an empty one would find whoever has any
+    held = draft.find("PractitionerRole", identifier_query(RPPS, rpps)) if rpps else []
+    roles = [one for one in held if one.get("active", True)]
     who = next((one for one in roles if groups & {s.get("reference") for s in one.get("healthcareService", ())}), {})
     return dataclasses.replace(
         arrival.caller,

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from fhir_server.context import View
 from fhir_server.patients.sites import Sites, is_ins
 from fhir_server.patients.traits import BIRTH_PLACE, agree, birth_name, doubt, strict_traits
+from fhir_server.search.values import bounded
 from mappers.hl7v2_pid_to_fhir import BIRTH_DATE_CORRECTED, LUNAR_DATE
 
 Patient = dict[str, Any]
@@ -148,11 +149,11 @@ def _around(birth_date: str) -> str:
 
 
 def patient_at(view: View, key: Key) -> list[Patient]:
-    """The active Patients that carry this identifier (system, value) in force.
+    """The active Patients that carry this identifier (system, value) in force; the key is whole, or as an index has it.
 
     Doubtful records do not count, nor does an INS on an identity that is not qualified (RNIV).
     """
-    system, value = key
+    system, value = map(bounded, key)
     return [
         patient
         for patient in view.find("Patient", claim_query(key))
@@ -160,7 +161,7 @@ def patient_at(view: View, key: Key) -> list[Patient]:
         and not is_doubtful(patient)
         and (not is_ins({"system": system}) or qualified_ins(patient) == key)
         and any(
-            i.get("system") == system and i.get("value") == value and i.get("use") != "old"
+            bounded(i.get("system", "")) == system and bounded(i.get("value", "")) == value and i.get("use") != "old"
             for i in patient.get("identifier", ())
         )
     ]

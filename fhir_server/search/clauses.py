@@ -121,8 +121,6 @@ def plain(asked: Asked, parameter: Parameter, modifier: str, text: str) -> Claus
     if parameter.type == "composite":
         return _composite(asked, parameter, modifier, text)
     if modifier == "missing":
-        if parameter.pid == 0:
-            raise NoModifier(f"`{name}`: every resource has one; :missing is for what may be missing.", http=400)
         if text not in ("true", "false"):
             raise refused(f"`{name}` is true or false.")
         return Clause(parameter.code, parameter.type, parameter.pid, missing=text == "true")

@@ -10,6 +10,7 @@ from typing import Literal
 from fhir_server.config import ConfigError, Settings
 from mssante.channel import Credentials, tls_context
 
+_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which `ssl` has no name for
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -44,12 +45,12 @@ def shown(settings: Settings) -> str:
 
 def towards(certificate: str) -> ssl.SSLContext | None:
     """For commands that ask the serving process beside them, which shows exactly this certificate (PEM), whatever name
-    it bears; None where it serves without TLS."""
+    it bears and whether or not its time is over; None where it serves without TLS."""
     if not certificate:
         return None
     context = ssl.create_default_context(cadata=certificate)
     context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
     return context
 
 

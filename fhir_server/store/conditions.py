@@ -110,7 +110,7 @@ def is_seekable(clause: Clause) -> bool:
 
 def is_id(clause: Clause) -> bool:
     """Whether the clause names the resources by id."""
-    return clause.name == "_id" and clause.pid == 0 and not clause.modifier and not clause.logic
+    return clause.name == "_id" and clause.pid == 0 and bool(clause.values) and not clause.modifier
 
 
 def probe(clause: Clause, limit: int, ground: Ground) -> Fragment:
@@ -325,6 +325,8 @@ def _column(clause: Clause, alias: str, ground: Ground) -> Fragment:
     if clause.name == "_type":
         kinds = [value.code or "" for value in clause.values]
         return Fragment(f"{ground.plain(alias + '.type')} IN ({marks(kinds)})", tuple(kinds))
+    if clause.missing is not None:  # every resource has them
+        return Fragment("1 = 0" if clause.missing else "1 = 1")
     if clause.name == "_id" and clause.modifier in ("", "not", "unequal"):
         ids = [value.code or "" for value in clause.values]
         negate = "NOT " if clause.modifier else ""

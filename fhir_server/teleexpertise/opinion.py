@@ -2,8 +2,8 @@
 
 A correction (amended, corrected, appended) is a new version of the documents for everybody who has one; a withdrawal
 (entered-in-error) takes them back, by the signer or by an administrator. Neither moves the case: it stays completed, as
-the draft guide has no step from there. Both keep the security labels when they give none. The reason stands in the
-extension statusReason; one that was there before is no reason of this change.
+the draft guide has no step from there. Every new version, the signed one too, keeps the security labels when it gives
+none. The reason stands in the extension statusReason; one that was there before is no reason of this change.
 
 Sources: https://hl7.org/fhir/R4/valueset-diagnostic-report-status.html;
 https://hl7.org/fhir/R4/extension-event-statusreason.html.
@@ -43,6 +43,8 @@ def diagnostic_report(before: Resource | None, after: Resource, ctx: Context) ->
     request = case_by_basis(before, after, "DiagnosticReport", ctx.view)
     if request is None:
         return Consequences(after, claims=outside_claims(after))
+    if before is not None:
+        after = _labelled(before, after)
     source = state_of(request, ctx.settings)
     over = before is not None and before.get("status") == WITHDRAWN and source == "completed"
     if before is not None and (over or before.get("status") in SIGNED):
@@ -64,7 +66,6 @@ def diagnostic_report(before: Resource | None, after: Resource, ctx: Context) ->
 
 def _signed_before(before: Resource, after: Resource, request: Resource, source: State, ctx: Context) -> Consequences:
     """What was sent is said again, corrected or taken back; everything else is refused."""
-    after = _labelled(before, after)
     if (_signed_it(before, ctx) or roles_in_case(ctx.caller, request, ctx.view)) and _said_again(before, after):
         return Consequences(before, (), "", request["id"], unchanged=True)
     if before["status"] == WITHDRAWN:

@@ -35,7 +35,7 @@ Resource = dict[str, Any]
 ORDERS = "urn:passerelle:ordres"
 _MOST = 1_000  # deliveries of one case that are looked through for its orders
 _TEXTS = ("control", "lane", "addressee", "delivery")
-_OUT = frozenset({"active", "on-hold"})
+OUT = frozenset({"active", "on-hold"})
 """ServiceRequest.status of a request that somebody may still answer."""
 
 
@@ -45,6 +45,8 @@ class Orders:
 
     lines: tuple[Ordered, ...] = ()
     ended: frozenset[str] = frozenset()
+    last: frozenset[str] | None = None
+    """The deliveries of the last word to each addressee, where nothing before it was asked for."""
 
     @property
     def holders(self) -> list[Ordered]:
@@ -57,8 +59,9 @@ class Orders:
 
     @property
     def standing(self) -> tuple[str, ...]:
-        """The deliveries that were not given up."""
-        return tuple(one.delivery for one in self.settled if not one.ended)
+        """The deliveries it was decided on that were not given up."""
+        known = (one.delivery for one in self.settled if not one.ended)
+        return tuple(one for one in known if self.last is None or one in self.last)
 
     @property
     def settled(self) -> tuple[Ordered, ...]:
@@ -68,8 +71,20 @@ class Orders:
 
 def orders_of(case: str, ctx: Context) -> Orders:
     """What was told of a case (`ServiceRequest/x`) to those who were asked."""
-    lines = _lines(ctx.view.get(_name(case)) or {}) or ctx.ordered(case)
-    return Orders(lines, frozenset(one.delivery for one in lines if ctx.handed(one.delivery) == "ended"))
+    lines = _lines(ctx.view.get(_name(case)) or {})
+    if not lines:  # nobody wrote down what was given up: the outbox is asked of every one
+        lines = ctx.ordered(case)
+        return Orders(lines, frozenset(one.delivery for one in lines if ctx.handed(one.delivery) == "ended"))
+    last: list[Ordered] = []
+    ended: set[str] = set()
+    for line in reversed(lines):  # what stands before the last word to an addressee decides nothing
+        if any(same(one, line) for one in last):
+            continue
+        if ctx.handed(line.delivery) == "ended":
+            ended.add(line.delivery)
+        elif not line.ended:
+            last.append(line)
+    return Orders(lines, frozenset(ended), frozenset(one.delivery for one in last))
 
 
 def same(one: Ordered | Destination, other: Ordered | Destination) -> bool:
@@ -117,10 +132,13 @@ def past(snapshot: Snapshot, delivery: Delivery) -> str:
     kind, _, key = delivery.case_key.partition("/")
     stored = snapshot.get(kind, key)
     status = "" if stored is None or stored.deleted else str(stored.resource().get("status", ""))
-    if control == "NW" and status not in _OUT:
+    if control == "NW" and status not in OUT:
         return f"the request is {status or 'gone'} now, ORC-1 NW is true of the past only"
-    lines = _lines(_stored(snapshot, delivery.case_key)) or in_outbox(snapshot, delivery.case_key)
+    recorded = _lines(_stored(snapshot, delivery.case_key))
+    lines = recorded or in_outbox(snapshot, delivery.case_key)
     chain = set(_chain(snapshot, delivery))
+    if recorded and all(one.delivery not in chain for one in recorded):
+        return f"the record of the orders of {delivery.case_key} does not know it"
     own = next((place for place, one in enumerate(lines) if one.delivery in chain), len(lines))
     for line in lines[own + 1 :]:
         if line.ended or not same(lines[own], line) or _repeats(snapshot, line, chain):
@@ -167,11 +185,12 @@ def note(tx: Tx, delivery: Delivery, *, repeated: bool = False) -> None:
 
 
 def _chain(snapshot: Snapshot, delivery: Delivery) -> Iterator[str]:
-    """A delivery and those it was made of."""
-    found: Delivery | None = delivery
-    while found is not None:
-        yield found.id
-        found = snapshot.delivery(found.parent) if found.parent else None
+    """A delivery and those it was made of, up to the first that the outbox has forgotten."""
+    name = delivery.id
+    while name:
+        yield name
+        found = snapshot.delivery(name)
+        name = found.parent if found is not None else ""
 
 
 def _name(case: str) -> str:

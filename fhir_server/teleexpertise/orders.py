@@ -280,16 +280,24 @@ def _booking(event: Event, after: Resource, request: Resource, ctx: Context) -> 
 
 
 def past(snapshot: Snapshot, delivery: Delivery, ctx: Context) -> str:
-    """Why the same bytes of an order are not sent once more, or '': as `order_record.past`, or nobody at the end of
-    their lane is asked (any more)."""
+    """Why an order is not said once more, or '': as `order_record.past`, or it is an NW and nobody at the end of its
+    lane is asked (any more), or a CA and somebody there is."""
     why = order_record.past(snapshot, delivery)
-    if why or order_record.control_of(snapshot, delivery) != "NW":
+    control = "" if why else order_record.control_of(snapshot, delivery)
+    if control not in ("NW", "CA"):
         return why
-    asked = _asked(ctx.view.get(delivery.case_key) or {}, ctx)
-    whom = Ordered("NW", delivery.lane, distribution.addressee_of(delivery.endpoint), delivery.id)
-    if any(order_record.same(whom, _road(one)) for one in asked):
+    whom = Ordered(control, delivery.lane, distribution.addressee_of(delivery.endpoint), delivery.id)
+    if _still_said(control, whom, ctx.view.get(delivery.case_key) or {}, ctx):
         return ""
-    return f"{delivery.title or delivery.lane} is not asked (any more) by {delivery.case_key}"
+    now = "is not asked (any more)" if control == "NW" else "is asked now"
+    return f"{delivery.title or delivery.lane} {now} by {delivery.case_key}"
+
+
+def _still_said(control: str, whom: Ordered | Destination, request: Resource, ctx: Context) -> bool:
+    """Whether an NW reaches somebody who is asked; a CA nobody who is, while the request is out."""
+    if control == "CA" and request.get("status") not in order_record.OUT:
+        return True
+    return any(order_record.same(whom, _road(one)) for one in _asked(request, ctx)) is (control == "NW")
 
 
 def again(frozen: bytes, request_id: str, ctx: Context, lane: str) -> tuple[NewDelivery, tuple[str, ...]]:
@@ -305,10 +313,10 @@ def again(frozen: bytes, request_id: str, ctx: Context, lane: str) -> tuple[NewD
     except Unreadable as other:
         raise RuleBroken("it cannot be made again: it is no HL7 message; resend it as it is, or cancel it") from other
     telling, cause = _AGAIN.get(msg.kind, _answer_again)(msg, request, ctx)
-    if msg.kind == "ORM":  # by the lane of what was told before: a cancellation follows its order, whoever is asked now
+    if telling.control:  # by the lane of what was told before: a cancellation follows its order
         here = _at(lane, request, ctx)
-        asked = telling.control == "CA" or any(order_record.same(_road(here), _road(one)) for one in telling.found)
-        telling = replace(telling, found=[here] if asked else [])
+        said = _still_said(telling.control, _road(here), request, ctx)
+        telling = replace(telling, found=[here] if said else [])
     made, shut, _ = _made(telling, ctx)
     new = next((one for one in made if one.lane == lane), None)
     if new is None:
@@ -340,7 +348,7 @@ def _answer_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Te
 
 def _order_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Telling, tuple[str, ...]]:
     control: Order = "CA" if msg.text("ORC-1") == "CA" else "NW"
-    return _ordering(request, control, msg.text("ORC-16.2"), _asked(request, ctx) if control == "NW" else [], ctx), ()
+    return _ordering(request, control, msg.text("ORC-16.2"), [], ctx), ()
 
 
 def _by_number(rpps: str, request: Resource, ctx: Context) -> Professional | None:

@@ -28,15 +28,22 @@ PATIENT = json.dumps({"resourceType": "Patient", "name": [{"family": "Lecocq"}]}
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certificate(tmp_path_factory.mktemp("keys") / "ours.pem", days=2)
+
+
+def certificate(place: Path, days: int) -> Path:
+    """A key and its certificate in one file."""
     if not shutil.which("openssl") and os.environ.get("REQUIRE_ALL") != "1":
         pytest.skip("needs openssl: install the Debian package openssl")
-    place = tmp_path_factory.mktemp("keys") / "ours.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=fhir.example.org",
-         "-addext", "subjectAltName=DNS:fhir.example.org,IP:127.0.0.1", "-keyout", place, "-out", f"{place}.cert"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    place.write_bytes(place.read_bytes() + Path(f"{place}.cert").read_bytes())
+    named, asked_for, made = (place.with_suffix(end) for end in (".names", ".csr", ".cert"))
+    named.write_text("subjectAltName=DNS:fhir.example.org,IP:127.0.0.1")
+    for command in (
+        ["req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=fhir.example.org", "-keyout", place,
+         "-out", asked_for],
+        ["x509", "-req", "-in", asked_for, "-signkey", place, "-days", str(days), "-extfile", named, "-out", made],
+    ):  # fmt: skip
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
+    place.write_bytes(place.read_bytes() + made.read_bytes())
     return place
 
 
@@ -146,6 +153,20 @@ def test_commands_ask_the_server_beside_them(
     monkeypatch.setenv("PASSERELLE_HTTP_SECURITY", "none")
     capsys.readouterr()
     assert cli.main(["readyz", "--port", str(server.bound.http)]) == 1
+
+
+def test_a_certificate_whose_time_is_over_keeps_no_command_out(tmp_path: Path) -> None:
+    ended = certificate(tmp_path / "ended.pem", days=-1)
+    server = Server(quiet(tmp_path / "data", http_security="tls", server_certificate=str(ended)))
+    server.start()
+    try:
+        queue(server.hub, "pull:CH-NORD", FIRST, lane="Endpoint/nord")
+        with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+            asked(server, ended, "GET", "/livez")
+        assert cli.main(["outbox", "hold", FIRST, "--reason", "on attend", "--data-dir", server.settings.data_dir]) == 0
+        assert row(server.hub, FIRST).state == "held"
+    finally:
+        server.close()
 
 
 @pytest.mark.needs("postgresql")

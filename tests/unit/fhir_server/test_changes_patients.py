@@ -201,6 +201,26 @@ def test_if_none_exist_finds_no_doubtful_record_and_makes_the_person(hub: Hub) -
     assert post(hub, PARTNER, person(), if_none_exist=QUERY).status == 201
 
 
+@pytest.mark.parametrize("system", ["urn:x", people.IPP_SYSTEM])
+def test_if_none_exist_finds_an_identifier_that_the_index_holds_cut(hub: Hub, system: str) -> None:
+    value, other = ("A" * 1_500 + end for end in "xy")
+    query = f"identifier={system}|{value}"
+    long = person(without=people.INS_SYSTEM, identifier=[{"system": system, "value": value}])
+
+    def bundled() -> Applied:
+        whom = {"resourceType": "Basic", "code": {"text": "x"}, "subject": {"reference": "urn:uuid:0"}}
+        made = Change("create", "Patient", resource=long, if_none_exist=query, full_url="urn:uuid:0")
+        return apply(hub, PARTNER, [made, Change("create", "Basic", resource=whom)])[0]
+
+    done = [bundled(), bundled(), bundled(), *(post(hub, PARTNER, long, if_none_exist=query) for _ in range(3))]
+    assert [one.status for one in done] == [201] + [200] * 5 and len({one.id for one in done}) == 1
+    assert len(found(hub, "Patient", query)) == 1
+    (basic,) = apply(hub, PARTNER, [about(query)])
+    assert hubs.read(hub, f"Basic/{basic.id}")["subject"]["reference"] == f"Patient/{done[0].id}"
+    another = person(1, without=people.INS_SYSTEM, identifier=[{"system": system, "value": other}])
+    assert post(hub, PARTNER, another, if_none_exist=f"identifier={system}|{other}").status == 201, "alike for long"
+
+
 def test_a_condition_that_says_more_than_an_identifier_is_an_ordinary_search(hub: Hub) -> None:
     put(hub, PARTNER, person(id="beside", active=False))
     done = apply(hub, PARTNER, [about(f"{QUERY}&active=false")])[0]

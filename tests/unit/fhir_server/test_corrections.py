@@ -132,6 +132,23 @@ def test_a_correction_that_speaks_of_no_label_hides_what_was_hidden_and_a_normal
     assert "securityLabel" not in record(signed)
 
 
+def test_a_report_hidden_in_preparation_is_signed_hidden_unless_a_label_lifts_it(hub: Hub) -> None:
+    asked(hub, state="in_progress")
+    written = hubs.opinion(hub)
+    put(hub, EXPERT, written | {"status": "preliminary", "meta": HIDDEN})
+    put(hub, EXPERT, written | {"status": "preliminary", "conclusion": "Terme à revoir."})
+    put(hub, EXPERT, written)
+    stored = hubs.stored(hub, "DiagnosticReport/r")
+    assert stored is not None and stored.resource()["meta"]["security"] == HIDDEN["security"]
+    assert [one["coding"][0]["code"] for one in record(hub)["securityLabel"]] == ["N", "INVISIBLE_PATIENT"]
+    assert metadata(hub)["INVISIBLE_PATIENT"] == "Y"
+    asked(hub, "s", 1, state="in_progress")
+    put(hub, EXPERT, hubs.opinion(hub, "s") | {"status": "preliminary", "meta": HIDDEN})
+    put(hub, EXPERT, hubs.opinion(hub, "s") | {"meta": {"security": [{"code": "N"}]}})
+    (shown,) = found(hub, "DocumentReference", "related=DiagnosticReport/s&status=current")
+    assert "securityLabel" not in shown
+
+
 def test_a_report_said_again_or_withdrawn_without_its_labels_keeps_them(signed: Hub) -> None:
     correct(signed, meta=HIDDEN)
     received(signed)

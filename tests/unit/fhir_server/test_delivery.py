@@ -265,6 +265,8 @@ def test_bytes_other_than_the_frozen_ones_never_leave(hub: Hub, sqlite_url: str,
     assert deliver_one(hub) is True
     assert (row(hub).state, row(hub).error_class) == ("held", "held")
     assert "not those that were frozen" in row(hub).error
+    shown = operate(hub, SYSTEM, "outbox-show", {"id": FIRST})
+    assert "not those that were frozen" in shown["content"] and shown["state"] == "held"
 
 
 def test_an_outcome_is_written_once_when_the_next_delivery_cannot_be_taken(hub: Hub) -> None:

@@ -143,6 +143,35 @@ def test_an_acceptance_by_nobody_of_the_group_is_refused(hub: Hub) -> None:
     assert "in_progress" not in str(read(hub, asked)["extension"])
 
 
+NAMED = "99900000029^FERRAND^Paul^^^^^^ASIP-SANTE-PS&1.2.250.1.71.4.2.1&ISO^D^^^RPPS||||^Appareil inadapté"
+
+
+def test_an_acceptance_that_names_nobody_is_taken_for_nobody(hub: Hub) -> None:
+    asked = case(hub)
+    before = read(hub, asked)
+    told = say(hub, sample(REFUSAL, (f"ORC|OC|DEM-2026-79^^2.25.4720^ISO||||||||||{NAMED}",
+                                     "ORC|OK|DEM-2026-79^^2.25.4720^ISO||||||||||||||")))  # fmt: skip
+    assert (told.code, told.errors[0].location) == ("AE", "ORC^1^12")
+    assert read(hub, asked) == before
+
+
+def test_a_refusal_that_names_nobody_is_signed_by_nobody(hub: Hub) -> None:
+    asked = case(hub)
+    tell(hub, REFUSAL, (f"||||||||||{NAMED}", "||||||||||||||^Appareil inadapté"))
+    assert read(hub, asked)["status"] == "revoked"
+    steps = [one for one in found(hub, "Provenance", f"target={asked}") if "refuse" in str(one.get("activity"))]
+    assert steps and "PractitionerRole" not in str([one["agent"] for one in steps])
+
+
+def test_an_acceptance_by_an_expert_who_has_left_is_refused(hub: Hub) -> None:
+    asked = case(hub)
+    put(hub, SYSTEM, read(hub, "PractitionerRole/garnier") | {"active": False})
+    changes = (("ORC|OC|", "ORC|OK|"), ("|^Appareil inadapté|", "||"), ("99900000029^FERRAND", "99000000037^GARNIER"))
+    told = say(hub, sample(REFUSAL, *changes))
+    assert (told.code, told.errors[0].location) == ("AE", "ORC^1^12")
+    assert "in_progress" not in str(read(hub, asked)["extension"])
+
+
 def test_an_answer_to_nothing_or_by_a_stranger_is_refused(hub: Hub) -> None:
     told = say(hub, sample(REFUSAL))
     assert (told.code, told.application_code) == ("AE", "900")

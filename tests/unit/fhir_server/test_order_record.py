@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import hubs
@@ -21,7 +22,7 @@ from fhir_server.errors import PasserelleError, RuleBroken
 from fhir_server.store.engine import Store
 from fhir_server.store.lanes import Delivery, Outcome
 from fhir_server.store.retention import prune
-from fhir_server.teleexpertise.order_record import ORDERS, in_outbox
+from fhir_server.teleexpertise.order_record import ORDERS, in_outbox, orders_of
 from hl7v2.message import parse
 
 Resource = dict[str, Any]
@@ -335,6 +336,49 @@ def test_a_cancellation_for_who_is_not_asked_any_more_is_made_again_while_the_re
     assert told(hub)[-1] == (ECHO, "CA") and orders(hub)[-1].parent == end.id
 
 
+@pytest.mark.parametrize("operation", ["outbox-replay", "outbox-regenerate"])
+def test_a_cancellation_reaches_nobody_who_is_asked_now(hub: Hub, operation: str) -> None:
+    """The later NW was given up: nothing follows the cancellation, but it would end what is asked of them."""
+    ask(hub)
+    (first,) = orders(hub)
+    while (claim := hub.store.claim("w", 60.0)) is not None:
+        hub.store.finish(claim, Outcome("sent"))
+    change(hub, **of("cardio"))
+    end = next(one for one in orders(hub) if one.lane == ECHO and one.id != first.id)
+    if operation == "outbox-regenerate":
+        act(hub, "hold", end)
+    while (claim := hub.store.claim("w", 60.0)) is not None:
+        hub.store.finish(claim, Outcome("sent"))
+    change(hub, **of("echo"))
+    for later in [one for one in orders(hub) if one.lane == ECHO and one.id not in (first.id, end.id)]:
+        act(hub, "cancel", later)
+    before = hubs.deliveries(hub)
+    with pytest.raises(RuleBroken, match="is asked now by ServiceRequest/r"):
+        operate(hub, ADMIN, operation, {"id": end.id})
+    assert hubs.deliveries(hub) == before
+
+
+def test_a_message_that_the_record_does_not_know_is_not_sent_again(hub: Hub) -> None:
+    ask(hub)
+    (order,) = orders(hub)
+    other = hubs.NewDelivery(ECHO, order.endpoint, "hl7", payload(hub, order), case="ServiceRequest/r")
+    stray = hub.store.write(SYSTEM, lambda tx: tx.send(other))
+    with pytest.raises(RuleBroken, match="does not know it"):
+        operate(hub, ADMIN, "outbox-replay", {"id": stray})
+
+
+def test_only_the_last_word_to_an_addressee_is_asked_of_the_outbox(hub: Hub) -> None:
+    ask(hub)
+    for name in ("cardio", "echo", "cardio", "echo"):
+        change(hub, **of(name))
+    ctx, asked = context_of(hub), []
+    with hub.store.read(SYSTEM) as snapshot:
+        known = replace(ctx(snapshot), handed=lambda one: asked.append(one) or "gone")  # type: ignore[func-returns-value]
+        held = orders_of("ServiceRequest/r", known)
+    assert len(held.lines) == 9 and sorted(asked) == sorted(held.standing) and len(asked) == 2
+    assert [one.lane for one in held.holders] == [ECHO]
+
+
 def test_an_order_for_who_is_not_asked_any_more_is_not_made_again(hub: Hub) -> None:
     ask(hub)
     (order,) = orders(hub)
@@ -342,7 +386,7 @@ def test_an_order_for_who_is_not_asked_any_more_is_not_made_again(hub: Hub) -> N
     other = ends_at("new", "NEW")
     group = read(hub, "HealthcareService/avis-echo") | {"endpoint": [{"reference": "Endpoint/new"}]}
     put(hub, SYSTEM, other, group)
-    with pytest.raises(RuleBroken, match="is not told about it any more"):
+    with pytest.raises(RuleBroken, match=r"is not asked \(any more\) by ServiceRequest/r"):
         outbox.outbox_regenerate(hub.store, {"id": order.id}, context_of(hub))
 
 

@@ -87,6 +87,7 @@ def test_without_asking_contained_resources_are_not_found(stocked: Store) -> Non
         ((("_id", "m2"),), "r1 r3", "r1#m2 r3#m2"),
         ((("_content", "produit"), ("_filter", "code eq b")), "r1 r2", "r1#m2 r2#m1"),
         ((("manufacturer:missing", "true"), ("code", "a")), "r1 r3", "r1#m1 r3#m1 r3#m2"),
+        ((("_id:missing", "false"), ("code", "a")), "r1 r3", "r1#m1 r3#m1 r3#m2"),
     ],
 )
 def test_contained_resources_are_found_each_by_its_own_values(

@@ -38,7 +38,8 @@ MODIFIERS = [
     ("Observation", "code-value-quantity:missing", "true"),
     ("Observation", "subject:Practitioner", "x"),
     ("Observation", "subject:Practitioner.family", "x"),
-    ("Patient", "_id:missing", "true"),
+    ("Patient", "_id:contains", "x"),
+    ("Patient", "_lastUpdated:exact", "2026"),
     ("Location", "near:x", "48.8|2.3|1|km"),
     ("Patient", "_text:exact", "x"),
     ("Patient", "_content:x", "x"),
@@ -74,6 +75,23 @@ def test_a_modifier_the_parameter_has_not_is_refused_lenient_or_not(kind: str, n
         issues = caught.value.issues
         assert caught.value.status == 400 and len(issues) == (1 if lenient else 2)
         assert name.rpartition(":")[2].partition(".")[0] in issues[-1].diagnostics
+
+
+@pytest.mark.parametrize("name", ["_id", "_lastUpdated", "_tag", "_profile", "_security", "_source"])
+@pytest.mark.parametrize("handling", ["strict", "lenient"])
+def test_what_every_resource_has_may_be_asked_for_as_missing(hub: Hub, name: str, handling: str) -> None:
+    label = {"system": "urn:l", "code": "l"}
+    said = {"tag": [label], "security": [label], "profile": ["http://x.org/p"], "source": "http://x.org/s"}
+    stored(hub, PATIENT, OBSERVATION | {"id": "said", "meta": said}, OBSERVATION)
+
+    def found(asked: str) -> list[str]:
+        answer = ask(hub, "GET", f"Observation?{asked}&_sort=_id", prefer=f"handling={handling}")
+        assert answer.status == 200
+        return [one["resource"]["id"] for one in answer.entries]
+
+    with_one, without = (["o", "said"], []) if name in ("_id", "_lastUpdated") else (["said"], ["o"])
+    assert found(f"{name}:missing=false") == with_one
+    assert found(f"{name}:missing=true") == without
 
 
 @pytest.mark.parametrize("name", ["_include:iterate", "_revinclude:iterate"])

@@ -157,6 +157,8 @@ def test_nearness_is_normalised_to_kilometres() -> None:
 def test_missing_asks_for_presence() -> None:
     assert one("Patient", "birthdate:missing", "true").missing is True
     assert one("Patient", "birthdate:missing", "false").missing is False
+    for name in ("_id:missing", "_lastUpdated:missing", "_tag:missing", "_profile:missing", "_source:missing"):
+        assert one("Patient", name, "true").missing is True
 
 
 def test_columns_have_no_index_id() -> None:
@@ -305,7 +307,7 @@ def test_lenience_leaves_out_what_cannot_be_used_and_says_so_in_the_self_link() 
         ("Patient", "identifier:of-type", "a|b", "of-type takes"),
         ("Patient", "birthdate", "1955-13", "a date is"),
         ("Patient", "birthdate:missing", "yes", "true or false"),
-        ("Patient", "_id:missing", "true", "every resource has one"),
+        ("Patient", "_id:missing", "yes", "true or false"),
         ("Patient", "name", "a,,b", "empty value"),
         ("Patient", "name", "\u0301", "no letter"),
         ("Location", "near", "91|0|1|km", "latitude"),
