@@ -24,7 +24,8 @@ from benchmarks.inserts import Insert, inserting
 from benchmarks.rounds import Effort, Subject, measured, turns
 from fhir_server.context import SYSTEM, new_delivery_id
 from fhir_server.store.engine import Store, open_store
-from fhir_server.store.lanes import Claim, NewDelivery, Outcome
+from fhir_server.store.lanes import NewDelivery
+from fhir_server.store.leases import Claim, Outcome
 from fhir_server.store.schema import upgrade
 
 LANES = (1, 10, 100)

@@ -28,9 +28,10 @@ from fhir_server.delivery.knocks import Knocks
 from fhir_server.delivery.listening import listeners
 from fhir_server.delivery.ports import load_ports
 from fhir_server.delivery.workers import Workers
+from fhir_server.desk.inbox import inbox_replay, inbox_sources
+from fhir_server.desk.outbox import outbox_replay
 from fhir_server.errors import PasserelleError, Unavailable
 from fhir_server.health import Health
-from fhir_server.outbox import inbox_replay, inbox_sources, outbox_replay
 from fhir_server.patients.sites import Sites, load_sites, naming_systems, organization
 from fhir_server.pending import view_of
 from fhir_server.processes import Family
@@ -304,7 +305,7 @@ class Server:
             tasks["mailbox"] = (mailbox.poll, settings.mail_poll_seconds)
         if "workers" in duties:
             tasks |= {"studies": (images.project_one, 0.2), "sealer": (_seal, 5.0)}
-            if any(port.answer != "integrated" for port in self.hl7_ports):
+            if any(port.answers_early for port in self.hl7_ports):
                 tasks["hl7"] = (partial(intake.take_waiting, ports=self.hl7_ports), 0.2)
             if settings.keep_days:
                 tasks["retention"] = (_retain, 6 * 3600.0)

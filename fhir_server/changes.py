@@ -334,7 +334,7 @@ def _commit(tx: Tx, decided: _Decided, also: Callable[[Tx, list[Applied]], None]
     tx.lock_lanes(lanes)
     overtaken.stay(tx, rendered.kept, rendered.reached)
     overtaken.same_ends(tx, rendered.standing, rendered.ended)
-    overtaken.give_up(tx, rendered.unsent, "nobody had received it when its report was corrected or withdrawn")
+    overtaken.give_up(tx, rendered.unsent, "nobody had received it when what it says was overtaken")
     for delivery in rendered.deliveries:
         tx.send(delivery)
     for row in decided.audit:

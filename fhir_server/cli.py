@@ -17,7 +17,7 @@ from typing import Any
 
 from fhir_server.commands import desk, explain, interfaces, judging, play, serving, settings, stock
 from fhir_server.commands.output import Failed
-from fhir_server.config import ConfigError, Settings
+from fhir_server.config import ConfigError, Settings, version
 from fhir_server.errors import PasserelleError
 
 Args = argparse.Namespace
@@ -74,12 +74,13 @@ _INBOX = ("id", "received_at", "channel", "state", "message_type", "control_id",
 _OUTBOX = ("id", "created_at", "lane", "state", "attempts", "second_leg", "leg_state", "error")
 _STUDIES = ("study_uid", "match_state", "instances", "accession", "patient_id", "request", "note")
 _CONFLICTS = ("sop_uid", "study_uid", "received_at", "calling_ae", "peer", "size", "same_study", "blob")
-_LANES = ("name", "open", "stuck", "oldest", "failures", "paused", "paused_note", "on_stuck", "endpoint")
+_LANES = ("name", "open", "stuck", "oldest", "failures", "paused", "paused_note", "on_stuck", "address")
 _MERGES = ("id", "date", "survivor", "given_up", "moved", "state")
 _PARAMETERS = ("code", "base", "state", "seen", "total", "note", "url")
 _PARTNERS = ("channel", "name", "address", "outcome", "times", "first_at", "last_at", "reason")
 _WAIT = "seconds to go on trying"
 _LISTENING = ("serve", "demo")
+_WHICH = ("data_dir", "database_url")
 
 COMMANDS: tuple[Command, ...] = (
     Command("serve", "run the server", serving.serve, (arg("--verbose", action="store_true", help="log all"),)),
@@ -314,6 +315,7 @@ def build() -> argparse.ArgumentParser:
         epilog=_EXITS,
     )
     parser.set_defaults(group=parser)
+    parser.add_argument("--version", action="version", version=f"passerelle {version()}")
     top = parser.add_subparsers(title="commands", metavar="COMMAND")
     groups: dict[str, Any] = {}
     for command in COMMANDS:
@@ -345,12 +347,13 @@ def _add(commands: Any, name: str, command: Command) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser, flags: Iterable[str], *, shown: bool) -> None:
-    """Flags that stand for settings; help names them where a server starts, elsewhere they would hide the rest."""
+    """Flags that stand for settings; help names them all where a server starts, elsewhere those that say which
+    installation is meant: the others would hide the rest."""
     parser.add_argument("--config", help="settings file (default passerelle.toml)")
     told = {spec.name: str(spec.metadata["doc"]).replace("%", "%%") for spec in fields(Settings)}
     for flag in flags:
         kind = int if flag.endswith("_port") else str
-        text = told[flag] if shown else argparse.SUPPRESS
+        text = told[flag] if shown or flag in _WHICH else argparse.SUPPRESS
         parser.add_argument("--" + flag.replace("_", "-"), type=kind, default=None, help=text)
 
 

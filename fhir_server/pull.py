@@ -16,10 +16,11 @@ from urllib.parse import unquote, urlsplit
 
 from fhir_server.context import Caller
 from fhir_server.errors import Conflict, Forbidden, Invalid, NotFound, PasserelleError, Throttled, Unavailable
-from fhir_server.store import lanes
+from fhir_server.store import leases
 from fhir_server.store.audit import AuditRow
 from fhir_server.store.engine import Store
-from fhir_server.store.lanes import Claim, Delivery, Outcome
+from fhir_server.store.lanes import Delivery
+from fhir_server.store.leases import Claim, Outcome
 from fhir_server.store.outbox_desk import Lane
 from fhir_server.store.session import Tx
 from fhir_server.teleexpertise.overtaken import held_back
@@ -124,7 +125,7 @@ def acknowledge(store: Store, caller: Caller, delivery_id: str, token: int, answ
     outcome = _outcome(store, answer, text)
 
     def work(tx: Tx) -> str:
-        lanes.finish(tx.view, held, outcome, store.moment())
+        leases.finish(tx.view, held, outcome, store.moment())
         tx.audit(_row("pull-ack", "E", delivery, f"delivery {delivery.id}: {outcome.text}", caller))
         after = tx.delivery(delivery_id)
         return after.state if after else ""

@@ -36,10 +36,14 @@ def _identities(hub: Hub, report: Report) -> None:
             owner = hub.sites.of_system(system)
             if not is_ins({"system": system}) and not (owner and owner[1].kind == "PI"):
                 continue
-            holders = sorted(f"Patient/{one['id']}" for one in identity.patient_at(view_of(snapshot), (system, value)))
-            if len(holders) > 1:
-                text = f"the same identifier of {system} is in force for {', '.join(holders)}; merge or correct them"
-                report.add("identity", holders[0], text)
+            view = view_of(snapshot)
+            for key in sorted(identity.keys_at(view, (system, value))):
+                holders = sorted(f"Patient/{one['id']}" for one in identity.patient_at(view, key))
+                if len(holders) > 1:
+                    text = (
+                        f"the same identifier of {system} is in force for {', '.join(holders)}; merge or correct them"
+                    )
+                    report.add("identity", holders[0], text)
 
 
 def _cases(hub: Hub, report: Report) -> None:

@@ -102,7 +102,8 @@ def _found(pending: Pending, resource_type: str, text: str) -> list[str]:
         matching = pending.matching(resource_type, text, count=3 + pending.deleting(resource_type))
         return [one for one in matching if not pending.deletes(f"{resource_type}/{one}")]
     pending.matching("Patient", identity.claim_query(key), count=FOUND)
-    return [patient["id"] for patient in identity.patient_at(pending.view, key)]
+    whole = identity.keys_at(pending.view, key)  # what a condition asks for, a search has cut
+    return sorted({patient["id"] for one in whole for patient in identity.patient_at(pending.view, one)})
 
 
 def sought(pending: Pending, resource_type: str, text: str, *, claimed: bool = True) -> Plan | None:

@@ -188,6 +188,15 @@ def header_of(original: bytes) -> Message | None:
         return None
 
 
+def stops_in(raw: bytes) -> str:
+    """The path of the segment in which these bytes of an unfinished message stop, such as `OBX[2]`; '' when unknown."""
+    try:
+        last = parse(raw).segments[-1]
+    except Unreadable:
+        return ""
+    return f"{last.name}[{last.number}]" if last.name else ""
+
+
 def control_id_of(raw: bytes) -> str:
     """MSH-10 as `read` would find it in MSA-2 of the answer; '' when there is none."""
     return _copy(header_of(raw), "MSH-10")

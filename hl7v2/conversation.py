@@ -86,10 +86,15 @@ class Link:
         self.thread: threading.Thread | None = None
 
 
-def refusal(policy: Policy, raw: bytes, code: Literal["AE", "AR", "CR"], text: str) -> bytes:
-    """A framed answer of the wire itself, made when nobody above could make one."""
+def refusal(policy: Policy, raw: bytes, code: Literal["AE", "AR", "CR"], text: str, location: str = "") -> bytes:
+    """A framed answer of the wire itself, made when nobody above could make one.
+
+    `location` is the segment in which a broken frame stops. Where none is at fault (too large, too many, no frame)
+    ERR-2 stays empty: it is optional, and one that is there names a segment (HL7 v2.5 2.15.5.2, ERL-1). A sound MSH is
+    not blamed.
+    """
     made = ack.build(
-        raw, code, now=policy.clock(), control_id=policy.new_id(), text=text, err_code="207",
+        raw, code, now=policy.clock(), control_id=policy.new_id(), text=text, err_code="207", err_location=location,
         application=policy.application,
     )  # fmt: skip
     return wrap(made)
@@ -101,9 +106,13 @@ def commit(policy: Policy, raw: bytes) -> bytes:
     return wrap(made)
 
 
+def _read(framed: bytes) -> ack.Ack:
+    return ack.read(framed.strip(b"\x0b\x1c\r") + b"\r")
+
+
 def _is_good(framed: bytes) -> bool:
     try:
-        return ack.read(framed.strip(b"\x0b\x1c\r") + b"\r").code in ("AA", "CA")
+        return _read(framed).code in ("AA", "CA")
     except Unreadable:
         return False
 
@@ -122,7 +131,8 @@ class Conversation:
         stopping: threading.Event,
         store: Callable[[bytes, str], bytes] | None = None,
     ) -> None:
-        """`answer` gives a framed answer; `store` keeps the message and gives b'', or a framed CE or CR."""
+        """`answer` gives a framed answer, or b'' when there is none yet; `store` keeps the message and gives b'', or a
+        framed CE or CR."""
         self._link = link
         self._policy = policy
         self._answer = answer
@@ -147,7 +157,9 @@ class Conversation:
                 return None
             self._link.idle = False
             if not frame.complete:
-                self._send(refusal(self._policy, frame.content, "AR", "a new frame began before this one had ended"))
+                where = ack.stops_in(frame.content)
+                told = "a new frame began before this one had ended"
+                self._send(refusal(self._policy, frame.content, "AR", told, where))
             elif busy:
                 return self._leave(frame.content, "AR", "too many connections; try again later")
             else:
@@ -160,16 +172,31 @@ class Conversation:
         """One answer in original mode; in enhanced mode first that it is stored, then what became of it."""
         asked = ack.wanted(raw) if self._store else None
         if self._store is None or asked is None:
-            self._send(self._answer(raw, self._link.peer))
+            self._send(self._answer(raw, self._link.peer) or self._nothing_made(raw))
             return
         refused = self._store(raw, self._link.peer)
-        if ack.due(asked[0], good=not refused):
-            self._send(refused or commit(self._policy, raw))
         if refused:
+            self._refused(raw, refused, asked)
             return
-        answer = self._answer(raw, self._link.peer)
-        if ack.due(asked[1], good=_is_good(answer)):
+        committed = ack.due(asked[0], good=True)
+        if committed:
+            self._send(commit(self._policy, raw))
+        # After a CA there may be no answer yet: the message is ours, and nobody is to send it again.
+        answer = self._answer(raw, self._link.peer) or (b"" if committed else self._nothing_made(raw))
+        if answer and ack.due(asked[1], good=_is_good(answer)):
             self._send(answer)
+
+    def _refused(self, raw: bytes, refused: bytes, asked: tuple[str, str]) -> None:
+        """Say that a message is not stored, as MSH-15 asks; else as the application, when MSH-16 asks for bad news."""
+        if ack.due(asked[0], good=False):
+            self._send(refused)
+        elif ack.due(asked[1], good=False):
+            told = _read(refused)
+            code: Literal["AE", "AR"] = "AE" if told.code == "CE" else "AR"
+            self._send(refusal(self._policy, raw, code, told.text))
+
+    def _nothing_made(self, raw: bytes) -> bytes:
+        return refusal(self._policy, raw, "AR", "no answer was made")
 
     def _read(self) -> Frame | None:
         """Bytes until there is a frame. None when the conversation is over (and all was said)."""
@@ -191,7 +218,8 @@ class Conversation:
             if not data:
                 frame = reader.flush()
                 if frame is None and reader.inside and not self._stopping.is_set():
-                    self._send(refusal(self._policy, reader.head, "AR", "the connection ended inside a frame"))
+                    told = "the connection ended inside a frame"
+                    self._send(refusal(self._policy, reader.head, "AR", told, self._stop()))
                 return frame
             reader.feed(data)
             frame = reader.next()
@@ -214,18 +242,23 @@ class Conversation:
 
     def _too_slow(self) -> None:
         if self._reader.inside:
-            self._leave(self._reader.head, "AR", "the frame was not finished in time")
+            self._leave(self._reader.head, "AR", "the frame was not finished in time", self._stop())
         else:
             self._stray(self._reader.stray_head)
+
+    def _stop(self) -> str:
+        """The segment in which the unfinished frame stops; '' for one of which only the beginning is at hand."""
+        head = self._reader.head
+        return ack.stops_in(head) if len(head) == self._reader.size else ""
 
     def _stray(self, head: bytes) -> None:
         log.info("MLLP: %s sent %d bytes without a start block", self._link.peer, len(head))
         if head.startswith(b"MSH"):
             self._leave(head, "AE", "the message is not in an MLLP frame (VT ... FS CR)")
 
-    def _leave(self, raw: bytes, code: Literal["AE", "AR"], text: str) -> None:
+    def _leave(self, raw: bytes, code: Literal["AE", "AR"], text: str, location: str = "") -> None:
         """Answer, then read on for a moment: closing on unread bytes would reset the answer away."""
-        self._send(refusal(self._policy, raw, code, text))
+        self._send(refusal(self._policy, raw, code, text, location))
         log.info("MLLP: closing %s: %s", self._link.peer, text)
         shut(self._link.sock, socket.SHUT_WR)
         deadline = time.monotonic() + self._policy.farewell_seconds

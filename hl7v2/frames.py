@@ -21,6 +21,8 @@ END: Final = b"\x1c\r"
 MAX_FRAME: Final = 64 << 20
 MAX_STRAY: Final = 64 << 10
 _HEAD: Final = 64 << 10
+_PIECE: Final = 16 << 10
+"""Settled content of at least so many bytes is put aside until its frame ends, and copied once then."""
 _SCAN: Final = re.compile(rb"\x0bMSH|\x1c(?=[\r\n\x0b\x00])|\x1c\Z")
 
 
@@ -51,10 +53,12 @@ class NotMllp(Exception):
 class Reader:
     """Takes bytes in (`feed`), gives frames out (`next`). Holds at most one frame and one read more."""
 
-    __slots__ = ("_buffer", "_inside", "_limit", "_scan", "stray", "stray_head")
+    __slots__ = ("_aside", "_buffer", "_inside", "_limit", "_pieces", "_scan", "stray", "stray_head")
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self._buffer = bytearray()
+        self._pieces: list[bytes] = []
+        self._aside = 0
         self._limit = limit
         self._inside = False
         self._scan = 0
@@ -64,7 +68,7 @@ class Reader:
     @property
     def size(self) -> int:
         """Bytes held."""
-        return len(self._buffer)
+        return self._aside + len(self._buffer)
 
     @property
     def inside(self) -> bool:
@@ -79,10 +83,13 @@ class Reader:
     @property
     def head(self) -> bytes:
         """The beginning of the unfinished frame."""
-        return bytes(self._buffer[:_HEAD])
+        return b"".join((*self._pieces[: _HEAD // _PIECE], self._buffer[:_HEAD]))[:_HEAD]
 
     def feed(self, data: bytes) -> None:
-        self._buffer += data
+        if self._inside and not self._buffer and len(data) >= _PIECE and FS not in data and VT not in data:
+            self._put_aside(data)
+        else:
+            self._buffer += data
 
     def next(self) -> Frame | None:
         """The next frame, or None when more bytes are needed. Raises FrameTooLarge or NotMllp."""
@@ -90,11 +97,16 @@ class Reader:
             return None
         match = self._stop()
         end = match.start() if match else len(self._buffer)
-        if end > self._limit:
+        if self._aside + end > self._limit:
             raise FrameTooLarge(self.head, self._limit)
         if match is None:
             # The last three bytes may be the beginning of VT MSH.
-            self._scan = max(len(self._buffer) - 3, 0)
+            began = self._buffer.find(VT, max(end - 3, 0))
+            self._scan = end if began < 0 else began
+            if self._scan >= _PIECE:
+                self._put_aside(bytes(self._buffer[: self._scan]))
+                del self._buffer[: self._scan]
+                self._scan = 0
             return None
         if self._buffer[end] == VT[0]:
             return self._take(end, end + 1, complete=False)
@@ -128,9 +140,13 @@ class Reader:
         self._inside, self._scan = True, 0
         return True
 
+    def _put_aside(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._aside += len(piece)
+
     def _take(self, end: int, after: int, *, complete: bool) -> Frame:
-        with memoryview(self._buffer) as view:
-            content = bytes(view[:end])
+        content = b"".join((*self._pieces, self._buffer[:end]))
+        self._pieces, self._aside = [], 0
         del self._buffer[:after]
         # After an abandoned frame the reader already stands behind the VT of the next one.
         self._inside = not complete

@@ -28,7 +28,11 @@ MAX_PARTS: Final = 10_000
 
 State = Literal["absent", "empty", "null", "valued"]
 
+_LATIN: Final = Charset("latin-1", "")
+"""What a header is read in to learn how the message is to be read."""
 _LEVELS: Final = ("repetition", "component", "subcomponent")
+_SHORT: Final = 512
+"""Bytes of a field that are copied to be split, which is quicker than to look for each separator."""
 _REMEMBERED_SEGMENTS: Final = 500
 """Segments of a message of which it is kept where their fields begin: some 5 MB at most."""
 
@@ -204,17 +208,20 @@ class Segment:
         """Text of a leaf, as `Value.text` says it, without the values on the way to it."""
         if (self.name == "MSH" and number < 3) or (self.name == "OBX" and number == 5):
             return self.field(number).repetition(repetition).part(component).part(subcomponent).text
+        message, (start, end) = self.message, self._span(number)
+        found = message.leaf_in(start, end, (repetition, component, subcomponent))
+        text = (found or "").strip()
+        return "" if text == NULL else text
+
+    def repeated(self, number: int) -> int:
+        """How many repetitions a field has; 0 when it is absent or empty."""
+        if self.name == "MSH" and number < 3:
+            return len(self.field(number).repetitions())
         start, end = self._span(number)
         if start == end:
-            return ""
-        message = self.message
-        for separator, nth in zip(message.below, (repetition, component, subcomponent), strict=True):
-            start, end, missing = part_at(message.raw, start, end, separator, nth)
-            if missing:
-                return ""
-        text = message.charset.decode(message.raw[start:end])
-        text = unescape(text, message.separators, message.charset.codec).strip()
-        return "" if text == NULL else text
+            return 0
+        separator = self.message.below[0]
+        return 1 + (self.message.raw.count(separator, start, end) if separator else 0)
 
     def fields(self) -> Iterator[tuple[int, Value]]:
         """(number, field) of every field that is there, from 1. Stops at MAX_PARTS."""
@@ -269,8 +276,8 @@ def _from_base64(data: memoryview) -> bytes:
 class Message:
     """An HL7 v2 message. Make one with `parse`; it never changes (`set` returns another)."""
 
-    __slots__ = ("_begins", "_index", "_segments", "below", "charset", "delimiters", "field_separator", "notes", "raw",
-                 "separators", "spans")  # fmt: skip
+    __slots__ = ("_begins", "_named", "_places", "_segments", "below", "charset", "delimiters", "field_separator",
+                 "notes", "raw", "separators", "spans")  # fmt: skip
 
     def __init__(
         self,
@@ -287,7 +294,8 @@ class Message:
         self.notes = notes
         self.field_separator, self.below, self.delimiters = _signs(separators)
         self._segments: tuple[Segment, ...] | None = None
-        self._index: dict[str, tuple[Segment, ...]] | None = None
+        self._places: dict[str, list[tuple[int, int]]] | None = None
+        self._named: dict[str, tuple[Segment, ...]] = {}
         self._begins: dict[int, list[int]] = {}
 
     @property
@@ -304,12 +312,16 @@ class Message:
 
     def all(self, name: str) -> tuple[Segment, ...]:
         """The segments of that name, in order."""
-        if self._index is None:
-            found: dict[str, list[Segment]] = {}
-            for segment in self.segments:
-                found.setdefault(segment.name, []).append(segment)
-            self._index = {name: tuple(segments) for name, segments in found.items()}
-        return self._index.get(name, ())
+        found = self._named.get(name)
+        if found is None:
+            if self._places is None:
+                self._places = {}
+                for called, start, end in self.spans:
+                    self._places.setdefault(called, []).append((start, end))
+            places = self._places.get(name, ())
+            found = tuple([Segment(self, name, number, *place) for number, place in enumerate(places, 1)])
+            self._named[name] = found
+        return found
 
     def first(self, name: str) -> Segment | None:
         return next(iter(self.all(name)), None)
@@ -362,17 +374,42 @@ class Message:
         `PID-3[2].4.2` is the second subcomponent of the fourth component of the second repetition; numbers that
         are left out are 1; `OBX[3]-5` is field 5 of the third OBX. ED-5 comes as sent, never unescaped.
         """
-        return self.at(where).value
-
-    def text(self, where: str) -> str:
-        """Like `get`, without surrounding blanks; '' for absent, empty and null alike."""
         spot = path(where)
         candidates = self.all(spot.segment)
         if spot.nth > len(candidates):
-            return ""
-        if spot.segment == "MSH" and spot.field < 3:
-            return self.at(where).text
-        return candidates[spot.nth - 1].leaf(spot.field, spot.rep or 1, spot.comp or 1, spot.sub or 1)
+            return None
+        if (spot.segment == "MSH" and spot.field < 3) or (spot.segment == "OBX" and spot.field == 5):
+            return self.at(where).value
+        start, end = candidates[spot.nth - 1]._span(spot.field)
+        return self.leaf_in(start, end, (spot.rep or 1, spot.comp or 1, spot.sub or 1))
+
+    def leaf_in(self, start: int, end: int, numbers: tuple[int, int, int]) -> str | None:
+        """Text of the leaf with these numbers (repetition, component, subcomponent) in the bytes of a field; None when
+        it is absent."""
+        if start < 0:
+            return None
+        if end - start <= _SHORT:
+            piece = self.raw[start:end]
+            for separator, number in zip(self.below, numbers, strict=True):
+                if separator and separator in piece:
+                    parts = piece.split(separator, number)
+                    if number > len(parts):
+                        return None
+                    piece = parts[number - 1]
+                elif number > 1:
+                    return None
+        else:
+            for separator, number in zip(self.below, numbers, strict=True):
+                start, end, missing = part_at(self.raw, start, end, separator, number)
+                if missing:
+                    return None
+            piece = self.raw[start:end]
+        return unescape(self.charset.decode(piece), self.separators, self.charset.codec)
+
+    def text(self, where: str) -> str:
+        """Like `get`, without surrounding blanks; '' for absent, empty and null alike."""
+        text = (self.get(where) or "").strip()
+        return "" if text == NULL else text
 
     def set(self, where: str, value: str | None) -> Message:
         """A copy with one element changed; every other byte is the same.
@@ -460,12 +497,11 @@ def parse(raw: bytes, *, charset: str | None = None, fallback: str = "windows-12
     begin, notes = header_start(raw)
     separators = delimiters(raw, begin)
     spans, more = segment_spans(raw, begin, separators.field.encode("ascii"))
-    header = Message(raw, separators, Charset("latin-1", ""), spans[:1], ())
-    found = detect(raw, header.text("MSH-18"), charset, fallback)
+    made = Message(raw, separators, _LATIN, spans, ())
+    made.charset = found = detect(raw, Segment(made, "MSH", 1, *spans[0][1:]).text(18), charset, fallback)
     if found.note:
         more.append(("MSH-18", found.note))
-    made = Message(raw, separators, found, spans, (*notes, *more))
-    made._begins = header._begins  # the same bytes
+    made.notes = (*notes, *more)
     return made
 
 

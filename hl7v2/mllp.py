@@ -215,10 +215,10 @@ class Listener:
     def _answer(self, raw: bytes, peer: str) -> bytes:
         try:
             answer = self._on_message(raw, peer)
-            return wrap(answer) if answer else self._fault(raw, "no answer was made")
+            return wrap(answer) if answer else b""
         except Exception:
             log.exception("a message of %s could not be handled", peer)
-            return self._fault(raw, "internal fault; the message may be sent again")
+            return refusal(self._policy, raw, "AR", "internal fault; the message may be sent again")
 
     def _store(self, raw: bytes, peer: str) -> bytes:
         assert self._on_store is not None
@@ -228,9 +228,6 @@ class Listener:
             log.exception("a message of %s could not be stored", peer)
             return refusal(self._policy, raw, "CR", "the message could not be stored; it may be sent again")
         return wrap(refused) if refused else b""
-
-    def _fault(self, raw: bytes, text: str) -> bytes:
-        return refusal(self._policy, raw, "AR", text)
 
 
 def _join(link: Link, seconds: float) -> None:

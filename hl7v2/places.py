@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Final
 
 REMEMBERED: Final = 256
@@ -52,15 +52,21 @@ def path(text: str) -> Path:
 def beginnings(raw: bytes, start: int, end: int, separator: bytes) -> list[int]:
     """Where the parts of a segment begin, its name first, and one byte behind the end of the last; of the first
     REMEMBERED parts when there are more."""
-    steps = [length + 1 for length in islice(_lengths(raw, start, end, separator), REMEMBERED)]
-    return list(accumulate(steps, initial=start))
+    begins = [start]
+    for length in islice(_lengths(raw, start, end, separator), REMEMBERED):
+        start += length + 1
+        begins.append(start)
+    return begins
 
 
 def _lengths(raw: bytes, start: int, end: int, separator: bytes) -> Iterator[int]:
     """How long the parts are."""
     if end - start <= _COPIED:
-        yield from map(len, raw[start:end].split(separator, REMEMBERED))
-        return
+        return map(len, raw[start:end].split(separator, REMEMBERED))
+    return _looked_for(raw, start, end, separator)
+
+
+def _looked_for(raw: bytes, start: int, end: int, separator: bytes) -> Iterator[int]:
     found = raw.find(separator, start, end)
     while found >= 0:
         yield found - start

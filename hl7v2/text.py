@@ -181,8 +181,9 @@ def reads_anything(name: str) -> bool:
 def detect(raw: bytes, declared: str, override: str | None = None, fallback: str = "windows-1252") -> Charset:
     """The character set of a message: `override` (a partner's setting), else MSH-18, else what the bytes allow.
 
-    Order when MSH-18 is absent or wrong: UTF-8 if the bytes are valid UTF-8, else the partner's `fallback`. Reads the
-    message in pieces: no second copy of a large document.
+    Order when MSH-18 is absent or wrong: UTF-8 if the bytes are valid UTF-8, else the partner's `fallback`. An ISO 8859
+    is wrong when there are bytes 80 to 9F: control characters there, letters and typographic signs in windows-1252.
+    Reads the message in pieces: no second copy of a large document.
     """
     if override is not None:
         codec = codec_of(override)
@@ -192,14 +193,15 @@ def detect(raw: bytes, declared: str, override: str | None = None, fallback: str
     if raw.isascii():
         return Charset(codec_of(declared) or "ascii", declared)
     codec = codec_of(declared)
-    if codec and codec != "ascii" and _readable(raw, codec):
-        if codec == "iso8859-1" and _has_c1(raw):
-            return Charset("cp1252", declared, f"MSH-18 says {declared}, the bytes are windows-1252")
+    if codec and codec != "ascii" and _readable(raw, codec) and not (_is_8859(codec) and _has_c1(raw)):
         return Charset(codec, declared)
-    last = codec_of(fallback) or "cp1252"
-    found = "utf-8" if codec != "utf-8" and _readable(raw, "utf-8") else last
     told = f"MSH-18 says {declared}" if declared else "MSH-18 is empty"
-    return Charset(found, declared, f"{told}, read as {'UTF-8' if found == 'utf-8' else fallback}")
+    if codec != "utf-8" and _readable(raw, "utf-8"):
+        return Charset("utf-8", declared, f"{told}, read as UTF-8")
+    last = codec_of(fallback) or "cp1252"
+    if _is_8859(last) and _has_c1(raw):
+        return Charset("cp1252", declared, f"{told}, read as windows-1252: {fallback} has no sign for some bytes")
+    return Charset(last, declared, f"{told}, read as {fallback}")
 
 
 def _readable(raw: bytes, codec: str, step: int = 1 << 20) -> bool:
@@ -220,7 +222,12 @@ def _readable(raw: bytes, codec: str, step: int = 1 << 20) -> bool:
     return True
 
 
+def _is_8859(codec: str) -> bool:
+    return codec.startswith("iso8859")
+
+
 def _has_c1(raw: bytes) -> bool:
+    """Whether there are bytes that ISO 8859 gives to control characters, which no text has, and others to letters."""
     return re.search(rb"[\x80-\x9f]", raw) is not None
 
 

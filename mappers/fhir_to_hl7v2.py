@@ -96,7 +96,7 @@ def mdm(
         ("MSH", envelope.msh(("MDM", trigger, "MDM_T02"), "2.6", PROFILE_IDS[profile])),
         ("EVN", {2: dtm(now.astimezone(zone)), 6: dtm(signed)}),
         ("PID", pid(report.patient, visit, losses)),
-        ("PV1", pv1(visit, zone)),
+        ("PV1", pv1(visit, zone, losses)),
         ("ORC", {1: ACTIONS[trigger][0], 2: placer}),
         ("OBR", {1: "1", 2: placer, 4: type_of(report)}),
         ("TXA", _txa(report, trigger, signed)),
@@ -134,7 +134,7 @@ def oru(
     segments: Segments = [
         ("MSH", envelope.msh(("ORU", "R01", "ORU_R01"), "2.5", PROFILE_IDS["push-2.1"])),
         ("PID", pid(report.patient, options.visit, losses)),
-        ("PV1", pv1(options.visit, zone)),
+        ("PV1", pv1(options.visit, zone, losses)),
         *order_segments(report, envelope, order, result),
         ("OBX", _document(report, cda, trigger, "TEXT")),
         *_push(report, site, options, feed, "CE"),
@@ -216,7 +216,7 @@ def _push(report: Report, site: Site, options: Options, feed: bool, value_type: 
     asked = feed or options.mail_professionals or options.mail_patient
     answers = {
         **visibility(report),
-        "CONNEXION_SECRETE": options.secret_connection,
+        "CONNEXION_SECRETE": False,
         "MODIF_CONF_CODE": options.confidentiality_changed,
         "DESTDMP": feed,
         "DESTMSSANTEPS": options.mail_professionals,
@@ -230,13 +230,13 @@ def _push(report: Report, site: Site, options: Options, feed: bool, value_type: 
 
 def _lps(report: Report, site: Site, options: Options, trigger: Trigger, losses: list[Loss]) -> Segments:
     """Who sent it, to whom, where to answer, the mail that carries it, and the four metadata."""
-    sender, recipient = reply_to(report, site), report.requester.mailbox
-    for name, mailbox in (("PRT-15", sender), ("PRT[2]-15", recipient)):
+    sender, recipient = reply_to(report, site), options.recipient or report.requester
+    for name, mailbox in (("PRT-15", sender), ("PRT[2]-15", recipient.mailbox)):
         if not mailbox:
             losses.append(Loss(name, "no MSSanté mailbox is known"))
     out: Segments = [
         ("PRT", participation("SB", report.expert, sender)),
-        ("PRT", participation("RCT", report.requester, recipient)),
+        ("PRT", participation("RCT", recipient, recipient.mailbox)),
     ]
     if sender:
         out.append(("PRT", {2: "UC", 4: ROLES["REPLY"], 15: mail(sender)}))

@@ -50,7 +50,7 @@ _NAMES: Final = {system: name for name, system in reversed(SYSTEMS.items())}
 _SUB_ID: Final = re.compile(r"[1-9]\d?\.[12]\Z", re.ASCII)
 _ACQUIRED: Final = re.compile(r"[A-Z]{2,16}\Z", re.ASCII)
 """The codes of DCM that are modalities; its other concepts have numbers."""
-_ASKER: Final = ("STRUCTURE_IMAGERIE", None, "TLR_TYPE_ORGANISATION")
+ASKER: Final = ("STRUCTURE_IMAGERIE", None, "TLR_TYPE_ORGANISATION")
 _ABOUT: Final = (
     "resourceType", "id", "meta", "text", "extension", "status", "intent", "category", "subject", "encounter",
     "authoredOn", "performer", "identifier", "code", "supportingInfo",
@@ -102,7 +102,7 @@ def order_answer(
     segments: Segments = [
         ("MSH", envelope.msh(("ORU", "R01", "ORU_R01"), "2.5.1", PROFILE)),
         ("PID", pid(patient, visit, losses)),
-        ("PV1", pv1(visit, envelope.zone)),
+        ("PV1", pv1(visit, envelope.zone, losses)),
         ("ORC", orc),
         ("OBR", {1: "1", 2: order, 4: PROCEDURE, 16: person}),
     ]
@@ -152,7 +152,7 @@ def order_request(
     at = _asked_at(request, envelope) if new else ""
     orc: Fields = {
         1: control, 2: number.components, 9: at or dtm(now.astimezone(envelope.zone)), 12: person,
-        16: (None, reason) if reason else None, 17: _ASKER, 21: place,
+        16: (None, reason) if reason else None, 17: ASKER, 21: place,
     }  # fmt: skip
     obr: Fields = {
         1: "1", 2: number.components, 4: PROCEDURES[control], 5: PRIORITIES.get(urgency), 13: why if new else None,
@@ -161,7 +161,7 @@ def order_request(
     segments: Segments = [
         ("MSH", envelope.msh(("ORM", "O01", "ORM_O01"), "2.5.1", None if lacking else PROFILE)),
         ("PID", pid(patient, visit, losses)),
-        ("PV1", pv1(visit, envelope.zone)),
+        ("PV1", pv1(visit, envelope.zone, losses)),
         ("ORC", orc),
         ("OBR", obr),
         *asked,

@@ -64,7 +64,7 @@ def plain(
     segments: Segments = [("MSH", envelope.msh(head, version, None))]
     if kind == "MDM":
         segments.append(("EVN", {1: trigger, 2: dtm(now.astimezone(zone))}))
-    segments += [("PID", pid(report.patient, visit, losses)), ("PV1", pv1(visit, zone))]
+    segments += [("PID", pid(report.patient, visit, losses)), ("PV1", pv1(visit, zone, losses))]
     if kind == "MDM":
         segments.append(("TXA", _txa(report, trigger, envelope)))
     else:

@@ -24,12 +24,12 @@ Resource = Mapping[str, Any]
 Event = Literal["S12", "S13", "S14", "S15"]
 STANDING: Final = frozenset({"booked", "arrived", "checked-in", "fulfilled", "noshow"})
 """Appointment.status of what was agreed; `proposed`, `pending` and `waitlist` are not told to anybody yet."""
-GIVEN_UP: Final = frozenset({"cancelled", "entered-in-error"})
 STATUS: Final = {
     "booked": "Booked", "arrived": "Started", "checked-in": "Started", "fulfilled": "Complete", "noshow": "Noshow",
     "cancelled": "Cancelled", "entered-in-error": "Deleted",
+    "proposed": "Cancelled", "pending": "Cancelled", "waitlist": "Cancelled",
 }  # fmt: skip
-"""SCH-25 (HL7 table 0278)."""
+"""Every Appointment.status -> SCH-25 (HL7 table 0278). What was put back is told by S15 alone: the booking is over."""
 _ACTIONS: Final = {"S12": "A", "S13": "U", "S14": "U", "S15": "D"}
 _WHY: Final = {"S12": "Réservation", "S13": "Déplacement", "S14": "Modification", "S15": "Annulation"}
 """SCH-6, which base HL7 requires, when the appointment says no reason of its own."""
@@ -37,17 +37,18 @@ _SYSTEMS: Final = {"http://snomed.info/sct": "SCT", "http://loinc.org": "LN"}
 
 
 def event_of(before: Resource | None, after: Resource) -> Event | None:
-    """What happened to an appointment: booked (S12), moved (S13), changed (S14), given up (S15), or nothing to tell."""
+    """What happened to an appointment: booked (S12), moved (S13), changed (S14), given up or put back (S15), or nothing
+    to tell."""
     stood = before is not None and before.get("status") in STANDING
     stands = after.get("status") in STANDING
     if not stood or before is None:
         return "S12" if stands else None
-    if after.get("status") in GIVEN_UP:
+    if not stands:
         return "S15"
     if any(before.get(name) != after.get(name) for name in ("start", "end", "minutesDuration")):
         return "S13"
     told = [{name: value for name, value in one.items() if name not in ("meta", "text")} for one in (before, after)]
-    return "S14" if stands and told[0] != told[1] else None
+    return "S14" if told[0] != told[1] else None
 
 
 def siu(
@@ -85,7 +86,8 @@ def siu(
     if comment:
         segments.append(("NTE", {1: "1", 3: comment}))
     action = _ACTIONS[event]
-    segments += [("PID", pid(patient, visit, losses)), ("PV1", pv1(visit, envelope.zone)), ("RGS", {1: "1", 2: action})]
+    segments += [("PID", pid(patient, visit, losses)), ("PV1", pv1(visit, envelope.zone, losses))]
+    segments.append(("RGS", {1: "1", 2: action}))
     for number, service in enumerate(appointment.get("serviceType", ()), 1):
         segments.append(("AIS", {1: str(number), 2: action, 3: _concept(service), 4: start or None}))
     for number, person in enumerate(persons, 1):
@@ -116,7 +118,7 @@ def _sch(
         11: (None, None, None, start, end) if start else None,
         16: contact,
         20: contact,
-        25: STATUS.get(str(appointment.get("status")), "Booked"),
+        25: STATUS[str(appointment.get("status"))],
         26: order.components,
     }
 

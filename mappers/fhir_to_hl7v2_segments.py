@@ -53,14 +53,15 @@ LPS_METADATA: Final = ("MASQUE_PS", "INVISIBLE_PATIENT", "INVISIBLE_REP_LEGAUX",
 class Visit:
     """The stay the report belongs to. `patient_class` is E, I, O or R; `number` and `account` are (value, HD, type).
 
-    `start` and `end` are aware.
+    `start` and `end` are aware. Of class N nothing of the stay is told; `unsaid` is why.
     """
 
-    patient_class: Literal["E", "I", "O", "R"]
+    patient_class: Literal["E", "I", "O", "R", "N"]
     number: tuple[str, tuple[str, str, str], str]
     account: tuple[str, tuple[str, str, str], str] | None = None
     start: datetime | None = None
     end: datetime | None = None
+    unsaid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,10 @@ class Options:
 
     `mail_professionals` and `mail_patient` stay false as long as we mail ourselves: with them a platform would send
     the report a second time. `confidentiality_changed` is MODIF_CONF_CODE: what it replaces was to be seen by others.
-    `mail_id` and `mail_subject` describe, for
-    the LPS profile, the mail that carries the same report.
+    `mail_id` and `mail_subject` describe, for the LPS profile, the mail that carries the same report; `recipient` is
+    whose software gets it, None where it is nobody's own: then the requester.
     """
 
-    secret_connection: bool = False
     confidentiality_changed: bool = False
     mail_professionals: bool = False
     mail_patient: bool = False
@@ -81,6 +81,7 @@ class Options:
     mail_id: str = ""
     mail_subject: str = ""
     mail_body: str = ""
+    recipient: Professional | None = None
     visit: Visit | None = None
 
 
@@ -189,9 +190,11 @@ def _cx(value: str, hd: tuple[str, str, str], kind: str) -> tuple[Component, ...
     return value, None, None, hd, kind
 
 
-def pv1(visit: Visit | None, zone: ZoneInfo) -> Fields:
-    """The stay when it is known, else class N."""
-    if visit is None:
+def pv1(visit: Visit | None, zone: ZoneInfo, losses: list[Loss]) -> Fields:
+    """The stay when it is known and has a class of PV1-2, else class N."""
+    if visit is None or visit.patient_class == "N":
+        if visit:
+            losses.append(Loss("PV1-19", f"visit number {visit.number[0]} is not told: {visit.unsaid}"))
         return {1: "1", 2: "N"}
     return {
         1: "1",

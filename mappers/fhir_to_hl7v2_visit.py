@@ -19,17 +19,20 @@ Resource = Mapping[str, Any]
 CLASSES: Final[Mapping[str, Literal["E", "I", "O", "R"]]] = {
     "IMP": "I", "ACUTE": "I", "NONAC": "I", "SS": "I", "OBSENC": "I", "EMER": "E", "AMB": "O",
 }  # fmt: skip
-"""Encounter.class (v3 ActCode) -> PV1-2. The others (a stay before its admission, at home, virtual) have none."""
+"""Encounter.class (v3 ActCode) -> PV1-2. The others (a stay before its admission, at home, virtual) have none: N."""
 _WRONG: Final = frozenset({"cancelled", "entered-in-error"})
 
 
 def visit_of(encounter: Resource, site: Site) -> Visit | None:
-    """The stay, or None: without a visit number of the site, of another class than those of PV1-2, or one that never
-    took place. Instants without an offset are left out."""
-    patient_class = CLASSES.get(str((encounter.get("class") or {}).get("code") or ""))
+    """The stay, or None: without a visit number of the site, or one that never took place. Of another class than those
+    of PV1-2 it is N, which says why. Instants without an offset are left out."""
+    code = str((encounter.get("class") or {}).get("code") or "")
+    patient_class = CLASSES.get(code)
     number = _number(encounter, site, "VN")
-    if patient_class is None or number is None or encounter.get("status") in _WRONG:
+    if number is None or encounter.get("status") in _WRONG:
         return None
+    if patient_class is None:
+        return Visit("N", number, unsaid=f"PV1-2 has no value for a stay of class {code or 'unknown'}")
     period = encounter.get("period") or {}
     start, end = (_instant(period.get(name)) for name in ("start", "end"))
     return Visit(patient_class, number, _number(encounter, site, "AN"), start, end)

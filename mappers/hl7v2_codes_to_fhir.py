@@ -19,6 +19,7 @@ from hl7v2.message import Message, Segment, Unreadable, Value
 from mappers.hl7v2_types_to_fhir import V2_0203, Element, Notes, compact, hd_of, reps
 from mappers.identity import Site
 from profiles.json_text import Number
+from profiles.v2_maps import table
 
 Ids = tuple[tuple[str, str], ...]
 """(Identifier.system, value) pairs."""
@@ -39,12 +40,9 @@ SYSTEMS: Final = {
 """Coding system names (HL7 table 0396, and SNT as the téléradiologie guide writes it) -> Coding.system."""
 _LOCAL: Final = ("TLR_OBR_PROCEDURE", "TLR_OBSERVATION", "TLR_TYPE_ORGANISATION", "TRE_A05", "MetaDMPMSS")
 INTERPRETATION: Final = "http://terminology.hl7.org/CodeSystem/v3-ObservationInterpretation"
-_V3_CODES: Final = (
-    "A AA B CAR D DET E EX EXP H HH HU HX I IE IND L LL LU LX MS N NCL ND NEG NR NS POS R RR S SDD SYN-R SYN-S U UNE "
-    "VS W WR < >"
-)
-INTERPRETATIONS: Final = frozenset(_V3_CODES.split())
-"""HL7 table 0078 codes that v3 has under the same code."""
+_IN_V3: Final = "of v3 under the same code; not in HL7's map"
+INTERPRETATIONS: Final = table("InterpretationCodes", {"HX": ("HX", _IN_V3), "LX": ("LX", _IN_V3)})
+"""OBX-8 (HL7 table 0078) -> v3 ObservationInterpretation."""
 UCUM: Final = "http://unitsofmeasure.org"
 _OID: Final = re.compile(r"[0-2](\.(0|[1-9]\d*))+\Z", re.ASCII)
 _NUMBER: Final = re.compile(r"[+-]?(\d{1,30})?(\.\d{0,30})?\Z", re.ASCII)
@@ -152,7 +150,8 @@ def interpretation_of(field_: Value, at: str, notes: Notes) -> list[Element]:
     for rep in reps(field_):
         code, system = rep.text, rep.component(3).text
         if code.upper() in INTERPRETATIONS and system in ("", "HL70078"):
-            out.append({"coding": [compact(system=INTERPRETATION, code=code.upper(), display=rep.component(2).text)]})
+            coded = INTERPRETATIONS[code.upper()]
+            out.append({"coding": [compact(system=INTERPRETATION, code=coded, display=rep.component(2).text)]})
         elif concept := concept_of(rep, at, notes):
             out.append(concept)
     return out
@@ -273,9 +272,11 @@ def lines_of(obx: Segment) -> str:
 
 
 def flags_of(msg: Message) -> dict[str, bool]:
-    """The metadata of the CI-SIS push (MASQUE_PS, DESTDMP ...) as yes or no, those that are there."""
-    rows = [obx for obx in msg.all("OBX")[:200] if obx.text(3, 3) == "MetaDMPMSS" and obx.text(5) in ("Y", "N")]
-    return {obx.text(3): obx.text(5) == "Y" for obx in rows}
+    """The metadata of the CI-SIS push (MASQUE_PS, DESTDMP ...) as yes or no, those that are there; of two that
+    disagree, yes."""
+    rows = [obx for obx in msg.all("OBX") if is_metadata(obx) and obx.text(5) in ("Y", "N")]
+    yes = {obx.text(3) for obx in rows if obx.text(5) == "Y"}
+    return {name: name in yes for name in (obx.text(3) for obx in rows)}
 
 
 def is_metadata(obx: Segment) -> bool:

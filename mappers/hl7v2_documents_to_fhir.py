@@ -31,7 +31,7 @@ from mappers.hl7v2_codes_to_fhir import (
 from mappers.hl7v2_ins_to_fhir import Refused
 from mappers.hl7v2_pid_to_fhir import PatientResult, patient_of
 from mappers.hl7v2_pv1_to_fhir import stay_of
-from mappers.hl7v2_types_to_fhir import Element, Notes, datetime_of, practitioner_of, reps
+from mappers.hl7v2_types_to_fhir import Element, Notes, compact, datetime_of, practitioner_of, reps
 from mappers.identity import Site
 from mappers.mapped import Mapped
 
@@ -64,9 +64,9 @@ class Letter:
 class DocumentMessage:
     """What an MDM says.
 
-    `reference` is the DocumentReference; `document` its bytes (None for a deletion without them); `identifier` and
-    `parent` are TXA-12 and TXA-13 as (system, value): a replacement or deletion of a version that is not the latest one
-    here is answered AE with the business code 900. `requests` are the placer numbers it answers. `others` are further
+    `reference` is the DocumentReference; `document` its bytes (None for a deletion without them); `parent` is TXA-13
+    as (system, value): a replacement or deletion of a version that is not the latest one here is answered AE with the
+    business code 900. `requests` are the placer numbers it answers. `others` are further
     enclosed documents, `flags` the metadata of the push, `sender` and `reply_to` MSSanté addresses of PRT.
     """
 
@@ -76,7 +76,6 @@ class DocumentMessage:
     encounter_ids: Ids
     reference: Built
     document: Enclosed | None
-    identifier: tuple[str, str]
     parent: tuple[str, str] | None
     requests: Ids
     others: tuple[Enclosed, ...]
@@ -108,8 +107,7 @@ def document(msg: Message, site: Site) -> Mapped[DocumentMessage]:
     identifiers = _orders(msg, txa, site)
     reference = _reference(msg, txa, found, action, site, notes)
     if parent and action == "replace":
-        target = {"identifier": {"system": parent[0], "value": parent[1]}}
-        reference.put("relatesTo", [{"code": "replaces", "target": target}])
+        reference.put("relatesTo", [{"code": "replaces", "target": {"identifier": _named(txa, 13)}}])
     related = [{"type": "ServiceRequest", "identifier": item["identifier"]} for item in request_of(identifiers)]
     reference.put("context", {"related": related} if related else {})
     sender, recipients, reply_to = _people(msg)
@@ -120,7 +118,6 @@ def document(msg: Message, site: Site) -> Mapped[DocumentMessage]:
         encounter_ids=stay_of(msg, site, Notes()).ids,
         reference=reference,
         document=found,
-        identifier=uri_of(txa.text(12), txa.text(12, 3)),
         parent=parent,
         requests=tuple((str(i.get("system", "")), str(i["value"])) for i in _placers(identifiers)),
         others=others,
@@ -208,6 +205,13 @@ def uri_of(value: str, universal: str = "") -> tuple[str, str]:
     return (URI, f"urn:uuid:{value.lower()}") if re.fullmatch(r"[0-9a-fA-F-]{36}", value) else ("", value)
 
 
+def _named(txa: Segment, number: int) -> Element:
+    """The Identifier of TXA-12 or TXA-13; without an OID its namespace (EI-2) is the assigner."""
+    system, value = uri_of(txa.text(number), txa.text(number, 3))
+    namespace = "" if system else txa.text(number, 2)
+    return compact(system=system, value=value, assigner={"display": namespace} if namespace else None)
+
+
 def _orders(msg: Message, txa: Segment, site: Site) -> list[Element]:
     pairs = [(txa.field(14), "PLAC")]
     for name in ("ORC", "OBR"):
@@ -223,8 +227,7 @@ def _placers(identifiers: list[Element]) -> list[Element]:
 def _reference(msg: Message, txa: Segment, found: Enclosed | None, action: Action, site: Site, notes: Notes) -> Built:
     """TXA[DocumentReference]."""
     out = Built({"resourceType": "DocumentReference"})
-    system, value = uri_of(txa.text(12), txa.text(12, 3))
-    out.put("masterIdentifier", {"system": system, "value": value} if system else {"value": value})
+    out.put("masterIdentifier", _named(txa, 12))
     out.put("status", "entered-in-error" if action == "delete" else "current")
     completion = txa.text(17).upper()
     if completion and completion not in STATUS:

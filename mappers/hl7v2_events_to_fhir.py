@@ -72,8 +72,8 @@ EVENTS: Final[Mapping[str, Event]] = {
     "A13": Event("discharge cancelled", "update", "update", "in-progress", cancels="A03", ends=False),
     # a correction: what it means depends on ZBE-4 and ZBE-6
     "Z99": Event("movement corrected", "update", "update", "in-progress"),
-    # outside PAM France
-    "A08": Event("update", "update", "update", "in-progress"),
+    # base HL7 only: of a stay that nobody announced it does not tell the state
+    "A08": Event("update", "update", "update", "unknown"),
 }  # fmt: skip
 
 CANCELLED_BY: Final[Mapping[str, str]] = {

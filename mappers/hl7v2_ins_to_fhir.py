@@ -79,6 +79,8 @@ def drops_ins(msg: Message) -> bool:
     A message without PID-32 says nothing about it: false.
     """
     statuses = statuses_of(msg)
+    if msg.at("PID-32").state == "null":
+        return True
     removed = any(cx.part(1).value == '""' and is_ins(cx) for cx in msg.at("PID-3").repetitions()[:200])
     return removed or bool(statuses and ("VALI" not in statuses or {"FICT", "DOUT"} & set(statuses)))
 
@@ -86,27 +88,29 @@ def drops_ins(msg: Message) -> bool:
 def ins_of(msg: Message, site: Site, notes: Notes) -> Ins | None:
     """The INS that may be kept, or None with a note saying why.
 
-    Raises Refused for a test or demo INS on a production site, and for a real INS whose key is wrong.
+    Raises Refused for a test or demo INS on a production site, and for a real INS whose key is wrong on an identity
+    whose status would let it be kept: one that is dropped anyway costs nobody the message.
     """
+    reason = _unusable(statuses_of(msg))
     found: dict[tuple[str, str], Ins] = {}
     for number, cx in enumerate(msg.at("PID-3").repetitions()[:200], 1):
         if cx.valued and is_ins(cx) and cx.part(1).text:
-            ins = _read(cx, number, site, notes)
+            ins = _read(cx, number, site, notes, reason)
             if ins:
                 found[ins.value, ins.oid] = ins
     if not found:
         return None
     first = next(iter(found.values()))
-    reason = _unusable(statuses_of(msg), len(found))
+    if len(found) > 1:
+        reason = "two different INS in one message: none of them is kept"
     if reason:
         notes.add(first.where, reason)
         return None
     return first
 
 
-def _unusable(statuses: tuple[str, ...], count: int) -> str:
-    if count > 1:
-        return "two different INS in one message: none of them is kept"
+def _unusable(statuses: tuple[str, ...]) -> str:
+    """Why no INS of an identity with these statuses is kept, '' when it is."""
     if not statuses:
         return "the INS comes without an identity status (PID-32): it is not kept"
     if "VALI" not in statuses:
@@ -115,24 +119,24 @@ def _unusable(statuses: tuple[str, ...], count: int) -> str:
     return f"the identity is marked {doubtful[0]}: the INS is not kept" if doubtful else ""
 
 
-def _read(cx: Value, number: int, site: Site, notes: Notes) -> Ins | None:
+def _read(cx: Value, number: int, site: Site, notes: Notes, unusable: str) -> Ins | None:
     where = f"PID-3[{number}]"
-    location = f"PID^1^3^{number}"
     hd = hd_of(cx.part(4))
     if hd.oid not in KINDS:
         notes.add(f"{where}.4", f"an INS of the authority {str(hd)!r} is none of the national ones: not kept")
         return None
     if hd.oid in TEST_OIDS and site.mode == "production":
         text = f"a test or demonstration INS (authority {hd.oid}) is not accepted by {site.name}, a production site"
-        raise Refused(text, f"{location}^4")
+        raise Refused(text, f"PID^1^3^{number}^4")
     if hd.universal != hd.oid or hd.kind != "ISO":
         notes.add(f"{where}.4", f"the authority of the INS is written {str(hd)!r}, read as &{hd.oid}&ISO")
     if cx.part(7).valued or cx.part(8).valued:
         notes.add(f"{where}.7", "dates of the INS (CX-7, CX-8) are not allowed in France and are not kept")
-    return _checked(cx, hd.oid, where, location, notes)
+    return _checked(cx, hd.oid, number, notes, unusable)
 
 
-def _checked(cx: Value, oid: str, where: str, location: str, notes: Notes) -> Ins | None:
+def _checked(cx: Value, oid: str, number: int, notes: Notes, unusable: str) -> Ins | None:
+    where = f"PID-3[{number}]"
     value = re.sub(r"\s", "", cx.part(1).text).upper()
     if len(value) == 13 and len(cx.part(2).text) == 2:
         value += cx.part(2).text
@@ -140,7 +144,10 @@ def _checked(cx: Value, oid: str, where: str, location: str, notes: Notes) -> In
     wrong = fault(value)
     if not wrong:
         return Ins(value, oid, where)
+    if oid not in TEST_OIDS and unusable:
+        notes.add(f"{where}.1", f"{wrong}; {unusable}")
+        return None
     if oid not in TEST_OIDS:
-        raise Refused(wrong, f"{location}^1", condition="102")
+        raise Refused(wrong, f"PID^1^3^{number}^1", condition="102")
     notes.add(f"{where}.1", f"{wrong} (tolerated: test authority)")
     return Ins(value, oid, where) if shaped(value) else None

@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from hl7v2.message import Message, Segment
+from hl7v2.message import Message, Segment, Value
 from mappers.hl7v2_codes_to_fhir import (
+    SYSTEMS,
+    UCUM,
     Built,
     Ids,
     concept_of,
@@ -25,15 +27,17 @@ from mappers.hl7v2_codes_to_fhir import (
     first_concept,
     order_ids,
     organization_of,
+    system_of,
     where,
 )
 from mappers.hl7v2_ins_to_fhir import Refused
 from mappers.hl7v2_pid_to_fhir import PatientResult, patient_of
 from mappers.hl7v2_pv1_to_fhir import stay_of
 from mappers.hl7v2_results_to_fhir import observation
-from mappers.hl7v2_types_to_fhir import Element, Notes, datetime_of, practitioner_of, reps, telecom_of
+from mappers.hl7v2_types_to_fhir import Element, Notes, compact, datetime_of, practitioner_of, reps, telecom_of
 from mappers.identity import Site
 from mappers.mapped import Mapped
+from profiles.v2_maps import table
 
 MAX_ORDERS: Final = 200
 
@@ -49,8 +53,9 @@ ACTIONS: Final[Mapping[str, Action]] = {
 }
 """ORC-1 (HL7 table 0119) -> what is wanted. Every other code is `other`: noted, not acted upon."""
 STATUS: Final[Mapping[Action, str]] = {"request": "draft", "cancel": "revoked", "complement": "", "other": ""}
-PRIORITY: Final = {"S": "stat", "A": "asap", "R": "routine", "UR": "urgent", "U": "urgent"}
-"""OBR-5, OBR-27.6 or TQ1-9 (HL7 table 0485)."""
+_URGENT: Final = ("urgent", "what French senders write; not in HL7 table 0485")
+PRIORITY: Final = table("ExtendedPriorityCodes", {"U": _URGENT, "UR": _URGENT})
+"""OBR-5, OBR-27.6 or TQ1-9 (HL7 table 0485) -> ServiceRequest.priority."""
 PROCEDURES: Final[Mapping[str, Action]] = {
     "TRANSMISSION_DEMANDE": "request",
     "ANNULATION_DEMANDE": "cancel",
@@ -69,6 +74,14 @@ PURPOSE, OF_MODALITY = "FINALITE_EXAMEN", "MODALITE_IMAGERIE"
 COMMENTS: Final = (PURPOSE, OF_MODALITY)
 """NTE-4 of flow 1: the purpose of the examination (behind OBR), the modality (behind its OBX)."""
 
+EXAMINATION: Final = "urn:passerelle:tlr-examen"
+"""Extension of ServiceRequest: what flow 4 says of the examination and no element holds. Parts: `performed` (TQ1-7),
+`retention` (TQ1-6), `procedure` and `step` (IPC-2, IPC-4)."""
+_LOINC: Final = "2.16.840.1.113883.6.1"
+_DAYS: Final = frozenset({"", "D", "DAY", "DAYS", "J", "JOUR", "JOURS"})
+"""Units of TQ1-6, which the guide counts in days."""
+_DIGITS: Final = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Study:
@@ -76,7 +89,6 @@ class Study:
 
     accession: tuple[str, str]
     uid: str
-    procedure: str
     modality: str = ""
 
 
@@ -87,7 +99,8 @@ class Order:
     `placer` and `filler` are the numbers that find a request again. `missing` are (fact, why it matters): what has to
     be completed before the draft may be sent. `reason` is ORC-16 of a cancellation; `observations` are data of the
     patient (height, weight, history, pregnancy), `details` the coded rows of the profile by their code (region,
-    modality, product ...) as (value, text) in order; `viewer` is URL_PARTIELLE_VIEWER.
+    modality, product ...) as (value, text) in order; `viewer` is URL_PARTIELLE_VIEWER; `examination` the extension
+    EXAMINATION of a complement, {} when it says nothing for it.
     """
 
     action: Action
@@ -100,6 +113,7 @@ class Order:
     details: tuple[tuple[str, Element], ...]
     study: Study | None = None
     viewer: str = ""
+    examination: Element = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +211,7 @@ def _order(group: _Group, site: Site, notes: Notes, patient: PatientResult) -> O
         details=details,
         study=_study(group.ipc, site) if group.ipc is not None else None,
         viewer=viewer,
+        examination=_examination(group, site, notes) if action == "complement" else {},
     )
 
 
@@ -300,7 +315,7 @@ def _observations(
             viewer = _viewer(obx, notes)[:2_000]
         else:
             value = first_concept(obx.field(5), where(obx, 5), notes) if obx.text(2) in ("CE", "CWE") else {}
-            value = value or {"text": obx.field(5).whole.strip()[:2_000]}
+            value = value or {"text": f"{obx.field(5).whole.strip()[:2_000]} {obx.text(6)[:50]}".strip()}
             details.append((code, value | ({"id": obx.text(4)} if obx.text(4) else {})))
     return tuple(found), tuple(details), viewer
 
@@ -317,8 +332,35 @@ def _viewer(obx: Segment, notes: Notes) -> str:
 
 
 def _study(ipc: Segment, site: Site) -> Study:
-    """IPC-1 accession, IPC-2 procedure, IPC-3 Study Instance UID, IPC-5 modality."""
+    """IPC-1 accession, IPC-3 Study Instance UID, IPC-5 modality."""
     number = order_ids([(ipc.field(1), "")], site)
     accession = (str(number[0].get("system", "")), str(number[0]["value"])) if number else ("", "")
     uid = ipc.text(3)
-    return Study(accession, uid if uid.replace(".", "").isdigit() and len(uid) <= 64 else "", ipc.text(2), ipc.text(5))
+    return Study(accession, uid if uid.replace(".", "").isdigit() and len(uid) <= 64 else "", ipc.text(5))
+
+
+def _examination(group: _Group, site: Site, notes: Notes) -> Element:
+    """When it was made and how long its images are kept (TQ1), as what it was asked for and made (IPC)."""
+    parts: list[Element] = []
+    timing, ipc = group.timing, group.ipc
+    if timing is not None:
+        if moment := datetime_of(timing.text(7), site.time_zone):
+            parts.append({"url": "performed", "valueDateTime": moment})
+        elif timing.text(7):
+            notes.add(where(timing, 7), f"{timing.text(7)[:30]!r} is no date and not carried")
+        kept, unit = timing.text(6), timing.text(6, 2)
+        if kept.isascii() and kept.isdigit() and len(kept) <= _DIGITS and unit.upper() in _DAYS:
+            days = {"value": int(kept), "unit": unit or "jours", "system": UCUM, "code": "d"}
+            parts.append({"url": "retention", "valueDuration": days})
+        elif kept or unit:
+            notes.add(where(timing, 6), f"{kept[:20]!r} {unit[:20]!r} is no number of days and not carried")
+    for name, number in (("procedure", 2), ("step", 4)):
+        if ipc is not None and (coding := _code_of(ipc.field(number))):
+            parts.append({"url": name, "valueCoding": coding})
+    return {"url": EXAMINATION, "extension": parts} if parts else {}
+
+
+def _code_of(number: Value) -> Element:
+    """A code that the guide writes as an EI: EI-1 of the code system EI-3 (an OID)."""
+    code, oid = number.component(1).text, number.component(3).text
+    return compact(system=SYSTEMS["LN"] if oid == _LOINC else system_of(oid), code=code) if code else {}

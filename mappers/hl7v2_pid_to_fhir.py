@@ -32,6 +32,7 @@ from mappers.hl7v2_types_to_fhir import (
     telecom_of,
 )
 from mappers.identity import Site
+from profiles.v2_maps import NONE, table
 
 FR_CORE: Final = "https://hl7.fr/ig/fhir/core/StructureDefinition/"
 FR_CODES: Final = "https://hl7.fr/ig/fhir/core/CodeSystem/"
@@ -52,13 +53,23 @@ DMP_STATUS: Final = "urn:passerelle:dmp"
 """Our own extension: what ZFA says of the patient's shared record. Parts: status (ACTIF, FERME, INEXISTANT),
 statusDate, closed, feed (NA, IO = opposed, INO = not opposed), feedDate, consultation, consultationDate."""
 
-GENDERS: Final = {"F": "female", "M": "male", "U": "unknown", "I": "unknown", "N": "unknown"}
-"""PID-8; INS knows female, male and unknown (indéterminé) only."""
-MARITAL: Final = {
-    "A": "L", "C": "C", "D": "D", "E": "L", "G": "T", "I": "I", "L": "L", "M": "M", "N": "A", "P": "T", "R": "T",
-    "S": "S", "W": "W",
-}  # fmt: skip
-"""PID-16 (HL7 table 0002) -> v3 MaritalStatus. U (unknown) and T (unreported) say nothing."""
+_INS_SEX: Final = "the INS knows male, female and unknown (indéterminé) only; the code is noted"
+GENDERS: Final = table(
+    "AdministrativeSex",
+    {"A": (NONE, _INS_SEX), "O": (NONE, _INS_SEX), "I": ("unknown", _INS_SEX), "N": ("unknown", _INS_SEX)},
+)
+"""PID-8 (HL7 table 0001) -> Patient.gender."""
+MARITAL: Final = table(
+    "MaritalStatus",
+    {
+        "L": ("L", "legally separated under v3's own code"),
+        "B": (NONE, "unmarried is not told from single, widowed or divorced"),
+        "O": (NONE, "other is no code of the value set"),
+        "T": (NONE, "unreported says nothing"),
+        "U": (NONE, "unknown says nothing"),
+    },
+)
+"""PID-16 (HL7 table 0002) -> v3 MaritalStatus."""
 _UNTOLD: Final = frozenset({"U", "T"})
 _ACQUISITION: Final = frozenset({"SM", "CV", "INSI", "CB", "RFID", "AV"})
 _PROOFS: Final = frozenset({"AN", "CC", "CE", "CM", "CN", "CS", "LE", "PA", "PC", "TC"})

@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from hl7v2.check import is_pam_fr
 from hl7v2.message import Message, Segment
 from mappers import hl7v2_events_to_fhir as events
 from mappers.hl7v2_events_to_fhir import EVENTS, StayAction
@@ -29,19 +30,27 @@ from mappers.hl7v2_types_to_fhir import (
     reps,
 )
 from mappers.identity import Site
+from profiles.v2_maps import NONE, table
 
 ACT_CODE: Final = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 DISPOSITION: Final = "http://terminology.hl7.org/CodeSystem/v2-0112"
 PARTICIPATION: Final = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
 
-CLASSES: Final = {
-    "I": ("IMP", "inpatient encounter"),
-    "O": ("AMB", "ambulatory"),
-    "E": ("EMER", "emergency"),
-    "R": ("AMB", "ambulatory"),
-    "P": ("PRENC", "pre-admission"),
+_NO_V3: Final = "the published code is of table 0004, not of the value set that FR Core binds; N is no stay"
+CLASSES: Final = table(
+    "PatientClass[EncounterClass]",
+    {
+        "R": ("AMB", "séances have no class of their own in v3: ambulatory"),
+        **dict.fromkeys("BCNU", (NONE, _NO_V3)),
+    },
+)
+"""PV1-2 (HL7 table 0004) -> Encounter.class."""
+_DISPLAYS: Final = {
+    "AMB": "ambulatory",
+    "EMER": "emergency",
+    "IMP": "inpatient encounter",
+    "PRENC": "pre-admission",
 }
-"""PV1-2 (HL7 table 0004) -> Encounter.class. R (séances) has no code of its own; N is no encounter."""
 
 CARRIED: Final = frozenset({1, 2, 3, 7, 17, 19, 36, 44, 45})
 
@@ -92,6 +101,9 @@ def stay_of(msg: Message, site: Site, notes: Notes) -> StayResult:
         _consistent(msg, movement, notes)
     if event is None or what == "move":
         return StayResult(None, tuple(ids), movement, what, tuple(accounts))
+    if msg.trigger == "A08" and is_pam_fr(msg):
+        notes.add("MSH-9.2", "A08 is outside IHE PAM France; taken as A31: PV1 and ZBE change no stay")
+        return StayResult(None, (), movement, account_ids=tuple(accounts))
     if not event.status or msg.first("PV1") is None:
         return StayResult(None, (), movement, account_ids=tuple(accounts))
     if msg.text("PV1-2") == "N":
@@ -103,7 +115,7 @@ def stay_of(msg: Message, site: Site, notes: Notes) -> StayResult:
     if movement and movement.historic:
         notes.add("ZBE-5", "a historic movement: the state of the stay is that of its own time")
     period = _period(msg, site, movement, notes)
-    status = "finished" if event.status == "in-progress" and "end" in period else event.status
+    status = "finished" if event.status in ("in-progress", "unknown") and "end" in period else event.status
     encounter = compact(
         resourceType="Encounter",
         identifier=identifiers,
@@ -192,8 +204,8 @@ def _class(msg: Message, notes: Notes) -> Element:
         notes.add("PV1-2", "recurring stays (R) are shown as ambulatory")
     if code not in CLASSES:
         notes.add("PV1-2", f"patient class {code!r} is unknown; ambulatory is assumed")
-    name, display = CLASSES.get(code, CLASSES["O"])
-    return {"system": ACT_CODE, "code": name, "display": display}
+    name = CLASSES.get(code, CLASSES["O"])
+    return {"system": ACT_CODE, "code": name, "display": _DISPLAYS[name]}
 
 
 def _period(msg: Message, site: Site, movement: Movement | None, notes: Notes) -> Element:

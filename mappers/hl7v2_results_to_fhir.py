@@ -34,27 +34,39 @@ from mappers.hl7v2_codes_to_fhir import (
     request_of,
     where,
 )
+from mappers.hl7v2_documents_to_fhir import is_cisis
 from mappers.hl7v2_ins_to_fhir import Refused
 from mappers.hl7v2_pid_to_fhir import PatientResult, patient_of
 from mappers.hl7v2_pv1_to_fhir import stay_of
 from mappers.hl7v2_types_to_fhir import Element, Notes, compact, datetime_of, practitioner_of, reps
 from mappers.identity import Site
 from mappers.mapped import Mapped
+from profiles.v2_maps import table
 
 MAX_ORDERS: Final = 200
 MAX_OBSERVATIONS: Final = 5_000
 
-OBSERVATION_STATUS: Final = {
-    "F": "final", "V": "final", "U": "final", "C": "corrected", "A": "amended", "B": "amended",
-    "P": "preliminary", "R": "preliminary", "S": "preliminary", "I": "registered", "O": "registered",
-    "D": "entered-in-error", "W": "entered-in-error", "X": "cancelled", "N": "cancelled",
-}  # fmt: skip
-"""OBX-11 (HL7 table 0085). Where HL7's own map is empty (A B I O R S U V) the nearest state is ours."""
-REPORT_STATUS: Final = {
-    "O": "registered", "I": "registered", "S": "registered", "N": "registered", "A": "partial", "R": "partial",
-    "P": "preliminary", "M": "preliminary", "C": "corrected", "F": "final", "X": "cancelled",
-}  # fmt: skip
-"""OBR-25 (HL7 table 0123)."""
+_NEAREST: Final = "the nearest state; HL7's map is empty"
+OBSERVATION_STATUS: Final = table(
+    "ObservationResultStatusCodesInterpretation",
+    {
+        **dict.fromkeys("UV", ("final", _NEAREST)),
+        **dict.fromkeys("B", ("amended", _NEAREST)),
+        **dict.fromkeys("RS", ("preliminary", _NEAREST)),
+        **dict.fromkeys("IO", ("registered", _NEAREST)),
+        **dict.fromkeys("N", ("cancelled", _NEAREST)),
+    },
+)
+"""OBX-11 (HL7 table 0085) -> Observation.status."""
+REPORT_STATUS: Final = table(
+    "ResultStatus[Non-Queries]",
+    {"A": ("partial", _NEAREST), "M": ("preliminary", _NEAREST), "N": ("registered", _NEAREST)},
+)
+"""OBR-25 (HL7 table 0123) -> DiagnosticReport.status."""
+DOCUMENT_STATUS: Final = {"C": "corrected", "D": "entered-in-error"}
+"""OBX-11 of the documents that are all of a report -> its status."""
+_ORDER_ROWS: Final = {"RO": "C", "CA": "D"}
+"""ORC-1 of a CI-SIS push -> the OBX-11 that goes with it."""
 ABSENT: Final = {"N": "not-asked", "X": "not-performed", "I": "temp-unknown", "O": "temp-unknown"}
 _ABSENT_SYSTEM: Final = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
 _SECTION: Final = "http://terminology.hl7.org/CodeSystem/v2-0074"
@@ -70,7 +82,8 @@ class OrderResult:
 
     `report` is a DiagnosticReport, `observations` its results in order, `specimens` what was examined, `documents`
     what came enclosed. `requests` are the placer numbers of the request it answers, `fillers` the sender's own.
-    `notes` are the NTE under the OBR. `decision` and `reason` are those of the téléradiologie answer (ORC-1 OK, OC).
+    `notes` are the NTE under the OBR. `decision` and `reason` are those of the téléradiologie answer (ORC-1 OK, OC),
+    `expert` its ORC-12.1 and `orc` the ordinal of its ORC.
     """
 
     report: Built
@@ -82,6 +95,8 @@ class OrderResult:
     notes: tuple[str, ...] = ()
     decision: Decision = ""
     reason: str = ""
+    expert: str = ""
+    orc: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +191,7 @@ def _order(msg: Message, group: _Group, site: Site, notes: Notes) -> OrderResult
     observations, documents, texts = [], [], []
     for obx, remarks in group.results:
         if obx.text(2) == "ED":
-            document = enclosed(msg, obx, notes)
+            document = _enclosed(msg, obx, notes)
             documents += [document] if document else []
             continue
         observations.append(observation(obx, remarks, obr, site, notes))
@@ -185,6 +200,8 @@ def _order(msg: Message, group: _Group, site: Site, notes: Notes) -> OrderResult
     if texts and len(texts) == len(observations):
         # Nothing but text: a report that is read as a whole.
         report.put("conclusion", "\n".join(texts))
+    if told := _withdrawn_or_corrected(msg, group):
+        report.put("status", told)
     decision = _DECISIONS.get(orc.text(1).upper(), "") if orc is not None and _is_answer(obr) else ""
     return OrderResult(
         report=report,
@@ -196,7 +213,29 @@ def _order(msg: Message, group: _Group, site: Site, notes: Notes) -> OrderResult
         notes=tuple(text for nte in group.notes if (text := nte.field(3).whole.strip())),
         decision=decision,
         reason=(orc.text(16, 2) or orc.text(16)) if decision and orc is not None else "",
+        expert=orc.text(12) if decision and orc is not None else "",
+        orc=orc.number if orc is not None else 0,
     )
+
+
+def _enclosed(msg: Message, obx: Segment, notes: Notes) -> Enclosed | None:
+    """The document of a row; one without bytes when the row withdraws it."""
+    withdraws = obx.text(11).upper() in ("D", "X")
+    if withdraws and not len(msg.encapsulated(obx).data):
+        return Enclosed(obx.number, "", b"", {}, obx.text(11))
+    return enclosed(msg, obx, notes)
+
+
+def _withdrawn_or_corrected(msg: Message, group: _Group) -> str:
+    """The status of a report that is its documents, by what is done with them: OBR-25 often stays F. '' when OBR-25
+    has the say. A CI-SIS push says it in ORC-1 and OBX-11, another ORU in OBX-11 of each row."""
+    rows = [obx for obx, _ in group.results]
+    told = {obx.text(11).upper() for obx in rows if obx.text(2) == "ED"}
+    if group.orc is not None and is_cisis(msg):
+        told |= {_ORDER_ROWS.get(group.orc.text(1).upper(), "F")}
+        return next((DOCUMENT_STATUS[row] for row in ("D", "C") if row in told), "")
+    only = all(obx.text(2) == "ED" for obx in rows) and len(told) == 1
+    return DOCUMENT_STATUS.get(told.pop(), "") if only else ""
 
 
 def _is_answer(obr: Segment) -> bool:

@@ -21,15 +21,20 @@ from mappers.hl7v2_pid_to_fhir import PatientResult, patient_of
 from mappers.hl7v2_types_to_fhir import Element, Notes, compact, datetime_of, practitioner_of, reps
 from mappers.identity import Site
 from mappers.mapped import Mapped
+from profiles.v2_maps import table
 
 Action = Literal["book", "move", "change", "cancel"]
 ACTIONS: Final[Mapping[str, Action]] = {"S12": "book", "S13": "move", "S14": "change", "S15": "cancel"}
-STATUS: Final = {
-    "PENDING": "pending", "WAITLIST": "waitlist", "BOOKED": "booked", "STARTED": "checked-in",
-    "COMPLETE": "fulfilled", "CANCELLED": "cancelled", "DELETED": "entered-in-error", "NOSHOW": "noshow",
-    "DISCONTINUED": "cancelled", "OVERBOOK": "booked", "BLOCKED": "cancelled",
-}  # fmt: skip
-"""SCH-25 (HL7 table 0278). The last three have no equivalent in HL7's map: the nearest state is ours."""
+_NEAREST: Final = "the nearest state; HL7's map is empty"
+STATUS: Final = table(
+    "FillerStatusCodes[Appointment]",
+    {
+        "DISCONTINUED": ("cancelled", _NEAREST),
+        "BLOCKED": ("cancelled", _NEAREST),
+        "OVERBOOK": ("booked", _NEAREST),
+    },
+)
+"""SCH-25 (HL7 table 0278) -> Appointment.status."""
 _UNITS: Final = {"": 1.0, "MIN": 1.0, "M": 1.0, "S": 1 / 60, "SEC": 1 / 60, "H": 60.0, "HR": 60.0, "D": 1440.0}
 _PARTICIPATION: Final = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
 _SEGMENTS: Final = frozenset({"MSH", "SCH", "NTE", "PID", "PV1", "RGS", "AIS", "AIP", "AIL", "AIG"})

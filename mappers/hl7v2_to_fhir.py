@@ -11,7 +11,7 @@ v2-to-FHIR (https://build.fhir.org/ig/HL7/v2-to-fhir/).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from hl7v2.message import Message, Segment, parse
@@ -67,8 +67,8 @@ class AdtResult:
 def adt(msg: Message, site: Site) -> Mapped[AdtResult]:
     """Patient and stay of an ADT.
 
-    Raises Refused for MSH-11 other than P or a test INS on a production site, for a real INS with a wrong key, and
-    when the message has no PID.
+    Raises Refused for MSH-11 other than P or a test INS on a production site, for a real INS with a wrong key that
+    would be kept, and when the message has no PID.
     """
     notes = Notes()
     _processing(msg, site, notes)
@@ -76,8 +76,6 @@ def adt(msg: Message, site: Site) -> Mapped[AdtResult]:
         raise Refused("the message speaks of no patient: PID is missing", "PID^1", condition="100", code="required")
     for where, remark in msg.notes:
         notes.add(where, remark)
-    if msg.trigger == "A08":
-        notes.add("MSH-9.2", "A08 is outside IHE PAM France; taken as A31 and the movement it repeats")
     patient = pid.patient_of(msg, site, notes)
     stay = pv1.stay_of(msg, site, notes)
     merged = msg.first("MRG")
@@ -121,14 +119,16 @@ def _processing(msg: Message, site: Site, notes: Notes) -> None:
 
 
 def _prior(msg: Message, site: Site) -> tuple[tuple[str, str], ...]:
-    """MRG-1: the identifiers that are merged away or replaced."""
+    """MRG-1: the identifiers that are merged away or replaced, an INS or of the sender's own namespaces: nobody gives
+    up the numbers of another establishment."""
+    own = replace(site, foreign=())
     out: list[tuple[str, str]] = []
     for number, cx in enumerate(reps(msg.at("MRG-1")), 1):
         if is_ins(cx):
             oid = cx.part(4).part(2).text or cx.part(4).part(1).text
             out.append((f"urn:oid:{oid}", cx.part(1).text))
             continue
-        identifier, namespace = identifier_of(cx, f"MRG-1[{number}]", site, "PI", "old", Notes())
+        identifier, namespace = identifier_of(cx, f"MRG-1[{number}]", own, "PI", "old", Notes())
         if namespace and "value" in identifier:
             out.append((namespace.fhir_system, identifier["value"]))
     return tuple(out)
@@ -169,9 +169,9 @@ def split(msg: Message) -> tuple[Message, ...]:
 
 
 def _nulls(msg: Message) -> tuple[str, ...]:
-    """The fields of PID and PV1 that say `""`: delete what you hold."""
+    """The fields of PID, PV1 and ZFD that say `""`: delete what you hold."""
     out = []
-    for name in ("PID", "PV1"):
+    for name in ("PID", "PV1", "ZFD"):
         segment = msg.first(name)
         for number, value in segment.fields() if segment else ():
             if value.state == "null":

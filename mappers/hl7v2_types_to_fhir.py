@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 from hl7v2.message import Value
 from mappers.identity import Namespace, NamespaceKind, Site
 from mappers.mapped import Loss
+from profiles.v2_maps import NONE, table
 
 Element = dict[str, Any]
 
@@ -113,7 +114,8 @@ def hd_of(value: Value) -> Hd:
 def namespace_of(hd: Hd, site: Site, kind: NamespaceKind) -> Namespace | None:
     """The declared namespace an authority names: both ids agree (one may be missing), or its OID is given.
 
-    HD-3 is not compared: senders write N, M, L and ISO for the same authority.
+    HD-3 is not compared: senders write N, M, L and ISO for the same authority. A patient namespace (PI) of another
+    establishment is known by its OID, or by both ids: a short name may stand for something else in each house.
     """
     for namespace in site.namespaces:
         if namespace.kind != kind:
@@ -124,7 +126,14 @@ def namespace_of(hd: Hd, site: Site, kind: NamespaceKind) -> Namespace | None:
         agree = [_fold(sent) == _fold(ours) for sent, ours in pairs if sent and ours]
         if agree and all(agree):
             return namespace
-    return None
+    return next((one for one in site.foreign if one.kind == kind and _names_whole(hd, one)), None)
+
+
+def _names_whole(hd: Hd, namespace: Namespace) -> bool:
+    if hd.oid and hd.oid == namespace.oid:
+        return True
+    sent, ours = (hd.namespace, hd.universal), namespace.hd[:2]
+    return all(sent) and all(ours) and [_fold(part) for part in sent] == [_fold(part) for part in ours]
 
 
 def _fold(text: str) -> str:
@@ -150,16 +159,20 @@ def identifier_of(
     )
     if namespace is None:
         told = f"the authority {str(hd)!r}" if str(hd) else "no authority"
-        notes.add(
-            f"{where}.4", f"{told} is no declared namespace of kind {kind}; the identifier is kept, not matched on"
-        )
+        told += f" is no declared namespace of kind {kind} of {site.name}"
+        notes.add(f"{where}.4", f"{told}; the identifier is kept, not matched on")
     return out, namespace
 
 
-NAME_USES: Final = {
-    "L": "official", "D": "usual", "S": "anonymous", "M": "maiden", "N": "nickname", "A": "nickname", "BAD": "old",
-    "MSK": "anonymous", "NAV": "temp", "TEMP": "temp",
-}  # fmt: skip
+NAME_USES: Final = table(
+    "NameType",
+    {
+        "A": ("nickname", "an alias in the HL7 versions of PAM France; HL7's map is empty"),
+        "R": (NONE, "a registered name would be a second official one beside L, the birth name of PAM France"),
+        "S": ("anonymous", "a pseudonym hides who it is; HL7's map is empty"),
+    },
+)
+"""XPN-7 (HL7 table 0200) -> HumanName.use."""
 
 
 def name_of(xpn: Value, use: str) -> Element:
@@ -179,32 +192,29 @@ def name_use(code: str) -> str:
     return NAME_USES.get(code, "")
 
 
-ADDRESSES: Final = {
-    "H": {"use": "home"},
-    "HV": {"use": "temp"},
-    "C": {"use": "temp"},
-    "L": {"use": "home"},
-    "P": {"use": "home"},
-    "O": {"use": "work"},
-    "B": {"use": "work"},
-    "M": {"type": "postal"},
-    "BA": {"use": "old"},
-    "BI": {"use": "billing"},
-    "SH": {"type": "postal"},
-    "": {},
-}
-"""XAD-7 (HL7 table 0190) -> Address."""
+ADDRESS_USES: Final = table(
+    "AddressType[Use]",
+    {
+        "HV": ("temp", "a holiday home, of HL7 table 0190 since 2.6; not in HL7's map"),
+        "L": ("home", "the legal address is where the person lives; HL7's map is empty"),
+        "P": ("home", "a permanent address is where the person lives; HL7's map is empty"),
+    },
+)
+ADDRESS_TYPES: Final = table("AddressType[Type]")
+"""XAD-7 (HL7 table 0190) -> Address.use and Address.type."""
 
 
 def address_of(xad: Value, where: str, notes: Notes) -> Element:
     """Address; the components of an extended street (SAD) become one line."""
     code = xad.part(7).text
-    if code not in ADDRESSES:
+    use, kind = ADDRESS_USES.get(code, ""), ADDRESS_TYPES.get(code, "")
+    if code and not use and not kind:
         notes.add(f"{where}.7", f"address type {code!r} has no equivalent; the address is kept without a use")
     street = " ".join(part for part in (xad.part(1).part(n).text for n in (3, 2)) if part)
     lines = [line for line in (xad.part(1).part(1).text, street, xad.part(2).text) if line]
     return compact(
-        **ADDRESSES.get(code, {}),
+        use=use,
+        type=kind,
         line=lines,
         city=xad.part(3).text,
         state=xad.part(4).text,
@@ -213,17 +223,20 @@ def address_of(xad: Value, where: str, notes: Notes) -> Element:
     )
 
 
-TELECOM_USES: Final = {
-    "PRN": "home",
-    "ORN": "home",
-    "VHN": "home",
-    "WPN": "work",
-    "ASN": "work",
-    "EMR": "",
-    "PRS": "mobile",
-}
-TELECOM_SYSTEMS: Final = {"PH": "phone", "CP": "phone", "FX": "fax", "BP": "pager", "INTERNET": "email",
-                           "X.400": "email", "SAT": "other", "TDD": "other", "TTY": "other", "MD": "other"}  # fmt: skip
+TELECOM_USES: Final = table(
+    "TelecommunicationUseCode",
+    {
+        "ORN": ("home", "another residence; HL7's map is empty"),
+        "VHN": ("home", "a holiday home; HL7's map is empty"),
+        "ASN": ("work", "an answering service; HL7's map is empty"),
+        "EMR": ("", "an emergency number says nothing of home or work"),
+    },
+)
+TELECOM_SYSTEMS: Final = table(
+    "TelecommunicationEquipmentType",
+    {"CP": ("phone", "a phone; that it is mobile stands in ContactPoint.use")},
+)
+"""XTN-2 (HL7 table 0201) -> ContactPoint.use, XTN-3 (HL7 table 0202) -> ContactPoint.system."""
 
 
 def telecom_of(xtn: Value, work: bool) -> Element:

@@ -47,7 +47,8 @@ class Site:
     input) names; `ae_namespaces` maps a calling AE title to the namespace name its Patient IDs belong to when the
     data set names no issuer; `sending_charsets` are the senders (MSH-3, MSH-4) whose messages are in another character
     set than they say, and in which; `time_zone` is an IANA name; `charset` an HL7 table 0211 value;
-    `document_oid` is the root under which document and submission ids are made.
+    `document_oid` is the root under which document and submission ids are made; `foreign` are the patient namespaces
+    (PI) that the other establishments declare: a laboratory may send the number of the hospital it works for.
     """
 
     key: str
@@ -70,3 +71,4 @@ class Site:
     address: str = ""
     telecom: str = ""
     sending_charsets: tuple[tuple[str, str, str], ...] = ()
+    foreign: tuple[Namespace, ...] = ()

@@ -14,8 +14,8 @@ from typing import Final
 
 from hl7v2.message import Message, parse
 from hl7v2.text import codec_of
-from mappers.fhir_to_hl7v2_orders import MODALITY, REGION
-from mappers.fhir_to_hl7v2_segments import METADATA, PERSONS, STRUCTURES
+from mappers.fhir_to_hl7v2_orders import ASKER, MODALITY, ORGANIZATION, PROCEDURE, PROCEDURES, REGION
+from mappers.fhir_to_hl7v2_segments import METADATA, PERSONS, ROLES, STRUCTURES
 from mappers.fhir_to_identity import INS_OIDS
 from mappers.hl7v2_orders_to_fhir import COMMENTS
 from mappers.identity import Site
@@ -78,8 +78,11 @@ FIELDS: Final[Mapping[str, Mapping[int, str]]] = {
     "AIP": {1: "Set id", 2: "Segment action code", 3: "Professional", 6: "Start"},
 }  # fmt: skip
 TABLES: Final = (
+    ("HL7 0103 (MSH-11)", "P of a production site, T of a test site"),
+    ("HL7 0203 (PID-3.5, PID-18.5, PV1-19.5)", "INS, and the types of the local numbers above"),
     ("HL7 0001 (PID-8)", "F M U"),
-    ("HL7 0445 (PID-32)", "VALI, PROV"),
+    ("HL7 0136 (PID-31)", "N"),
+    ("HL7 0445 (PID-32)", "VALI with an INS, else PROV"),
     ("HL7 0004 (PV1-2)", "E I O R N"),
     (
         "HL7 0119 (ORC-1)",
@@ -89,10 +92,28 @@ TABLES: Final = (
     ("HL7 0485 (OBR-5)", "S A R"),
     ("HL7 0085 (OBX-11)", "F C D: a report, its correction, its withdrawal; O: a detail of an order"),
     ("HL7 0123 (OBR-25)", "F C X, the same"),
+    (
+        "TLR_OBR_PROCEDURE (OBR-4 of orders and answers)",
+        ", ".join((*(one[0] for one in PROCEDURES.values()), PROCEDURE[0])),
+    ),
+    ("TLR_TYPE_ORGANISATION (ORC-17)", f"{ASKER[0]} of an order, {ORGANIZATION[0]} of an answer"),
+    ("HL7 0191 (TXA-3)", "TEXT of a CDA, AP of a PDF"),
     ("HL7 0271 (TXA-17)", "AU"),
+    ("HL7 0272 (TXA-18)", "R, V; empty for N, the usual one"),
     ("HL7 0273 (TXA-19)", "AV, CA of a withdrawal"),
     ("HL7 0278 (SCH-25)", "Booked, Started, Complete, Noshow, Cancelled, Deleted"),
+    ("HL7 0206 (RGS-2, AIS-2, AIP-2)", "A of S12, U of S13 and S14, D of S15"),
+    ("HL7 0125 (OBX-2)", "ED, CWE; CE before 2.6"),
+    ("HL7 0287 (PRT-2)", "UC"),
+    ("participation (PRT-4)", ", ".join(ROLES)),
+    ("ISO+ (SCH-10)", "MIN"),
     ("MetaDMPMSS (OBX-3)", ", ".join(code for code, _ in METADATA)),
+    (
+        "expandedYes-NoIndicator (OBX-5)",
+        "Y or N. MASQUE_PS, INVISIBLE_PATIENT, INVISIBLE_REP_LEGAUX Y: who may not see the report. MODIF_CONF_CODE Y: "
+        "a correction that others may see than what it replaces. DESTDMP and ACK_RECEPTION Y: a platform is to feed "
+        "the DMP, as it is for a patient with a qualified INS and an open, unopposed DMP. All others always N",
+    ),
     ("TLR_OBSERVATION (OBX-3)", f"{MODALITY}, {REGION}"),
     ("HL7 0364 (NTE-4)", ", ".join(COMMENTS)),
 )
@@ -103,6 +124,19 @@ _ANSWERS: Final = (
     ("none, half of one, or one with another MSA-2", "As the destination's policy says, below."),
 )
 _SHOWN: Final = 60
+_PLATFORMS: Final = frozenset({"push-2.1", "push-2.1-oru"})
+_FEEDING: Final = (
+    ("When", "our message has DESTDMP Y and ACK_RECEPTION Y; the delivery stays open until one comes"),
+    ("Message", "ZAM^Z01, to a port of ours (`interface-document mllp:NAME` tells how it is read)"),
+    ("MSH-3, MSH-4", "`{application}`, `{facility}`: as MSH-5 and MSH-6 of our message"),
+    ("OBX-4", "MSH-10 of our message, as it is"),
+    ("OBX-3, OBX-5", "ACK_RECEPTION_DMP; Y: the DMP has the document, N: it refused, and ERR says why"),
+)
+_REAL: Final = (
+    "The samples are of nobody: a production site has no INS for them, so they show PROV, DESTDMP N and "
+    "ACK_RECEPTION N. A real message about a patient with a qualified INS has it first in PID-3, VALI in PID-32, and "
+    "to a platform DESTDMP Y and ACK_RECEPTION Y."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +165,13 @@ def document(partner: Partner, site: Site, samples: Mapping[str, Sequence[Sample
         "",
         *_connection(partner, site),
         *_acknowledgements(partner),
+        *(_business(partner) if _PLATFORMS & {*partner.profiles} else ()),
         *_identifiers(site),
         "## Tables",
         "",
         *table(("Table", "Values sent"), TABLES),
     ]
+    lines += [_REAL, ""] if site.mode == "production" else []
     for profile, made in samples.items():
         lines += [f"## Messages of profile `{profile}`", ""]
         parsed = [(one, parse(one.raw)) for one in made]
@@ -170,6 +206,11 @@ def _acknowledgements(partner: Partner) -> list[str]:
         "know a repetition by MSH-10."
     )
     return ["## Acknowledgements expected", "", *table(("MSA-1", "What we do"), _ANSWERS), rest, ""]
+
+
+def _business(partner: Partner) -> list[str]:
+    rows = [(what, text.format(application=partner.application, facility=partner.facility)) for what, text in _FEEDING]
+    return ["## Business acknowledgements expected", "", *table(("What", "Value"), rows)]
 
 
 def _identifiers(site: Site) -> list[str]:

@@ -46,7 +46,7 @@ READ: Final[Mapping[str, Mapping[int, str]]] = {
     "ORC": {1: "Order control", 2: "Placer order number: the request is found again by it", 3: "Filler order number",
             7: "Urgency (.6)", 9: "Date/time of transaction", 12: _ORDERING, 14: "Call-back number: noted, not kept",
             16: "Reason", 17: "Kind of organisation", 21: "The asking structure"},
-    "TQ1": {9: "Urgency"},
+    "TQ1": {6: "How long the images are kept, in days", 7: "When the examination was made", 9: "Urgency"},
     "OBR": {1: "Set id", 2: "Placer order number, as ORC-2", 3: "Filler order number: a correction has the same",
             4: "What was asked for or examined", 5: "Urgency", 6: "When it is wanted", 7: "Observation date/time",
             8: "End of it", 13: "Reason of the request", 16: _ORDERING, 22: "Reported", 24: "Section",

@@ -18,6 +18,7 @@ from mappers.fhir_to_hl7v2_plain import plain
 from mappers.fhir_to_hl7v2_schedule import siu
 from mappers.fhir_to_pdf import pdf
 from mappers.fhir_to_report import Code, Org, PatientIdentity, Professional, Report, own_root
+from mappers.french import CONFIDENTIALITY_OID, VISIBILITY, VISIBILITY_OID
 from mappers.hl7v2_codes_to_fhir import SYSTEMS
 from mappers.hl7v2_orders_to_fhir import COMMENT, PURPOSE
 from mappers.identity import Site
@@ -26,6 +27,8 @@ from mappers.order_number import OrderNumber
 NOW: Final = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 _IDS: Final = ("EXEMPLE2345ABCDEFGH2", "EXEMPLE2345ABCDEFGH3", "EXEMPLE2345ABCDEFGH4", "EXEMPLE2345ABCDEFGH5")
 _SPECIALTY: Final = Code("G15_10/SM26", "Qualifié en Médecine Générale (SM)", "1.2.250.1.213.1.1.4.5")
+_RESTRICTED: Final = Code("R", "Restreint", CONFIDENTIALITY_OID)
+_HIDDEN: Final = Code("INVISIBLE_PATIENT", VISIBILITY["INVISIBLE_PATIENT"], VISIBILITY_OID)
 _ORDER: Final = OrderNumber("DEM-2026-001", "RIS", "2.25.4720", "ISO")
 
 
@@ -83,14 +86,16 @@ def _plain(kind: Any) -> Callable[[Report, Site, To], Sequence[Sample]]:
 
 def _versions(report: Report, site: Site) -> list[tuple[str, Report, dict[str, Any]]]:
     """A report that nobody ordered by HL7 v2, about no stay; then one that was ordered, within a stay, with its
-    correction and its withdrawal."""
+    correction, which also restricts it, and its withdrawal."""
     ordered = replace(report, placer=_ORDER)
     corrected = replace(ordered, id=_CORRECTED, version=2, replaces=report.id, correction="Exemple de correction")
+    corrected = replace(corrected, confidentiality=_RESTRICTED, visibility=(_HIDDEN,))
     stay = fhir_to_hl7v2.Options(visit=_visit(site))
+    hidden = replace(stay, confidentiality_changed=True)
     return [
         (_SIGNED, report, {"trigger": "T02", "options": fhir_to_hl7v2.Options()}),
         (f"{_SIGNED}, of an order within a stay", ordered, {"trigger": "T02", "options": stay}),
-        ("the expert corrects it", corrected, {"trigger": "T10", "options": stay}),
+        ("the expert corrects it, which now is restricted", corrected, {"trigger": "T10", "options": hidden}),
         ("the expert withdraws it", corrected, {"trigger": "T04", "options": stay}),
     ]
 

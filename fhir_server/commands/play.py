@@ -58,8 +58,10 @@ def _sent_hl7(address: tuple[str, int], name: str, tls: ssl.SSLContext | None, t
 def _answer_line(told: Mapping[str, Any]) -> str:
     if told["outcome"] == "unknown":
         return f"{told['file']}: {told['text']}; it answered {told['answer'][:_SHOWN]!r}"
-    words = "; ".join(f"{one['location']} {one['code']} {one['text']}" for one in told["errors"])
-    return f"{told['file']}: {told['code']} {told['control_id']} {told['text']} {words}".rstrip()
+    # What MSA-3 says as well is said once.
+    said = (f"{one['location']} {one['code']} {one['text'] if one['text'] != told['text'] else ''}".strip()
+            for one in told["errors"])  # fmt: skip
+    return f"{told['file']}: {told['code']} {told['control_id']} {told['text']} {'; '.join(said)}".rstrip()
 
 
 def send_dicom(args: Args) -> int:

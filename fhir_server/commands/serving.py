@@ -14,8 +14,9 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from fhir_server.commands.output import Failed
-from fhir_server.commands.settings import Args, loaded
+from fhir_server.commands.settings import Args, demo_or_own, loaded
 from fhir_server.config import ConfigError, in_url
+from fhir_server.store import folder
 
 # So many new containers, a MiB or two, are looked at together.
 _NEW_OBJECTS = 10_000
@@ -92,10 +93,19 @@ def readyz(args: Args) -> int:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
             if time.monotonic() >= deadline:
-                raise Failed(
-                    f"{url}: {error}; start the server with `passerelle demo` or `passerelle serve`"
-                ) from error
+                raise Failed(f"{url}: {error}; {_remedy(args)}") from error
             time.sleep(0.1)
+
+
+def _remedy(args: Args) -> str:
+    """What to try when nobody is ready: a server of the same data folder may listen elsewhere."""
+    start = "start the server with `passerelle demo` or `passerelle serve`"
+    if args.url is not None:
+        return start
+    told = folder.holder(Path(demo_or_own(args).data_dir).resolve()) or {}
+    if told.get("http"):
+        return f"process {told.get('pid')} serves this data folder at {told['http']}: --url {told['http']}"
+    return f"{start}, or name where it listens by --port or --url"
 
 
 def _asked_at(args: Args) -> tuple[str, ssl.SSLContext | None]:

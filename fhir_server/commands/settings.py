@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -24,17 +25,18 @@ def loaded(args: Args, defaults: Mapping[str, Any] | None = None) -> Loaded:
 
 
 def demo_or_own(args: Args) -> Settings:
-    """The settings in force; the demo's without an establishment of one's own, or while one's own server was never
-    started and there is a demo."""
+    """The settings in force; without an establishment of one's own the demo's, which standard error tells once."""
     from fhir_server.demo import run as demo
 
-    own, theirs = loaded(args).settings, loaded(args, demo.DEFAULTS).settings
-    return theirs if not own.sites or (_filled(theirs) and not own.database_url and not _filled(own)) else own
-
-
-def _filled(settings: Settings) -> bool:
-    """Whether the folder has a SQLite database."""
-    return (Path(settings.data_dir) / "passerelle.db").exists()
+    own = loaded(args).settings
+    if own.sites:
+        return own
+    theirs = loaded(args, demo.DEFAULTS).settings
+    if theirs.database != own.database and not getattr(args, "demo_told", False):
+        args.demo_told = True
+        folder = Path(theirs.data_dir).resolve()
+        print(f"passerelle: no establishment is configured, so this is the demo in {folder}", file=sys.stderr)
+    return theirs
 
 
 def config_show(args: Args) -> int:

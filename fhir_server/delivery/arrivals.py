@@ -110,6 +110,17 @@ class Draft:
         found = self.upon.find(resource_type, query)
         return [self._put.get(f"{resource_type}/{one['id']}", one) for one in found]
 
+    def versions(self, reference: str) -> list[Resource]:
+        """The stored versions of a resource, newest first, deletions left out; 500 at most."""
+        kind, _, key = reference.partition("/")
+        page = self._snapshot.history(kind, key, _A_PAGE)
+        return [one.resource() for one in page.entries if not one.deleted]
+
+    def message(self, inbox_id: str, kind: str) -> bytes:
+        """The bytes of a message that came; b'' when it is of another kind (MSH-9.1), or gone."""
+        row = self._snapshot.message(inbox_id)
+        return self._snapshot.message_raw(inbox_id) if row and row.message_type.startswith(f"{kind}^") else b""
+
     def written(self, resource_type: str) -> list[Resource]:
         """The resources of a type that are to be written."""
         return [one for one in self._put.values() if one["resourceType"] == resource_type]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fhir_server.config import Settings
 from fhir_server.delivery.line import ticks
-from fhir_server.store.lanes import Claim
+from fhir_server.store.leases import Claim
 from hl7v2.mllp import Sender
 
 # Idle ones of a process; and how long one lasts under steady traffic, since a certificate is only looked at when a

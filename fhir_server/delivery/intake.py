@@ -1,7 +1,8 @@
 """HL7 v2 messages coming in: stored first, then taken in as one transaction, then answered.
 
 AA only after the commit that makes it true (CI-SIS: "integrated"); AE for what a resend cannot cure, AR for "not now".
-A port may promise less (`ports`): then AA says stored or validated, and `take_waiting` takes the message in later.
+A port may promise less (`ports`): then AA says stored or validated, and `take_waiting` takes the message in later. So
+it does with what was answered CA and is not settled (`committed`).
 Sources: IHE PAM France 2.11, CI-SIS "Transmission d'un document CDA-R2 en HL7v2" 2.1, HL7 v2.5 chapter 2.
 """
 
@@ -16,7 +17,7 @@ from typing import Literal
 
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM, new_delivery_id
-from fhir_server.delivery import message_keys
+from fhir_server.delivery import committed, message_keys
 from fhir_server.delivery.arrivals import Arrival, Decide, Rejected, Settled, rejected, take
 from fhir_server.delivery.intake_acks import zam
 from fhir_server.delivery.intake_adt import adt
@@ -72,7 +73,8 @@ def on_message(hub: Hub, raw: bytes, peer: str, port: Port | None = None) -> byt
 def wired(hub: Hub, port: Port) -> tuple[OnMessage, OnMessage | None]:
     """`on_message` and, for a port in enhanced mode, `on_store` of its Listener.
 
-    Both are called for the same message by the same thread, one after the other, so that it is journalled once.
+    Both are called for the same message by the same thread, one after the other, so that it is journalled once. The
+    first gives b'' for a message that was answered CA and is not settled yet: `take_waiting` goes on with it.
     """
     if port.mode == "original":
         return (lambda raw, peer: on_message(hub, raw, peer, port)), None
@@ -104,7 +106,7 @@ def take_waiting(hub: Hub, ports: tuple[Port, ...]) -> bool:
 
     One process at a time does so for a port. A few messages at a time: whoever waits for a stop waits for one of them.
     """
-    some = [_taken_in(hub, port) for port in ports if port.answer != "integrated"]
+    some = [_taken_in(hub, port) for port in ports if port.answers_early]
     return any(some)
 
 
@@ -112,7 +114,7 @@ def again(hub: Hub, row: InboxRow, raw: bytes) -> bytes:
     """Take a message in once more, as the port it came by would, and at once; the acknowledgement."""
     known = {port.endpoint: port for port in load_ports(hub.settings, hub.sites)}
     port = known.get(row.endpoint) or Port(hub.settings.mllp_port)
-    return on_message(hub, raw, row.peer, replace(port, answer="integrated"))
+    return on_message(hub, raw, row.peer, replace(port, answer="integrated", mode="original"))
 
 
 AT_A_TIME = 50
@@ -144,7 +146,8 @@ def _taken_in(hub: Hub, port: Port) -> bool:
 
 def _waiting(hub: Hub, port: Port) -> list[InboxRow]:
     with hub.store.read(SYSTEM) as snapshot:
-        return inbox.waiting(snapshot.view, "mllp", port.endpoint, AT_A_TIME)
+        waiting = inbox.waiting(snapshot.view, "mllp", port.endpoint, AT_A_TIME)
+    return committed.left_behind(hub, port, waiting)
 
 
 def _received(hub: Hub, raw: bytes, peer: str, port: Port, head: _Head) -> Received:
@@ -172,7 +175,9 @@ def _answered(hub: Hub, raw: bytes, peer: str, port: Port, head: _Head, received
         text = f"MSH-10 was used before with other content (message {received.rival}); take a new control id"
         return _refuse(hub, received.id, raw, port, Conflict(text, location="MSH^1^10"))
     if port.answer == "integrated" or head.fault is not None:
-        return _settled(hub, raw, peer, port, head, received.id)
+        settle = partial(_settled, hub, raw, peer, port, head, received.id)
+        waits = port.answer == "integrated" and committed.promised(port, raw)
+        return committed.in_line(hub, port, raw, received.id, settle) if waits else settle()
     if port.answer == "validated":
         try:
             _prepared(_arrival(hub, head.whole(), received.id, peer, port))
@@ -243,7 +248,7 @@ def _of_mapper(refused: Refused) -> Rejected:
 
 def _handler(msg: Message) -> Callable[[Arrival], Decide]:
     """What takes this kind of message in; table 0357 tells a type from an event nobody here knows."""
-    code, trigger = msg.text("MSH-9.1"), msg.text("MSH-9.2")
+    code, trigger = msg.kind, msg.trigger
     handler = HANDLERS.get(f"{code}^{trigger}")
     if handler is None:
         taken = [name for name in HANDLERS if name.startswith(f"{code}^")]
@@ -269,8 +274,9 @@ def _refuse(hub: Hub, inbox_id: str, raw: bytes, port: Port, error: PasserelleEr
     base = port.refusals == "base" and told[0].code in _BASE_REJECTS
     code = "AR" if base else error.hl7_ack
     answer = ack.build(raw, code, text=error.diagnostics, errors=told, now=hub.clock(), control_id=new_delivery_id())
-    if isinstance(error, (Unavailable, Throttled)) and port.answer != "integrated":
-        # AA was said already: the message waits for its next turn.
+    promised = turn is not None or port.answer != "integrated" or committed.promised(port, raw)
+    if promised and isinstance(error, (Unavailable, Throttled)):
+        # AA or CA was said already: the message waits for its next turn.
         return answer
     kept = None if error.hl7_ack == "AR" else answer
 

@@ -16,14 +16,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from fhir_server.delivery.arrivals import Arrival, Decide, Draft, Taken, rejected
+from fhir_server.delivery.intake_labels import Flags, document_labelled
 from fhir_server.delivery.intake_patients import patient_of
 from fhir_server.delivery.intake_stays import encounter_of
+from fhir_server.delivery.order_numbers import Number, carries, given, number_of
 from fhir_server.patients.identity import identifier_query
 from fhir_server.teleexpertise.case import is_case
-from fhir_server.teleexpertise.freezing import VISIBILITY
-from mappers.fhir_to_hl7v2_segments import HIDDEN
 from mappers.fhir_to_report import own_root
-from mappers.french import VISIBILITY as HIDES
 from mappers.hl7v2_codes_to_fhir import Enclosed
 from mappers.hl7v2_documents_to_fhir import DocumentMessage, document
 
@@ -45,7 +44,8 @@ def mdm(arrival: Arrival) -> Decide:
         taken = Taken()
         patient = patient_of(arrival, draft, said.patient, taken, create=False)
         if said.action == "delete":
-            _withdraw(draft, _latest(arrival, draft, said, said.identifier, patient, "TXA^1^12"), taken)
+            number = number_of(_named(arrival, said.reference.resource["masterIdentifier"]))
+            _withdraw(draft, _latest(arrival, draft, said, number, patient, "TXA^1^12"), said.flags, taken)
         else:
             _store(arrival, draft, said, patient, taken)
         taken.told(mapped.losses)
@@ -55,13 +55,17 @@ def mdm(arrival: Arrival) -> Decide:
 
 
 def _store(arrival: Arrival, draft: Draft, said: DocumentMessage, patient: str, taken: Taken) -> None:
-    if _held(draft, said.identifier):
-        text = f"the document {said.identifier[1][:60]} is here already; a new version has its own number (T10)"
-        raise rejected(text, "TXA^1^12", "205")
     whole = dict(said.reference.resource)
-    key = stable_id("document", *said.identifier)
+    whole["masterIdentifier"] = _named(arrival, whole["masterIdentifier"])
+    number = number_of(whole["masterIdentifier"])
+    if _held(draft, number, patient):
+        text = f"the document {number.value[:60]} is here already; a new version has its own number (T10)"
+        raise rejected(text, "TXA^1^12", "205")
+    key = stable_id("document", *number.parts, *([] if number.system else [patient]))
+    old: Resource = {}
     if said.action == "replace" and said.parent:
-        old = _latest(arrival, draft, said, said.parent, patient, "TXA^1^13")
+        parent = number_of(_named(arrival, whole["relatesTo"][0]["target"]["identifier"]))
+        old = _latest(arrival, draft, said, parent, patient, "TXA^1^13")
         draft.put({**old, "status": "superseded"})
         whole["relatesTo"] = [{"code": "replaces", "target": {"reference": f"DocumentReference/{old['id']}"}}]
     enclosed = [one for one in (said.document, *said.others) if one]
@@ -70,10 +74,6 @@ def _store(arrival: Arrival, draft: Draft, said: DocumentMessage, patient: str, 
         contents.append(_letter(said.letter.subject, said.letter.text))
         whole.setdefault("description", said.letter.subject)
     whole |= {"id": key, "subject": {"reference": patient}, "content": contents, "custodian": arrival.organization}
-    labels = [code for name, code in HIDDEN.items() if said.flags.get(name)]
-    if labels:
-        coded = [{"coding": [{"system": VISIBILITY, "code": code, "display": HIDES[code]}]} for code in labels]
-        whole["securityLabel"] = coded
     context = dict(whole.get("context", {}))
     stay = encounter_of(draft, said.encounter_ids, patient, taken)
     context |= {"encounter": [stay["encounter"]]} if stay else {}
@@ -81,7 +81,7 @@ def _store(arrival: Arrival, draft: Draft, said: DocumentMessage, patient: str, 
     whole["context"] = {name: value for name, value in context.items() if value}
     if not whole["context"]:
         del whole["context"]
-    draft.put(whole)
+    draft.put(document_labelled(whole, said.flags, old.get("securityLabel", ())))
 
 
 def _title(reference: Resource) -> str:
@@ -114,27 +114,43 @@ def content_of(draft: Draft, enclosed: Enclosed, title: str) -> Resource:
     return {"attachment": attachment}
 
 
-def _held(draft: Draft, identifier: tuple[str, str]) -> list[Resource]:
-    return draft.find("DocumentReference", identifier_query(*identifier))
+def _named(arrival: Arrival, identifier: Resource) -> Resource:
+    """The number of a document; one without an OID is that of its sender."""
+    return given(arrival, [identifier], "")[0]
+
+
+def _held(draft: Draft, number: Number, patient: str) -> list[Resource]:
+    """The documents of a number; one without an OID is its patient's, or surely that of the same sender."""
+    found = draft.find("DocumentReference", identifier_query(number.system, number.value))
+    if number.system:
+        return found
+    return [
+        one
+        for one in found
+        if number.agrees(
+            number_of(one.get("masterIdentifier", {})), surely=one.get("subject", {}).get("reference") != patient
+        )
+    ]
 
 
 def _latest(
-    arrival: Arrival, draft: Draft, said: DocumentMessage, identifier: tuple[str, str], patient: str, place: str
+    arrival: Arrival, draft: Draft, said: DocumentMessage, number: Number, patient: str, place: str
 ) -> Resource:
     """The version a message replaces or withdraws. Raises Rejected with 900, 901 or 904."""
-    held = _held(draft, identifier)
+    held = _held(draft, number, patient)
+    named = number.value[:60]
     if not held:
-        raise rejected(f"no document {identifier[1][:60]} is known here", place, "204", "900")
+        raise rejected(f"no document {named} is known here", place, "204", "900")
     current = [one for one in held if one.get("status") == "current"]
     if not current:
-        text = f"document {identifier[1][:60]} is {held[0].get('status')}: it is not the latest version here"
+        text = f"document {named} is {held[0].get('status')}: it is not the latest version here"
         raise rejected(text, place, "207", "900")
     if current[0].get("subject", {}).get("reference") != patient:
-        raise rejected(f"document {identifier[1][:60]} is that of another patient", place, "207", "904")
+        raise rejected(f"document {named} is that of another patient", place, "207", "904")
     if current[0].get("custodian") != arrival.organization and not _authors(current[0]) & _authors(
         said.reference.resource
     ):
-        text = f"{arrival.site.name} neither wrote nor sent document {identifier[1][:60]}; its author changes it"
+        text = f"{arrival.site.name} neither wrote nor sent document {named}; its author changes it"
         raise rejected(text, place, "207", "901")
     return current[0]
 
@@ -145,46 +161,56 @@ def _authors(reference: Resource) -> set[tuple[str, str]]:
     return {(str(one.get("system", "")), str(one["value"])) for one in said if one.get("value")}
 
 
-def _withdraw(draft: Draft, held: Resource, taken: Taken) -> None:
-    draft.put({**held, "status": "entered-in-error"})
+def _withdraw(draft: Draft, held: Resource, flags: Flags, taken: Taken) -> None:
+    labelled = document_labelled(held, flags, held.get("securityLabel", ()))
+    draft.put({**labelled, "status": "entered-in-error"})
     taken.notes.append(f"DocumentReference/{held['id']} was withdrawn")
 
 
 def find_request(
-    arrival: Arrival, draft: Draft, ids: Iterable[tuple[str, str]], patient: str, place: str
+    arrival: Arrival, draft: Draft, numbers: Iterable[Number], patient: str, place: str
 ) -> Resource | None:
     """The request under one of its numbers, or the téléexpertise under our own as we tell it. Raises Rejected (207,
-    900) when it is that of another patient.
-
-    A number without an authority (a bare EI-1) is looked for among this patient's requests alone.
-    """
-    own = {f"urn:oid:{own_root(site)}" for site in arrival.hub.sites.all}
-    for system, value in ids:
-        found = draft.find("ServiceRequest", identifier_query(system, value))
-        if not found and system in own:
-            ours = draft.get(f"ServiceRequest/{value}") or {}
-            found = [ours] if is_case(ours) else []
-        mine = [one for one in found if one.get("subject", {}).get("reference") == patient]
+    900) when it is that of another patient, or when a number without an OID is that of several."""
+    for number in numbers:
+        mine = _requests(arrival, draft, number, patient, place)
+        if len(mine) > 1 and not number.system:
+            text = f"{len(mine)} requests of this patient have the number {number.value[:60]}: say whose it is (EI-2)"
+            raise rejected(text, place, "207", "900")
         if mine:
             return mine[0]
-        if found and system:
-            text = f"the request {value[:60]} is that of another patient; nothing is attached to it"
-            raise rejected(text, place, "207", "900")
     return None
 
 
+def _requests(arrival: Arrival, draft: Draft, number: Number, patient: str, place: str) -> list[Resource]:
+    """The requests of a patient with a number; one without an OID is looked for among this patient's alone."""
+    query = identifier_query(number.system, number.value)
+    if not number.system:
+        held = [one for one in draft.find("ServiceRequest", f"{query}&subject={patient}") if carries(one, number)]
+        return [one for one in held if carries(one, number, surely=True)] or held
+    found = draft.find("ServiceRequest", query)
+    if not found and number.system in {f"urn:oid:{own_root(site)}" for site in arrival.hub.sites.all}:
+        ours = draft.get(f"ServiceRequest/{number.value}") or {}
+        found = [ours] if is_case(ours) else []
+    mine = [one for one in found if one.get("subject", {}).get("reference") == patient]
+    if found and not mine:
+        text = f"the request {number.value[:60]} is that of another patient; nothing is attached to it"
+        raise rejected(text, place, "207", "900")
+    return mine
+
+
 def linked(arrival: Arrival, draft: Draft, named: list[Resource], patient: str, taken: Taken) -> list[Resource]:
-    """References by order number turned into references to the stored request where it is known."""
+    """References by order number turned into references to the stored request where one is known."""
     out = []
     for one in named:
-        identifier = one.get("identifier", {})
-        ids = [(str(identifier.get("system", "")), str(identifier.get("value", "")))]
-        request = find_request(arrival, draft, ids, patient, "ORC^1^2")
-        if request is None:
+        number = number_of(one.get("identifier", {}))
+        held = _requests(arrival, draft, number, patient, "ORC^1^2")
+        if not held or (len(held) > 1 and not number.system):
             out.append(one)
-            taken.notes.append(f"ORC-2: no request {ids[0][1][:60]} is known here; it is kept as a number")
+            what = "more than one request" if held else "no request"
+            taken.notes.append(f"ORC-2: {what} {number.value[:60]} is known here; it is kept as a number")
             continue
-        out.append({**one, "reference": f"ServiceRequest/{request['id']}"})
-        if is_case(request):
-            taken.keys.append(("case", f"ServiceRequest/{request['id']}"))
+        out.append({**one, "reference": f"ServiceRequest/{held[0]['id']}"})
+        if is_case(held[0]):
+            taken.keys.append(("case", f"ServiceRequest/{held[0]['id']}"))
     return out

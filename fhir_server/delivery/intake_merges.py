@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,22 +42,35 @@ def merged(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> N
     person = _told(_Without(draft, hidden), result, arrival)
     if not person.reference:
         # Nobody else is known: perhaps one record has both identifiers, and gives one up.
-        held = _told(draft, result, arrival)
+        held = _told(draft, result, arrival, own=hidden)
         person = held if _is_known_as(draft, held.reference, result.local_ids) else person
+    its_own = _in_force(draft, person.reference)
     target = record_person(arrival, draft, result, person, taken, identity_change=True)
     for key in priors:
-        sources = _holders(draft, key)
-        if target in sources:
+        sources = _holders(draft, key) - {target}
+        if key in its_own:
             _give_up(draft, target, key)
             taken.notes.append(f"MRG-1: {key[1]} was an identifier of the surviving record; it is old now")
-        sources.discard(target)
+            _write_number(arrival, draft, target, key)
+        if doubtful := _doubtful(draft, key) - {target, *sources}:
+            taken.notes.append(f"MRG-1: {key[1]} also stands on {', '.join(sorted(doubtful))}, still à rapprocher")
         if len(sources) > 1:
             raise rejected(f"{key[1]} is known for {len(sources)} patients; merge them by hand", "MRG^1^1", "207")
         if sources:
             _merge(arrival, draft, sources.pop(), target, taken)
-        elif not draft.find("Patient", identifier_query(*key)):
-            _remember(draft, target, key)
-            taken.notes.append(f"MRG-1: nobody known had {key[1]}; it is kept as an old identifier of {target}")
+        else:
+            _held_by_nobody(draft, target, key, taken)
+
+
+def _held_by_nobody(draft: Draft, target: str, key: tuple[str, str], taken: Taken) -> None:
+    """A number of MRG-1 that no record has in force."""
+    known = {f"Patient/{one['id']}" for one in draft.find("Patient", identifier_query(*key))}
+    if not known:
+        _remember(draft, target, key)
+        taken.notes.append(f"MRG-1: nobody known had {key[1]}; it is kept as an old identifier of {target}")
+    elif target not in known:
+        told = f"{key[1]} is an old identifier of {', '.join(sorted(known))}: nothing is merged, look at it"
+        taken.notes.append(f"MRG-1: {told}")
 
 
 class _Without:
@@ -77,30 +90,51 @@ class _Without:
         return self._draft.written(resource_type)
 
 
-def _is_known_as(draft: Draft, reference: str, local_ids: Ids) -> bool:
-    held = (draft.get(reference) or {}).get("identifier", ())
-    return any((one.get("system"), one.get("value")) in local_ids and one.get("use") != "old" for one in held)
+def _is_known_as(draft: View, reference: str, local_ids: Ids) -> bool:
+    """Whether a record has one of these numbers: in force, or as `old` when nobody else has it, so that it was given up
+    for another number of the same record and not with a record of its own."""
+    held = _numbers(draft, reference)
+    return any(key in held and (held[key] != "old" or not _holders(draft, key)) for key in local_ids)
 
 
-def _told(draft: View, result: AdtResult, arrival: Arrival) -> Person:
-    """The surviving person of an A40 or A47, when it can be told. Raises Rejected."""
+def _numbers(draft: View, reference: str) -> dict[tuple[str, str], str]:
+    """The identifiers of a stored Patient -> their use."""
+    held = (draft.get(reference) or {}).get("identifier", ()) if reference else ()
+    return {(str(one.get("system", "")), str(one.get("value", ""))): str(one.get("use", "")) for one in held}
+
+
+def _in_force(draft: View, reference: str) -> frozenset[tuple[str, str]]:
+    return frozenset(key for key, use in _numbers(draft, reference).items() if use != "old")
+
+
+def _told(draft: View, result: AdtResult, arrival: Arrival, own: Collection[str] = ()) -> Person:
+    """The surviving person of an A40 or A47, when it can be told. `own` are the records that MRG-1 names: one of them
+    may go by a number again that it keeps as `old`. Raises Rejected."""
     person = who(draft, result.patient, arrival.hub.sites, identity_change=result.action == "change-ids")
     if person.doubt:
         text = f"{result.trigger}: the identity of PID cannot be told ({person.doubt}); reconcile it first"
         raise rejected(text, "PID^1^3", "207", "904")
+    if person.followed and person.reference in own and _is_known_as(draft, person.reference, result.local_ids):
+        return Person(person.reference)
     if person.followed:
         text = f"{result.trigger}: {person.followed} was itself given up for {person.reference}"
         raise rejected(text, "PID^1^3", "205")
     return person
 
 
-def _holders(draft: Draft, key: tuple[str, str]) -> set[str]:
-    """Every Patient that has an identifier in force, whether its record is active or was given up before."""
-    return {
-        f"Patient/{one['id']}"
-        for one in draft.find("Patient", identifier_query(*key))
-        if any((i.get("system"), i.get("value")) == key and i.get("use") != "old" for i in one.get("identifier", ()))
-    }
+def _holders(draft: View, key: tuple[str, str]) -> set[str]:
+    """Every Patient that has an identifier in force, whether its record is active or was given up before. A record "à
+    rapprocher" claims nobody's number: it counts when nobody else has it."""
+    return (_having(draft, key) - (doubtful := _doubtful(draft, key))) or doubtful
+
+
+def _doubtful(draft: View, key: tuple[str, str]) -> set[str]:
+    return {one for one in _having(draft, key) if identity.is_doubtful(draft.get(one) or {})}
+
+
+def _having(draft: View, key: tuple[str, str]) -> set[str]:
+    found = (f"Patient/{one['id']}" for one in draft.find("Patient", identifier_query(*key)))
+    return {reference for reference in found if key in _in_force(draft, reference)}
 
 
 def _merge(arrival: Arrival, draft: Draft, source: str, target: str, taken: Taken) -> None:
@@ -142,6 +176,14 @@ def _write_down(
     draft.put(_provenance(caller, kind, [target, source, listed], when))
 
 
+def _write_number(arrival: Arrival, draft: Draft, reference: str, key: tuple[str, str]) -> None:
+    """A number that a record gave up for another one of its own can be taken back; an INS is said again."""
+    if key in _numbers(draft, reference):
+        when = instant(arrival.hub.clock())
+        listed = draft.put(merge.number_record(reference, key, when))
+        draft.put(_provenance(arrival.caller, "numero", [reference, listed], when))
+
+
 def _provenance(caller: Caller, activity: str, targets: list[str], when: str) -> Resource:
     return {
         "resourceType": "Provenance",
@@ -181,7 +223,8 @@ def _remember(draft: Draft, reference: str, key: tuple[str, str]) -> None:
 def renamed(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> None:
     """A47: the person known by MRG-1 has the identifiers of PID from now on (INS, IPP)."""
     priors = {holder: key for key in result.prior_ids for holder in _active(draft, _holders(draft, key))}
-    person = _told(draft, result, arrival)
+    nameless = not identity.keys(result.patient, arrival.hub.sites)
+    person = Person("") if nameless else _told(draft, result, arrival, own=priors)
     if len(priors) > 1:
         raise rejected("MRG-1 names several patients; send an A40 for each", "MRG^1^1", "207")
     prior = next(iter(priors), "")
@@ -299,6 +342,32 @@ def unmerge(hub: Hub, caller: Caller, survivor: str, given_up: str) -> Parted:
         changes = draft.changes()
     apply(hub, caller, changes, upon=draft.upon)
     return parted
+
+
+def unnumber(hub: Hub, caller: Caller, key: str) -> None:
+    """Undo a merge within one record (the id of its List): the number that it gave up is in force again.
+
+    Raises NotFound without such a merge, Conflict when it was undone before, when the record was merged since, or when
+    the number is somebody else's by now.
+    """
+    with hub.store.read(caller) as snapshot:
+        draft = Draft(snapshot)
+        listed = draft.get(f"List/{key}") or {}
+        number, holder = merge.number_of(listed), str(listed.get("subject", {}).get("reference", ""))
+        held = draft.get(holder) if holder else None
+        if number is None or held is None:
+            raise NotFound(f"no merge {key[:80]!r} within one record is on file")
+        if listed.get("status") != "current" or _numbers(draft, holder).get(number) != "old":
+            raise Conflict(f"{holder} does not keep {number[1]} as an old number: there is nothing to undo")
+        if further := merge.replaced_by(held):
+            raise Conflict(f"{holder} was itself merged into {further} since; undo that merge first")
+        if others := _holders(draft, number):
+            raise Conflict(f"{number[1]} is that of {', '.join(sorted(others))} now")
+        draft.put(merge.with_number(held, number), identity_change=True)
+        draft.put({**listed, "status": "retired"})
+        draft.put(_provenance(caller, "defusion", [holder, f"List/{key}"], instant(hub.clock())))
+        changes = draft.changes()
+    apply(hub, caller, changes, upon=draft.upon)
 
 
 def _merged_at(snapshot: Snapshot, key: str) -> int:

@@ -17,7 +17,7 @@ from fhir_server.context import View
 from fhir_server.delivery.arrivals import Arrival, Draft, Taken, rejected
 from fhir_server.patients import identity, merge, traits
 from fhir_server.patients.sites import Sites
-from mappers.hl7v2_pid_to_fhir import DMP_STATUS, PatientResult
+from mappers.hl7v2_pid_to_fhir import BIRTH_DATE_CORRECTED, DMP_STATUS, LUNAR_DATE, PatientResult
 from mappers.hl7v2_to_fhir import AdtResult
 
 Resource = dict[str, Any]
@@ -36,6 +36,10 @@ DELETES: Mapping[str, tuple[str, ...]] = {
     "ROL": ("generalPractitioner",),
 }
 """A field that says `""` -> what it deletes of the stored Patient, unless the message gives another value for it."""
+WORDS: Mapping[str, str] = {"ZFD-1": LUNAR_DATE, "ZFD-4": BIRTH_DATE_CORRECTED}
+"""A field that says `""` -> the extension it deletes; both leave with the birth date they are about."""
+STRICT_TRAITS = frozenset({"birthDate", "gender"})
+"""Elements that a qualified identity keeps against a message that does not qualify it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +88,65 @@ def record_person(
     reference = person.reference or f"Patient/{uuid.uuid4()}"
     taken.keys += [("patient", reference), *keys_of(result.ins, result.local_ids)]
     if person.followed:
-        told = f"identifier {person.followed} was given up for that of {reference}: the stay is recorded there"
-        taken.notes.append(f"PID-3: {told}, the traits are not taken")
+        _follow(draft, result, person, taken)
         return reference
     patient = result.patient
     if person.doubt:
         taken.notes.append(f"PID-3: à rapprocher, {person.doubt}")
         patient = identity.to_reconcile(patient, person.doubt)
+        if result.drops_ins:
+            _lower_doubted(arrival, draft, result, taken)
     whole = patient
     if known:
-        whole = _deleted(identity.merged(known, patient, identity_change=identity_change), patient, result.nulls)
-        taken.notes += identity.merge_notes(known, patient, identity_change=identity_change)
+        held = _lowered(known, result, taken) if result.drops_ins else known
+        kept = not identity_change and identity.keeps(held, patient)
+        # Before the merge: what the message gives in the place of what it deletes must not go with it.
+        held = _deleted(held, patient, result.nulls, taken, kept=kept)
+        whole = identity.merged(held, patient, identity_change=identity_change)
+        taken.notes += identity.merge_notes(held, patient, identity_change=identity_change)
     if person.doubt:
         whole = {**whole, "meta": patient["meta"]}
-    if result.drops_ins:
-        # What has not left and still carries it is held when its turn comes (`teleexpertise.overtaken`).
-        whole = merge.without_ins(whole)
     whole = {**whole, "id": reference.partition("/")[2], "managingOrganization": arrival.organization}
-    draft.put(whole, identity_change=identity_change)
+    draft.put(whole, identity_change=identity_change or "PID-32" in result.nulls)
     _record_consents(arrival, draft, result, reference)
     return reference
+
+
+def _follow(draft: Draft, result: AdtResult, person: Person, taken: Taken) -> None:
+    """A message under an identifier that was given up: a status that is not qualified counts under a number that the
+    record itself kept as `old`, and not under that of a record which was merged away."""
+    told = f"identifier {person.followed} was given up for that of {person.reference}: the stay is recorded there"
+    taken.notes.append(f"PID-3: {told}, the traits are not taken")
+    away = (merge.given_up_for(draft, key, renumbered=False) for key in result.local_ids)
+    known = draft.get(person.reference)
+    if (
+        result.drops_ins
+        and known
+        and identity.qualified_ins(known)
+        and not any(person.reference in one for one in away)
+    ):
+        draft.put(_lowered(known, result, taken), identity_change=True)
+
+
+def _lowered(known: Resource, result: AdtResult, taken: Taken) -> Resource:
+    """A record of which its sender says that the identity is no longer qualified. What has not left and still carries
+    the INS is held when its turn comes (`teleexpertise.overtaken`)."""
+    out = identity.lowered(known, result.patient, untold="PID-32" in result.nulls)
+    if identity.qualified_ins(known):
+        status = identity.status_of(out) or "not told any more"
+        told = f"the identity of Patient/{known['id']} is {status}, no longer qualified: its INS is removed"
+        taken.notes.append(f"Patient.identifier: {told}")
+    return out
+
+
+def _lower_doubted(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> None:
+    """The records known by the local identifiers of a doubtful message are no longer qualified either, when it says so:
+    whoever of the two is meant, their sender does not vouch for the INS. Their traits stay."""
+    for key in identity.local_identifiers(result.patient, arrival.hub.sites):
+        for known in identity.patient_at(draft, key):
+            if identity.qualified_ins(known):
+                taken.keys.append(("patient", f"Patient/{known['id']}"))
+                draft.put(_lowered(known, result, taken), identity_change=True)
 
 
 def keys_of(ins: tuple[str, str] | None, local_ids: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
@@ -111,13 +154,22 @@ def keys_of(ins: tuple[str, str] | None, local_ids: tuple[tuple[str, str], ...])
     return ([("ins", ins[1])] if ins else []) + [("ipp", value) for _, value in local_ids]
 
 
-def _deleted(whole: Resource, said: Resource, nulls: tuple[str, ...]) -> Resource:
-    out = dict(whole)
-    for place in nulls:
-        for element in DELETES.get(place.partition("[")[0], ()):
-            if element not in said:
-                out.pop(element, None)
-    return out
+def _deleted(whole: Resource, said: Resource, nulls: tuple[str, ...], taken: Taken, *, kept: bool) -> Resource:
+    """The Patient without what the message deletes. `kept`: the strict traits and what is said of the birth date stay,
+    as the note tells."""
+    fields = [place.partition("[")[0] for place in nulls]
+    elements = {name for field in fields for name in DELETES.get(field, ())} & whole.keys() - said.keys()
+    words = {WORDS[field] for field in fields if field in WORDS}
+    if kept:
+        why = "the stored identity is qualified and this one is not: it is not deleted"
+        taken.notes += [f"Patient.{name}: {why}" for name in sorted(elements & STRICT_TRAITS)]
+        elements, words = elements - STRICT_TRAITS, set()
+    if "birthDate" in elements:
+        words.update(identity.OF_BIRTH_DATE)
+    words -= {one["url"] for one in said.get("extension", ())}
+    out = {name: value for name, value in whole.items() if name not in elements}
+    extensions = [one for one in out.pop("extension", ()) if one["url"] not in words]
+    return out | ({"extension": extensions} if extensions else {})
 
 
 def _record_consents(arrival: Arrival, draft: Draft, result: AdtResult, patient: str) -> None:
@@ -131,7 +183,7 @@ def _record_consents(arrival: Arrival, draft: Draft, result: AdtResult, patient:
         about = {"id": key, "patient": {"reference": patient}, "organization": [arrival.organization]}
         if name in said:
             draft.put(said[name] | about)
-        elif held and held.get("status") == "active" and arrival.msg.text(place):
+        elif held and held.get("status") == "active" and arrival.msg.at(place).state in ("null", "valued"):
             draft.put({**held, "status": "inactive"})
 
 

@@ -2,8 +2,7 @@
 
 Hides what an order cannot say. A request made from one is a draft, tagged and noted "à compléter" with what is missing:
 no order carries the patient's consent, so none goes out before somebody completes it (by FHIR). An order is changed,
-taken back and completed by the asking side alone: whoever is asked answers it (ORU^R01), and nobody else touches a
-draft, whose next version would say that they ask.
+taken back and completed by the asking side alone: whoever is asked answers it (ORU^R01), and nobody else touches it.
 
 Sources: CI-SIS téléradiologie 1.0 (ballot), flows 1, 2 and 4; HL7 table 0119; CSP R.6316-2 (consent).
 """
@@ -18,13 +17,18 @@ from fhir_server.delivery.arrivals import Arrival, Decide, Draft, Taken, rejecte
 from fhir_server.delivery.intake_documents import find_request, stable_id
 from fhir_server.delivery.intake_patients import patient_of
 from fhir_server.delivery.intake_stays import encounter_of
+from fhir_server.delivery.order_drafts import orders_of, rewritten
+from fhir_server.delivery.order_numbers import carries, given, numbers_of
+from fhir_server.delivery.ports import read
 from fhir_server.patients.identity import identifier_query
 from fhir_server.teleexpertise.case import CATEGORY, CATEGORY_NOS, is_case
-from fhir_server.teleexpertise.completion import to_complete
+from fhir_server.teleexpertise.completion import completed, to_complete
 from fhir_server.teleexpertise.sides import asks, groups_of, only_asked
 from fhir_server.teleexpertise.states import FINAL, state_of, with_state
+from hl7v2.message import Unreadable
 from mappers.fhir_to_hl7v2_orders import DETAIL, REGION
-from mappers.hl7v2_orders_to_fhir import Order, OrderMessage
+from mappers.hl7v2_ins_to_fhir import Refused
+from mappers.hl7v2_orders_to_fhir import EXAMINATION, Order, OrderMessage
 from mappers.hl7v2_orders_to_fhir import orders as read_orders
 
 Resource = dict[str, Any]
@@ -45,7 +49,8 @@ def orders(arrival: Arrival) -> Decide:
         new = any(order.action == "request" for order in said.orders)
         patient = patient_of(arrival, draft, said.patient, taken, create=new)
         for number, order in enumerate(said.orders, 1):
-            held = find_request(arrival, draft, (*order.placer, *order.filler), patient, f"ORC^{number}^2")
+            numbers = numbers_of(_identifiers(arrival, order), "PLAC", "FILL")
+            held = find_request(arrival, draft, numbers, patient, f"ORC^{number}^2")
             if held and order.action != "other":
                 _by_who_asks(arrival, draft, held, number)
             if order.action == "request":
@@ -54,7 +59,7 @@ def orders(arrival: Arrival) -> Decide:
                 known = _known(held, order, number)
                 taken.keys.append(("case", f"ServiceRequest/{known['id']}"))
                 if order.action == "cancel":
-                    # Named, so that the asking side is told what another establishment took back.
+                    # Named, for the trace of the case.
                     taken.caller = dataclasses.replace(arrival.caller, who=arrival.organization["reference"])
                     _cancelled(arrival, draft, known, order, taken)
                 else:
@@ -65,6 +70,11 @@ def orders(arrival: Arrival) -> Decide:
     return decide
 
 
+def _identifiers(arrival: Arrival, order: Order) -> list[Resource]:
+    """The numbers of an order; the placer's are the sender's own."""
+    return given(arrival, order.request.resource.get("identifier", ()), "PLAC")
+
+
 def _known(held: Resource | None, order: Order, number: int) -> Resource:
     if held is None or not is_case(held):
         named = ", ".join(value for _, value in (*order.placer, *order.filler))[:60]
@@ -73,15 +83,14 @@ def _known(held: Resource | None, order: Order, number: int) -> Resource:
 
 
 def _by_who_asks(arrival: Arrival, draft: Draft, held: Resource, number: int) -> None:
-    """Raises Rejected (207, 901) when the sender's establishment is asked and does not ask, or does not ask what is a
-    draft still."""
+    """Raises Rejected (207, 901) when the sender's establishment does not ask the request."""
     house = arrival.organization["reference"]
     text = ""
     if only_asked(held, house, draft):
-        how = "with ORC-1 OK or OC" if groups_of(held, house, draft) else "by FHIR, since no group of it is asked"
+        how = "with ORC-1 OK or OC" if groups_of(held, house, draft) else "by FHIR, since a person of it is asked"
         text = f"{arrival.site.name} is asked by this request; it answers it {how} and leaves it to who asks"
-    elif is_case(held) and state_of(held, arrival.hub.settings) == "draft" and not asks(held, house, draft):
-        text = f"{arrival.site.name} does not ask this request, which is a draft and belongs to who asks it"
+    elif is_case(held) and not asks(held, house, draft):
+        text = f"{arrival.site.name} does not ask this request, which belongs to who asks it"
     if text:
         raise rejected(text, f"ORC^{number}^1", "207", "901")
 
@@ -105,27 +114,69 @@ def _asked(
     if held and state_of(held, settings) != "draft":
         text = f"ServiceRequest/{held['id']} is out already; cancel it (CA) and ask again"
         raise rejected(text, "ORC^1^1", "207")
-    numbers = [part for pair in (*order.placer, *order.filler) for part in pair]
-    key = held["id"] if held else stable_id("request", *numbers, patient)
+    whole = _ordered(arrival, draft, said, order, held, patient, taken)
+    for told in _observations(arrival, whole["id"], order, patient):
+        draft.put(told)
+    if held:
+        whole = rewritten(completed(held), _said_before(arrival, draft, held, patient), whole)
+    whole.setdefault("authoredOn", instant(arrival.hub.clock()))
+    missing = _missing(arrival, order, whole)
+    reference = draft.put(with_state(to_complete(whole, missing), "draft", settings))
+    taken.keys.append(("case", reference))
+    taken.notes.append(f"{reference} is a draft; missing: {', '.join(missing)}")
+
+
+def _said_before(arrival: Arrival, draft: Draft, held: Resource, patient: str) -> Resource:
+    """The request as the last order said it, read again from its bytes; {} when they are gone."""
+    for raw in orders_of(draft, f"ServiceRequest/{held['id']}"):
+        try:
+            earlier = dataclasses.replace(arrival, msg=read(raw, arrival.port, arrival.hub.sites))
+            said = read_orders(earlier.msg, arrival.site).value
+        except (Unreadable, Refused):
+            continue  # read by an earlier version of this server, or of the site's declaration
+        for order in said.orders:
+            numbers = numbers_of(_identifiers(earlier, order), "PLAC", "FILL")
+            if order.action == "request" and any(carries(held, number) for number in numbers):
+                return _ordered(earlier, draft, said, order, held, patient, Taken())
+    return {}
+
+
+def _ordered(
+    arrival: Arrival,
+    draft: Draft,
+    said: OrderMessage,
+    order: Order,
+    held: Resource | None,
+    patient: str,
+    taken: Taken,
+) -> Resource:
+    """The request as the order says it."""
     whole = {name: value for name, value in order.request.resource.items() if name not in ("requester", "status")}
-    missing = [name for name, _ in order.missing if name != "requester"]
+    identifiers = _identifiers(arrival, order)
+    parts = [part for number in numbers_of(identifiers, "PLAC", "FILL") for part in number.parts]
     whole |= {
-        "id": key,
-        "identifier": [_ordered_by(arrival, one, held) for one in whole.get("identifier", ())],
+        "id": held["id"] if held else stable_id("request", *parts, patient),
+        "identifier": [_ordered_by(arrival, one, held) for one in identifiers],
         "status": "draft",
         "intent": "proposal",
         "category": [{"coding": [{"system": CATEGORY_NOS, "code": CATEGORY, "display": "Téléexpertise"}]}],
         "subject": {"reference": patient},
-        "authoredOn": whole.get("authoredOn") or instant(arrival.hub.clock()),
-        "requester": _requester(arrival, draft, order, missing),
-        "performer": [_performer(arrival, draft, missing)],
+        "requester": _requester(arrival, draft, order),
+        "performer": [_performer(arrival, draft)],
         **encounter_of(draft, said.encounter_ids, patient, taken),
     }
     _add_details(whole, order)
-    _add_observations(arrival, draft, whole, order, patient)
-    reference = draft.put(with_state(to_complete(whole, missing), "draft", settings))
-    taken.keys.append(("case", reference))
-    taken.notes.append(f"{reference} is a draft; missing: {', '.join(missing)}")
+    _point_at(whole, _observations(arrival, whole["id"], order, patient))
+    return whole
+
+
+def _missing(arrival: Arrival, order: Order, whole: Resource) -> list[str]:
+    """What the request lacks still, whether the order or a person said what it has."""
+    house = arrival.organization["reference"]
+    there = {"requester": whole["requester"].get("reference") != house, "reason": "reasonCode" in whole}
+    missing = [name for name, _ in order.missing if name != "requester" and not there.get(name)]
+    missing += [] if there["requester"] else ["requester"]
+    return [*missing, "performer"] if whole["performer"] == [arrival.organization] else missing
 
 
 def _ordered_by(arrival: Arrival, identifier: Resource, held: Resource | None) -> Resource:
@@ -140,7 +191,7 @@ def _ordered_by(arrival: Arrival, identifier: Resource, held: Resource | None) -
     return {**identifier, "assigner": {**identifier.get("assigner", {}), "reference": reference}}
 
 
-def _requester(arrival: Arrival, draft: Draft, order: Order, missing: list[str]) -> Resource:
+def _requester(arrival: Arrival, draft: Draft, order: Order) -> Resource:
     """The asking professional of the directory; else the establishment, with the name the order gives."""
     told = order.request.resource.get("requester", {})
     identifier = told.get("identifier", {})
@@ -150,16 +201,14 @@ def _requester(arrival: Arrival, draft: Draft, order: Order, missing: list[str])
         if len(found) == 1:
             name = {"display": told["display"]} if told.get("display") else {}
             return {"reference": f"PractitionerRole/{found[0]['id']}", **name}
-    missing.append("requester")
     return {**arrival.organization, **({"display": told["display"]} if told.get("display") else {})}
 
 
-def _performer(arrival: Arrival, draft: Draft, missing: list[str]) -> Resource:
+def _performer(arrival: Arrival, draft: Draft) -> Resource:
     """The expert group that the port names; else the establishment, until somebody chooses one."""
     group = arrival.port.group
     if group and draft.get(f"HealthcareService/{group}"):
         return {"reference": f"HealthcareService/{group}"}
-    missing.append("performer")
     return arrival.organization
 
 
@@ -173,16 +222,19 @@ def _add_details(request: Resource, order: Order) -> None:
             request[element] = [*held, told]
 
 
-def _add_observations(arrival: Arrival, draft: Draft, request: Resource, order: Order, patient: str) -> None:
-    """Height, weight, history...: Observations of the patient that the request points at."""
-    info = list(request.get("supportingInfo", ()))
-    for number, built in enumerate(order.observations, 1):
-        key = stable_id("told", request["id"], arrival.msg.kind, str(number))
-        based = [{"reference": f"ServiceRequest/{request['id']}"}]
-        told = {**built.resource, "id": key, "subject": {"reference": patient}, "basedOn": based}
-        reference = {"reference": draft.put(told)}
-        info += [reference] if reference not in info else []
-    if info:
+def _observations(arrival: Arrival, request: str, order: Order, patient: str) -> list[Resource]:
+    """Height, weight, history...: Observations of the patient."""
+    about = {"subject": {"reference": patient}, "basedOn": [{"reference": f"ServiceRequest/{request}"}]}
+    return [
+        {**built.resource, "id": stable_id("told", request, arrival.msg.kind, str(number)), **about}
+        for number, built in enumerate(order.observations, 1)
+    ]
+
+
+def _point_at(request: Resource, observations: list[Resource]) -> None:
+    held = request.get("supportingInfo", [])
+    told = [{"reference": f"Observation/{one['id']}"} for one in observations]
+    if info := [*held, *(one for one in told if one not in held)]:
         request["supportingInfo"] = info
 
 
@@ -201,7 +253,7 @@ def _cancelled(arrival: Arrival, draft: Draft, known: Resource, order: Order, ta
 
 
 def _completed(arrival: Arrival, draft: Draft, known: Resource, order: Order, patient: str, taken: Taken) -> None:
-    """The examination was done: its accession number, study, viewer and details."""
+    """The examination was done: its accession number, study, viewer and details, and what EXAMINATION holds."""
     if state_of(known, arrival.hub.settings) in FINAL:
         raise rejected(f"ServiceRequest/{known['id']} is closed: nothing can be added", "ORC^1^1", "207")
     whole = dict(known)
@@ -222,7 +274,12 @@ def _completed(arrival: Arrival, draft: Draft, known: Resource, order: Order, pa
         note = {"text": f"Visionneuse : {order.viewer}"}
         held = whole.get("note", [])
         whole["note"] = held if note in held else [*held, note]
+    if order.examination:
+        others = [one for one in whole.get("extension", ()) if one.get("url") != EXAMINATION]
+        whole["extension"] = [*others, order.examination]
     _add_details(whole, order)
-    _add_observations(arrival, draft, whole, order, patient)
-    draft.put(whole)
+    observations = _observations(arrival, whole["id"], order, patient)
+    _point_at(whole, observations)
+    for one in (*observations, whole):
+        draft.put(one)
     taken.notes.append(f"ServiceRequest/{known['id']} was completed")

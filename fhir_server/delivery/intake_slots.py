@@ -5,13 +5,15 @@ Sources: HL7 v2.5 chapter 10; HL7 v2-to-FHIR SIU_S12; https://hl7.org/fhir/R4/ap
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from fhir_server.delivery.arrivals import Arrival, Decide, Draft, Taken, rejected
 from fhir_server.delivery.intake_documents import linked, stable_id
 from fhir_server.delivery.intake_patients import patient_of
+from fhir_server.delivery.order_numbers import Number, carries, given, numbers_of
 from fhir_server.patients.identity import identifier_query
-from mappers.hl7v2_schedule_to_fhir import Slot, appointment
+from mappers.hl7v2_schedule_to_fhir import appointment
 
 Resource = dict[str, Any]
 
@@ -23,39 +25,68 @@ def siu(arrival: Arrival) -> Decide:
 
     def decide(draft: Draft) -> Taken:
         taken = Taken()
-        known = _known(draft, said)
+        books = said.action == "book"
+        patient = patient_of(arrival, draft, said.patient, taken, create=books) if said.patient else ""
+        identifiers = given(arrival, said.appointment.resource["identifier"], "PLAC", "FILL")
+        numbers = numbers_of(identifiers)
+        known = _known(draft, numbers, patient)
         number = said.ids[0][1][:60]
-        if said.action == "book" and known:
+        if books and known:
             raise rejected(f"the appointment {number} is booked already; move it with S13", "SCH^1^1", "205")
-        if said.action != "book" and known is None:
+        if not books and known is None:
             raise rejected(f"no appointment {number} is known here; book it with S12", "SCH^1^1", "204")
-        patient = patient_of(arrival, draft, said.patient, taken, create=known is None) if said.patient else ""
         _check_patient(known, patient)
-        draft.put(_whole(arrival, draft, said, known, patient, taken))
+        new = {**said.appointment.resource, "identifier": identifiers}
+        key = known["id"] if known else _new_id(numbers, patient)
+        draft.put({**_whole(arrival, draft, new, known, patient, taken), "id": key})
         taken.told(mapped.losses)
         return taken
 
     return decide
 
 
-def _known(draft: Draft, said: Slot) -> Resource | None:
-    """The appointment under one of its numbers that have an authority, else under the bare one."""
-    for system, value in sorted(said.ids, reverse=True):
-        for one in draft.find("Appointment", identifier_query(system, value)):
-            return one
+def _known(draft: Draft, numbers: list[Number], patient: str) -> Resource | None:
+    """The appointment under one of its numbers: first those that have an OID.
+
+    One without is looked for among the patient's appointments, and among those that name no patient or when the message
+    names none, only where it is surely the same agenda's.
+    """
+    for number in sorted(numbers, key=lambda one: one.system, reverse=True):
+        query = identifier_query(number.system, number.value)
+        whose = [""] if number.system or not patient else [f"&patient={patient}", "&patient:missing=true"]
+        for one in chain.from_iterable(draft.find("Appointment", query + narrower) for narrower in whose):
+            if number.system or carries(one, number, surely=patient not in _patients(one)):
+                return one
     return None
 
 
+def _new_id(numbers: list[Number], patient: str) -> str:
+    """The id of a new appointment; a number without an OID is one of its patient and its agenda."""
+    parts = [part for pair in sorted(number.parts for number in numbers) for part in pair]
+    return stable_id("appointment", *parts, *([] if all(one.system for one in numbers) else [patient]))
+
+
+def _patients(appointment: Resource) -> set[str]:
+    held = {one.get("actor", {}).get("reference", "") for one in appointment.get("participant", ())}
+    return {reference for reference in held if reference.startswith("Patient/")}
+
+
 def _check_patient(known: Resource | None, patient: str) -> None:
-    held = {one.get("actor", {}).get("reference", "") for one in (known or {}).get("participant", ())}
-    patients = {reference for reference in held if reference.startswith("Patient/")}
+    patients = _patients(known or {})
     if patient and patients and patient not in patients:
         raise rejected("the appointment is that of another patient", "PID^1^3", "207", "904")
 
 
-def _whole(arrival: Arrival, draft: Draft, said: Slot, known: Resource | None, patient: str, taken: Taken) -> Resource:
-    new = dict(said.appointment.resource)
-    held = {name: value for name, value in (known or {}).items() if name != "meta"}
+def _whole(
+    arrival: Arrival, draft: Draft, said: Resource, known: Resource | None, patient: str, taken: Taken
+) -> Resource:
+    new = dict(said)
+    untrue = {"meta"}
+    if new["status"] != "cancelled":
+        untrue.add("cancelationReason")
+    if "start" in new:
+        untrue |= {"end", "minutesDuration"}  # of the slot as it was before
+    held = {name: value for name, value in (known or {}).items() if name not in untrue}
     people = new.pop("participant", [])
     before = held.get("participant", [])
     of_patient = [one for one in before if one.get("actor", {}).get("reference", "").startswith("Patient/")]
@@ -64,5 +95,4 @@ def _whole(arrival: Arrival, draft: Draft, said: Slot, known: Resource | None, p
     others = people or [one for one in before if one not in of_patient]
     if "basedOn" in new and patient:
         new["basedOn"] = linked(arrival, draft, new["basedOn"], patient, taken)
-    key = held.get("id") or stable_id("appointment", *(part for pair in sorted(said.ids) for part in pair))
-    return {**held, **new, "id": key, "participant": [*of_patient, *others]}
+    return {**held, **new, "participant": [*of_patient, *others]}

@@ -27,15 +27,22 @@ ENDED = frozenset({"finished", "cancelled", "entered-in-error"})
 STATE_PARTS = frozenset({"status", "class", "location", "participant", "period", "hospitalization"})
 """What a historic or announced movement does not change on a stay that is known."""
 
+_OPEN = frozenset({"planned", "arrived", "triaged", "in-progress", "onleave", "unknown"})
+_BEGINS = frozenset({"A01", "A04"})
+
 FROM: Mapping[str, frozenset[str]] = {
-    "A11": frozenset({"in-progress", "onleave", "arrived", "triaged", "planned", "finished"}),
-    "A38": frozenset({"planned"}),
-    "A27": frozenset({"planned"}),
+    **{trigger: _OPEN for trigger, event in EVENTS.items() if event.stay == "update" and trigger not in ("A08", "Z99")},
+    "A03": _OPEN | {"finished"},
+    **dict.fromkeys(("A05", "A14"), frozenset({"planned", "unknown", "cancelled", "entered-in-error"})),
+    "A11": _OPEN | {"finished"},
+    "A38": frozenset({"planned", "unknown"}),
+    "A27": frozenset({"planned", "unknown"}),
     "A13": frozenset({"finished"}),
-    "A52": frozenset({"onleave"}),
-    "A53": frozenset({"in-progress"}),
+    "A52": frozenset({"onleave", "unknown"}),
+    "A53": frozenset({"in-progress", "unknown"}),
 }
-"""A cancellation -> the states of the stay it can take back. In any other it changes no state and is noted."""
+"""An event -> the states of a known stay it can change. A stay in any other stays as it is, and that is noted. An
+admission (A01, A04) begins every stay, also one that ended."""
 _DELETES: Mapping[str, tuple[str, str]] = {"PV1-7": ("participant", "ATND"), "PV1-17": ("participant", "ADM")}
 
 
@@ -77,33 +84,89 @@ def record_stay(arrival: Arrival, draft: Draft, result: AdtResult, patient: str,
     held = {name: part for name, part in (known or {}).items() if name != "meta"}
     whole = {**held, **said, "id": held.get("id") or str(uuid.uuid4())}
     whole |= {"subject": {"reference": patient}, "serviceProvider": arrival.organization}
-    if _keeps(trigger, result, known, taken):
-        whole |= {name: part for name, part in held.items() if name in STATE_PARTS}
-        for name in STATE_PARTS - set(held):
-            whole.pop(name, None)
+    if known and _keeps(trigger, result, known["status"], taken):
+        _held(whole, held, STATE_PARTS)
+        _begun(whole, said, trigger, result)
     elif known:
         _deleted(whole, said, result.nulls)
-        period = {**held.get("period", {}), **said.get("period", {})}
-        if whole["status"] not in ENDED:
-            period.pop("end", None)
-        whole["period"] = period
-        if not period:
-            del whole["period"]
+        _lasted(whole, held, said)
+        _left(whole, held, said, trigger, taken)
+        if trigger == "A08" and known["status"] != "unknown":
+            _unmoved(whole, held, said, taken)
     if result.movement:
         _with_movement(whole, result.movement, trigger, result, taken)
     draft.put(whole)
 
 
-def _keeps(trigger: str, result: AdtResult, known: Resource | None, taken: Taken) -> bool:
-    """Whether the state of a known stay stays as it is; a cancellation of what is not so is noted."""
-    if known is None:
-        return False
-    allowed = FROM.get(trigger)
-    if allowed is not None and known["status"] not in allowed:
-        text = f"{trigger} takes back {EVENTS[trigger].cancels}, but the stay is {known['status']}: it stays as it is"
-        taken.notes.append(f"MSH-9.2: {text}")
+def _keeps(trigger: str, result: AdtResult, status: str, taken: Taken) -> bool:
+    """Whether a known stay in this state stays as it is; when the event cannot change that state, it is noted."""
+    event = EVENTS[trigger]
+    if not _changes(trigger, status, corrects=_corrects(trigger, result)):
+        does = f"takes back {event.cancels}" if event.cancels else f"tells {event.name}"
+        taken.notes.append(f"MSH-9.2: {trigger} {does}, but the stay is {status}: it stays as it is")
         return True
-    return result.keeps_state and EVENTS.get(trigger, EVENTS["Z99"]).stay != "cancel"
+    historic = result.movement is not None and result.movement.historic
+    if event.stay == "create" and status in ENDED and not historic:
+        return False  # announced anew
+    return result.keeps_state and event.stay != "cancel"
+
+
+def _changes(trigger: str, status: str, *, corrects: bool) -> bool:
+    """Whether an event can change a stay in this state. What corrects an earlier movement ends or reopens none."""
+    if corrects and status in ENDED:
+        return (trigger, status) == ("A03", "finished")
+    return status in FROM.get(trigger, {status})
+
+
+def _corrects(trigger: str, result: AdtResult) -> bool:
+    return result.trigger == "Z99" and not EVENTS[trigger].cancels
+
+
+def _held(whole: Resource, held: Resource, parts: frozenset[str]) -> None:
+    """These parts are those that are stored, or not there."""
+    for name in parts:
+        whole.pop(name, None)
+    whole |= {name: part for name, part in held.items() if name in parts}
+
+
+def _begun(whole: Resource, said: Resource, trigger: str, result: AdtResult) -> None:
+    """A correction of the one admission says when the stay began, whatever came since."""
+    begins = [
+        one for one in whole.get("extension", ()) if one.get("url") == MOVEMENT and part_of(one, "event") in _BEGINS
+    ]
+    start = said.get("period", {}).get("start")
+    if start and trigger in _BEGINS and len(begins) <= 1 and _corrects(trigger, result):
+        whole["period"] = {**whole.get("period", {}), "start": start}
+
+
+def _lasted(whole: Resource, held: Resource, said: Resource) -> None:
+    """The time of the stay; one that goes on has no end."""
+    period = {**held.get("period", {}), **said.get("period", {})}
+    if whole["status"] not in ENDED:
+        period.pop("end", None)
+    whole["period"] = period
+    if not period:
+        del whole["period"]
+
+
+def _left(whole: Resource, held: Resource, said: Resource, trigger: str, taken: Taken) -> None:
+    """Where the patient came from and how the stay ended; one that goes on has not ended in any way."""
+    told = dict(said.get("hospitalization", {}))
+    kept = dict(held.get("hospitalization", {}))
+    if whole["status"] != "finished" and trigger != "A08":
+        kept.pop("dischargeDisposition", None)
+    if trigger in ("A11", "A13") and told.pop("dischargeDisposition", None):
+        taken.notes.append(f"PV1-36: {trigger} takes back how the stay ended; it is not carried")
+    whole["hospitalization"] = kept | told
+    if not whole["hospitalization"]:
+        del whole["hospitalization"]
+
+
+def _unmoved(whole: Resource, held: Resource, said: Resource, taken: Taken) -> None:
+    """A08 tells no movement: the state and the time of the stay are those that are known."""
+    _held(whole, held, frozenset({"status", "period"}))
+    if not said.get("period", {}).items() <= held.get("period", {}).items():
+        taken.notes.append("PV1-44: an A08 changes neither the state nor the dates of a known stay")
 
 
 def _deleted(whole: Resource, said: Resource, nulls: tuple[str, ...]) -> None:

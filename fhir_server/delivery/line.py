@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from fhir_server.store.lanes import Claim
+from fhir_server.store.leases import Claim
 from fhir_server.store.view import LeaseLost
 
 # It goes on while the machine sleeps, where the system has such a clock.

@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 from fhir_server.changes import Hub, plan_of
 from fhir_server.context import Caller
-from fhir_server.delivery.intake_merges import unmerge
+from fhir_server.delivery.intake_merges import unmerge, unnumber
+from fhir_server.desk.words import limit_of
 from fhir_server.errors import NotFound
-from fhir_server.outbox import limit_of
 from fhir_server.patients import merge
 
 Args = Mapping[str, str]
@@ -22,9 +22,10 @@ _STATES = {"current": "merged", "retired": "undone"}
 
 
 def listed(hub: Hub, caller: Caller, args: Args) -> list[dict[str, Any]]:
-    """The merges on record, newest first; `patient` (`Patient/x` or x) narrows to those it survived or was given up
-    in, `limit` to so many."""
-    query = f"code={merge.RECORD_SYSTEM}|fusion&_sort=-date"
+    """The merges on record, newest first, and those within one record, which gave up a number; `patient` (`Patient/x`
+    or x) narrows to those it survived or was given up in, `limit` to so many."""
+    codes = ",".join(f"{merge.RECORD_SYSTEM}|{kind}" for kind in ("fusion", "numero"))
+    query = f"code={codes}&_sort=-date"
     whom = quote(args.get("patient", "").removeprefix("Patient/"), safe="")
     if not whom:
         return _found(hub, caller, query, args)
@@ -37,9 +38,9 @@ def listed(hub: Hub, caller: Caller, args: Args) -> list[dict[str, Any]]:
 
 
 def undone(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
-    """Part the two records of a merge, named by `id`: what went back, what was written since and followed its case,
-    what such a case names and was left to the survivor, and what could not go back. Raises NotFound, and what
-    `unmerge` raises."""
+    """Part the two records of a merge, named by `id`, or put the number in force again that one record gave up: what
+    went back, what was written since and followed its case, what such a case names and was left to the survivor, and
+    what could not go back. Raises NotFound, and what `unmerge` or `unnumber` raises."""
     key = args.get("id", "").removeprefix("List/")
     with hub.store.read(caller) as snapshot:
         stored = snapshot.get("List", key) if key else None
@@ -47,6 +48,9 @@ def undone(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
     if not merge.is_record(held):
         raise NotFound(f"no merge {key[:80]!r} is on record; `passerelle merges list` shows them")
     told = _row(held)
+    if merge.number_of(held):
+        unnumber(hub, caller, key)
+        return {**told, "state": "undone", "moved_back": [], "followed": [], "left": [], "not_moved": []}
     parted = unmerge(hub, caller, told["survivor"], told["given_up"])
     lists = {"moved_back": parted.back, "followed": parted.followed, "left": parted.left, "not_moved": parted.lost}
     return {**told, "state": "undone", **lists}
@@ -59,7 +63,8 @@ def _found(hub: Hub, caller: Caller, query: str, args: Args) -> list[dict[str, A
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    given_up, moved = merge.moved_of(record)
+    number = merge.number_of(record)
+    given_up, moved = ("|".join(number), ()) if number else merge.moved_of(record)
     state = str(record.get("status", ""))
     return {
         "id": str(record["id"]),

@@ -49,7 +49,7 @@ def _named(msg: Message) -> Iterator[str]:
     for name, fields in _PEOPLE:
         for segment in msg.all(name)[:_SEGMENTS]:
             for field in fields:
-                for nth in range(1, _REPETITIONS + 1):
+                for nth in range(1, min(segment.repeated(field), _REPETITIONS) + 1):
                     value = segment.leaf(field, nth, 1, 1)
                     found = _RPPS.fullmatch(value)
                     if found and _is_rpps(*(segment.leaf(field, nth, *spot) for spot in ((13, 1), (9, 1), (9, 2)))):

@@ -1,7 +1,8 @@
 """The operator's word with a partner: whether it takes connections, and one HL7 v2 message sent by hand.
 
 Hides that neither is a delivery: nothing is queued, frozen or repeated, and nothing waits its turn. The rules about
-addresses and the TLS are those of a delivery all the same.
+addresses and the TLS are those of a delivery all the same. A destination is where its Endpoint says now, not where
+deliveries were addressed that still wait.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fhir_server.context import Caller
 from fhir_server.delivery import transports
 from fhir_server.delivery.answers import UNKNOWN, acknowledged, unsettled
 from fhir_server.delivery.transports import Receipt
+from fhir_server.desk.lanes import address_of
 from fhir_server.errors import Invalid, NotFound, PasserelleError, RuleBroken, Silent, Unavailable
 from fhir_server.store.outbox_desk import Lane
 from hl7v2.ack import control_id_of
@@ -31,11 +33,11 @@ _ADDRESS = re.compile(r"mllps?://([A-Za-z0-9.-]{1,80}|\[[0-9A-Fa-f:.]{2,45}\]):[
 
 def reached(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
     """Whether a destination takes connections from this server, within 30 s. Raises Unavailable when it does not."""
-    lane = _lane(hub, caller, args.get("lane", ""))
-    told = transports.reach(lane.endpoint, hub.settings, at_most=ECHO_SECONDS)
+    lane, address = _lane(hub, caller, args.get("lane", ""))
+    told = transports.reach(address, hub.settings, at_most=ECHO_SECONDS)
     if told.verdict != "sent":
         raise Unavailable(f"{lane.name} is not reached ({told.code}): {told.text}")
-    return {"lane": lane.name, "endpoint": lane.endpoint, "reached": True, "text": told.text}
+    return {"lane": lane.name, "endpoint": address, "reached": True, "text": told.text}
 
 
 def sent(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
@@ -53,10 +55,10 @@ def sent(hub: Hub, caller: Caller, args: Args) -> dict[str, Any]:
         if not _ADDRESS.fullmatch(to):
             raise Invalid("an address is mllp://host:port or mllps://host:port", expression="to", http=400)
     else:
-        lane = _lane(hub, caller, to)
+        lane, endpoint = _lane(hub, caller, to)
         if lane.paused:
             raise RuleBroken(f"{lane.name} is paused: {lane.paused_note}")
-        endpoint, seconds = lane.endpoint, lane.answer_within / 1_000_000 or seconds
+        seconds = lane.answer_within / 1_000_000 or seconds
     told = transports.once(endpoint, message, hub.settings, seconds, at_most=SEND_SECONDS)
     where = {"to": to, "endpoint": endpoint}
     if told.answer is not None:
@@ -76,12 +78,16 @@ def _unanswered(to: str, told: Receipt, seconds: float) -> PasserelleError:
     return Silent(f"{UNKNOWN}: {to} did not answer ({told.code}): {told.text}{longer}")
 
 
-def _lane(hub: Hub, caller: Caller, name: str) -> Lane:
+def _lane(hub: Hub, caller: Caller, name: str) -> tuple[Lane, str]:
+    """A destination and where it is now."""
     with hub.store.read(caller) as snapshot:
         found = snapshot.lanes(name) if name else []
+        address = address_of(snapshot, found[0]) if found else ""
     if not found:
         raise NotFound(f"there is no lane {name[:80]}; `passerelle lane list` shows them")
-    return found[0]
+    if not address:
+        raise RuleBroken(f"{name} has no address any more: its Endpoint was deleted")
+    return found[0], address
 
 
 def _message(args: Args) -> bytes:

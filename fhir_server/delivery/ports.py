@@ -52,6 +52,11 @@ class Port:
         """The port as the inbox shows it."""
         return f"mllp:{self.name or self.port}"
 
+    @property
+    def answers_early(self) -> bool:
+        """AA or CA may be said before a message is taken in, which is then this server's to do."""
+        return self.answer != "integrated" or self.mode == "enhanced"
+
 
 _LEVELS = ("none", "tls", "mutual")
 _CHOICES: Mapping[str, tuple[str, ...]] = {

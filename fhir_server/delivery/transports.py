@@ -20,7 +20,7 @@ from fhir_server.delivery.connections import Connections, Way, tls_files
 from fhir_server.delivery.line import Line
 from fhir_server.security.addresses import Refused, allowed_by, destination
 from fhir_server.security.certificates import mail_credentials, towards_partners
-from fhir_server.store.lanes import Claim
+from fhir_server.store.leases import Claim
 from hl7v2 import ack
 from hl7v2.mllp import MllpFault, Sender
 from mssante import smtp

@@ -25,7 +25,7 @@ from fhir_server.delivery.connections import Connections
 from fhir_server.delivery.line import Line, ticks
 from fhir_server.delivery.transports import Receipt
 from fhir_server.errors import PasserelleError, Throttled, Unavailable
-from fhir_server.store.lanes import Claim, Outcome
+from fhir_server.store.leases import Claim, Outcome
 from fhir_server.store.session import Snapshot
 from fhir_server.store.view import LeaseLost
 from fhir_server.teleexpertise.overtaken import held_back

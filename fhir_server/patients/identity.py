@@ -8,6 +8,7 @@ Sources: RNIV (Référentiel national d'identitovigilance); référentiel INS; I
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -26,9 +27,14 @@ RELIABILITY = "https://hl7.fr/ig/fhir/core/StructureDefinition/fr-core-identity-
 RECONCILE_TAG = {"system": "urn:passerelle:identite", "code": "a-rapprocher", "display": "à rapprocher"}
 QUALIFIED = frozenset({"VALI", "QUAL"})
 _NIR, _NIA = "urn:oid:1.2.250.1.213.1.4.8", "urn:oid:1.2.250.1.213.1.4.9"
-_OF_BIRTH_DATE = (LUNAR_DATE, BIRTH_DATE_CORRECTED)
+OF_BIRTH_DATE = (LUNAR_DATE, BIRTH_DATE_CORRECTED)
 """Extensions that say something of one birth date: true of no other one."""
 _PARTS = (("birthPlace", BIRTH_PLACE), ("lunarDate", LUNAR_DATE), ("birthDateCorrected", BIRTH_DATE_CORRECTED))
+MOST_OLD = 20
+"""Numbers of one namespace that a record keeps as `old`, the latest first: a sender with another one in every message
+makes no record grow without end."""
+_CHOICES = (("deceasedBoolean", "deceasedDateTime"), ("multipleBirthBoolean", "multipleBirthInteger"))
+"""Whether, and when or which: an element of which a Patient has one of the two."""
 _DOUBTFUL = f"{RECONCILE_TAG['system']}|{RECONCILE_TAG['code']}"
 
 
@@ -149,22 +155,28 @@ def _around(birth_date: str) -> str:
 
 
 def patient_at(view: View, key: Key) -> list[Patient]:
-    """The active Patients that carry this identifier (system, value) in force; the key is whole, or as an index has it.
+    """The active Patients that carry this identifier (system, value) in force.
 
     Doubtful records do not count, nor does an INS on an identity that is not qualified (RNIV).
     """
-    system, value = map(bounded, key)
     return [
         patient
         for patient in view.find("Patient", claim_query(key))
         if patient.get("active", True)
         and not is_doubtful(patient)
-        and (not is_ins({"system": system}) or qualified_ins(patient) == key)
-        and any(
-            bounded(i.get("system", "")) == system and bounded(i.get("value", "")) == value and i.get("use") != "old"
-            for i in patient.get("identifier", ())
-        )
+        and (not is_ins({"system": key[0]}) or qualified_ins(patient) == key)
+        and key in _in_force(patient)
     ]
+
+
+def keys_at(view: View, indexed: Key) -> set[Key]:
+    """The identifiers in force that an index has under one (system, value): a long one is cut there."""
+    held = (one for patient in view.find("Patient", claim_query(indexed)) for one in _in_force(patient))
+    return {key for key in held if (bounded(key[0]), bounded(key[1])) == indexed}
+
+
+def _in_force(patient: Patient) -> set[Key]:
+    return {(i.get("system", ""), i.get("value", "")) for i in patient.get("identifier", ()) if i.get("use") != "old"}
 
 
 def match(view: View, patient: Patient, sites: Sites, *, identity_change: bool = False) -> Match:
@@ -189,15 +201,37 @@ def match(view: View, patient: Patient, sites: Sites, *, identity_change: bool =
         if agree(by_ins[0], patient):
             return Match("same", f"Patient/{by_ins[0]['id']}")
         return _doubt(view, patient, sites, "the INS is known with other strict traits, or some are missing")
-    return Match("new")
+    if ins or local_identifiers(patient, sites):
+        return Match("new")
+    return _doubt(view, patient, sites, "no identifier in a declared namespace and no qualified INS")
 
 
 def same_doubt(known: Patient, patient: Patient, sites: Sites) -> bool:
-    """Whether two doubtful records are of one person: equal traits, and no local identifier against another."""
-    if strict_traits(known) != strict_traits(patient):
+    """Whether two doubtful records are of one person: equal traits, and no number against another of its authority.
+
+    Without a shared number in a declared namespace, birth family name and birth date must be known: two messages that
+    say nothing of a person do not speak of one.
+    """
+    traits = strict_traits(known)
+    if traits != strict_traits(patient):
         return False
-    mine, theirs = _by_system(local_identifiers(known, sites)), _by_system(local_identifiers(patient, sites))
-    return all(mine[system] & theirs[system] for system in mine.keys() & theirs.keys())
+    mine, theirs = (_by_system(local_identifiers(one, sites)) for one in (known, patient))
+    if not (mine.keys() & theirs.keys() or (traits.family and traits.birth_date)):
+        return False
+    return not any(_contradict(*pair) for pair in ((mine, theirs), (_undeclared(known), _undeclared(patient))))
+
+
+def _contradict(mine: Mapping[str, set[str]], theirs: Mapping[str, set[str]]) -> bool:
+    return any(not mine[place] & theirs[place] for place in mine.keys() & theirs.keys())
+
+
+def _undeclared(patient: Patient) -> Mapping[str, set[str]]:
+    """The numbers in force without a namespace, by the authority as it was sent ('' for none)."""
+    return _by_system(
+        (one.get("assigner", {}).get("display", ""), one["value"])
+        for one in patient.get("identifier", ())
+        if one.get("value") and not one.get("system") and one.get("use") != "old"
+    )
 
 
 def _doubt(view: View, patient: Patient, sites: Sites, reason: str) -> Match:
@@ -230,19 +264,20 @@ def succeeded(system: str, ins: Key) -> bool:
 
 
 def merged(stored: Patient, incoming: Patient, *, identity_change: bool = False) -> Patient:
-    """The stored Patient with what the message says now; identifiers of other namespaces and unknown parts are kept.
+    """The stored Patient with what the message says now; identifiers of other namespaces and unknown parts are kept,
+    another number of the same namespace as `old`.
 
     A qualified identity keeps its INS, status and strict traits against a message that does not qualify it: silence
-    takes nothing away. A message that says a lower status takes the INS away. `merge_notes` tells either.
+    takes nothing away, which `merge_notes` tells. A message that says a lower status takes the INS away (`lowered`).
     """
     if not identity_change and keeps(stored, incoming):
         incoming = _without_traits(stored, incoming)
+    stored, incoming = _one_choice(stored, incoming)
     out = {key: value for key, value in stored.items() if key != "text"}
-    said = {identifier.get("system") for identifier in incoming.get("identifier", ())}
-    kept = [identifier for identifier in stored.get("identifier", ()) if identifier.get("system") not in said]
+    kept = _not_said(stored, incoming)
     extensions = {extension["url"]: extension for extension in stored.get("extension", ())}
     if stored.get("birthDate") and incoming.get("birthDate", stored["birthDate"]) != stored["birthDate"]:
-        extensions = {url: one for url, one in extensions.items() if url not in _OF_BIRTH_DATE}
+        extensions = {url: one for url, one in extensions.items() if url not in OF_BIRTH_DATE}
     extensions |= {extension["url"]: extension for extension in incoming.get("extension", ())}
     out |= {key: value for key, value in incoming.items() if key not in ("id", "identifier", "extension", "meta")}
     out["extension"] = list(extensions.values())
@@ -255,14 +290,23 @@ def merged(stored: Patient, incoming: Patient, *, identity_change: bool = False)
 
 
 def merge_notes(stored: Patient, incoming: Patient, *, identity_change: bool = False) -> tuple[str, ...]:
-    """What `merged` does not take of a message, or takes away because of it, one sentence each, for its reader."""
-    ins = qualified_ins(stored)
-    if ins and qualified_ins(merged(stored, incoming, identity_change=identity_change)) is None:
-        return (f"Patient.identifier: the identity is {status_of(incoming)}, no longer qualified: its INS is removed",)
+    """What `merged` does not take of a message, or takes out of force because of it, one sentence each, for its
+    reader."""
+    kept_ids = _not_said(stored, incoming)
+    out = [
+        f"Patient.identifier: {one['value']} is kept as an old number, another one of its namespace is said now"
+        for one in kept_ids
+        if one.get("use") == "old" and one not in stored["identifier"]
+    ]
+    values = {(_place(one), one.get("value")) for one in [*kept_ids, *incoming.get("identifier", ())]}
+    out += [
+        f"Patient.identifier: {one['value']} is forgotten, {MOST_OLD} later numbers of its namespace are kept as old"
+        for one in stored.get("identifier", ())
+        if _may_be_old(one) and (_place(one), one["value"]) not in values
+    ]
     if identity_change or not keeps(stored, incoming):
-        return ()
+        return tuple(out)
     kept = _without_traits(stored, incoming)
-    out = []
     for place, before, after in (
         ("Patient.name", birth_name(incoming), birth_name(kept)),
         ("Patient.birthDate", incoming.get("birthDate"), kept.get("birthDate")),
@@ -280,6 +324,56 @@ def keeps(stored: Patient, incoming: Patient) -> bool:
     return qualified_ins(stored) is not None and qualified_ins(incoming) is None and silent
 
 
+def lowered(stored: Patient, incoming: Patient, *, untold: bool) -> Patient:
+    """A record whose identity is no longer qualified: without any INS, with the status that a message says now, and its
+    traits as they are. `untold`: the message takes the status back (`""`)."""
+    said = [one for one in incoming.get("extension", ()) if one["url"] == RELIABILITY]
+    gone = {RELIABILITY} if said or untold else set()
+    parts = {
+        "extension": [*said, *(one for one in stored.get("extension", ()) if one["url"] not in gone)],
+        "identifier": [one for one in stored.get("identifier", ()) if not is_ins(one)],
+    }
+    kept = {name: value for name, value in stored.items() if name not in parts}
+    return kept | {name: value for name, value in parts.items() if value}
+
+
+def _one_choice(stored: Patient, incoming: Patient) -> tuple[Patient, Patient]:
+    """Both sides so that no element with a choice of types comes out twice: what is said now is true, and a plain
+    "yes" leaves the stored date or birth order."""
+    for whether, detail in _CHOICES:
+        if incoming.get(whether) is True and detail in stored:
+            incoming = {name: value for name, value in incoming.items() if name != whether}
+        elif whether in incoming or detail in incoming:
+            stored = {name: value for name, value in stored.items() if name not in (whether, detail)}
+    return stored, incoming
+
+
+def _not_said(stored: Patient, incoming: Patient) -> list[dict[str, Any]]:
+    """The stored identifiers that the message does not replace. Another number in a namespace that it uses is `old`:
+    late messages come under it. An INS, a secondary number and one without a namespace are replaced."""
+    said = {(_place(one), one.get("value")) for one in incoming.get("identifier", ())}
+    places = {place for place, _ in said}
+    out, old = [], Counter[str]()
+    for one in stored.get("identifier", ()):
+        place = _place(one)
+        if place not in places:
+            out.append(one)
+        elif (place, one.get("value")) not in said and _may_be_old(one) and old[place] < MOST_OLD:
+            old[place] += 1
+            out.append({**one, "use": "old"})
+    return out
+
+
+def _place(identifier: Mapping[str, Any]) -> str:
+    """Where a number is from: its namespace, else its authority as it was sent."""
+    return str(identifier.get("system") or identifier.get("assigner", {}).get("display", ""))
+
+
+def _may_be_old(identifier: Mapping[str, Any]) -> bool:
+    known = identifier.get("system") and identifier.get("value")
+    return bool(known) and identifier.get("use") != "secondary" and not is_ins(identifier)
+
+
 def _without_traits(stored: Patient, incoming: Patient) -> Patient:
     """The incoming Patient with the strict traits, status and INS of the stored one, as far as it knows them."""
     out = dict(incoming)
@@ -291,8 +385,8 @@ def _without_traits(stored: Patient, incoming: Patient) -> Patient:
         if stored.get(trait):
             out[trait] = stored[trait]
     kept = {extension["url"]: extension for extension in stored.get("extension", ())}
-    fixed = {url: kept[url] for url in (RELIABILITY, BIRTH_PLACE, *_OF_BIRTH_DATE) if url in kept}
-    not_taken = {*fixed, *_OF_BIRTH_DATE}
+    fixed = {url: kept[url] for url in (RELIABILITY, BIRTH_PLACE, *OF_BIRTH_DATE) if url in kept}
+    not_taken = {*fixed, *OF_BIRTH_DATE}
     out["extension"] = [*fixed.values(), *(e for e in incoming.get("extension", ()) if e["url"] not in not_taken)]
     out["identifier"] = [i for i in incoming.get("identifier", ()) if not is_ins(i)]
     return out

@@ -18,13 +18,19 @@ from typing import Any, Literal
 
 from fhir_server.context import Caller, View
 from fhir_server.patients import identity
-from fhir_server.patients.sites import is_ins
 
 Resource = dict[str, Any]
-Kind = Literal["fusion", "deplacement"]
+Kind = Literal["fusion", "deplacement", "numero"]
+Key = tuple[str, str]
 RECORD_SYSTEM = "urn:passerelle:identite"
 _HOPS = 10
-TITLES: Mapping[Kind, str] = {"fusion": "Fusion d'identités", "deplacement": "Dossier rattaché à un autre patient"}
+TITLES: Mapping[Kind, str] = {
+    "fusion": "Fusion d'identités",
+    "deplacement": "Dossier rattaché à un autre patient",
+    "numero": "Identifiant abandonné par fusion",
+}
+MOVES: tuple[Kind, ...] = ("fusion", "deplacement")
+"""What turns references from one patient to another."""
 STAYS = frozenset({"Patient", "Provenance", "AuditEvent"})
 """Types that keep the reference they were written with."""
 
@@ -47,9 +53,25 @@ def record(kind: Kind, source: str, target: str, moved: Iterable[str], when: str
     entries = [{"flag": {"text": "identité d'origine"}, "item": {"reference": source}}] if kind == "fusion" else []
     # Sorted, so that one of thousands is found without reading all of them (`_names`).
     entries += [{"item": {"reference": reference}} for reference in sorted({*kept, *moved})]
+    return _list(kind, record_id(kind, source, target), target, when, entries)
+
+
+def number_record(patient: str, key: Key, when: str) -> Resource:
+    """The List of a merge within one record (`Patient/x`): the number that it gave up."""
+    entry = {"flag": {"text": "identifiant abandonné"}, "item": {"identifier": {"system": key[0], "value": key[1]}}}
+    return _list("numero", record_id("numero", patient, "|".join(key)), patient, when, [entry])
+
+
+def number_of(listed: Mapping[str, Any]) -> Key | None:
+    """The number that the List of a merge within one record tells, None for any other List."""
+    found = (entry["item"].get("identifier") for entry in listed.get("entry", ()) if is_record(listed))
+    return next(((one["system"], one["value"]) for one in found if one), None)
+
+
+def _list(kind: Kind, key: str, target: str, when: str, entries: list[Resource]) -> Resource:
     return {
         "resourceType": "List",
-        "id": record_id(kind, source, target),
+        "id": key,
         "status": "current",
         "mode": "snapshot",
         "title": TITLES[kind],
@@ -111,6 +133,15 @@ def joined(survivor: Resource, given_up: Resource, local_systems: frozenset[str]
     return remains, left
 
 
+def with_number(patient: Resource, key: Key) -> Resource:
+    """The record with a number in force that it keeps as `old`."""
+    ids = [
+        {**one, "use": "usual"} if (one.get("system"), one.get("value")) == key else one
+        for one in patient.get("identifier", ())
+    ]
+    return {**patient, "identifier": ids}
+
+
 def parted(survivor: Resource, given_up: Resource) -> tuple[Resource, Resource]:
     """Both records after the merge was undone: in force both, no link, each with its own identifiers."""
     target, source = f"Patient/{survivor['id']}", f"Patient/{given_up['id']}"
@@ -157,15 +188,6 @@ def given_up_for(view: View, key: tuple[str, str], *, renumbered: bool = True) -
     return frozenset(targets)
 
 
-def without_ins(patient: Resource) -> Resource:
-    """The same Patient without any INS."""
-    out = dict(patient)
-    out["identifier"] = [one for one in patient.get("identifier", ()) if not is_ins(one)]
-    if not out["identifier"]:
-        del out["identifier"]
-    return out
-
-
 def allows(before: Resource | None, after: Resource, caller: Caller, view: View) -> bool:
     """Whether a change does nothing but follow its patient through a merge, a parting or a moved dossier on record."""
     if before is None or not caller.roles & {"system", "admin"}:
@@ -178,7 +200,7 @@ def allows(before: Resource | None, after: Resource, caller: Caller, view: View)
     for old in said - says:
         for new in says:
             changed = swapped({name: value for name, value in before.items() if name != "meta"}, old, new)
-            if changed == plain and any(_records(kind, old, new, own, view) for kind in TITLES):
+            if changed == plain and any(_records(kind, old, new, own, view) for kind in MOVES):
                 return True
     return False
 

@@ -36,7 +36,7 @@ import re
 import unicodedata
 import zoneinfo
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -192,8 +192,14 @@ def load_sites(tables: Iterable[Mapping[str, Any]], default_key: str = "") -> Si
                 if spelling in seen:
                     raise ConfigError(f"{spelling[0]} {spelling[1]} is declared by {seen[spelling]} and {site.key}")
                 seen[spelling] = site.key
+    sites = tuple(replace(site, foreign=_foreign(site, sites)) for site in sites)
     chosen = Sites(sites, sites[0])
     return Sites(sites, chosen.by_key(default_key)) if default_key else chosen
+
+
+def _foreign(site: Site, sites: Iterable[Site]) -> tuple[Namespace, ...]:
+    """The patient namespaces (PI) of the other sites."""
+    return tuple(ns for other in sites if other is not site for ns in other.namespaces if ns.kind == "PI")
 
 
 @lru_cache(maxsize=1)
@@ -207,7 +213,7 @@ def _site(table: Mapping[str, Any]) -> Site:
     for name in _REQUIRED:
         if not table.get(name):
             raise ConfigError(f"site `{key}`: `{name}` is missing")
-    unknown = set(table) - set(Site.__dataclass_fields__)
+    unknown = set(table) - (set(Site.__dataclass_fields__) - {"foreign"})
     if unknown:
         raise ConfigError(f"site `{key}`: unknown key `{sorted(unknown)[0]}`")
     for name in ("finess_eg", "finess_ej"):

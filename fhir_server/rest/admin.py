@@ -18,9 +18,11 @@ from typing import Any, cast
 from fhir_server import explaining, upkeep, watch
 from fhir_server.changes import Hub, view_of
 from fhir_server.context import Caller
+from fhir_server.desk.outbox import outbox_regenerate
+from fhir_server.desk.table import OPERATIONS
+from fhir_server.desk.words import limit_of
 from fhir_server.errors import Fault, Forbidden, Malformed, NotFound, PasserelleError, Unsupported
 from fhir_server.imaging import studies
-from fhir_server.outbox import OPERATIONS, limit_of, outbox_regenerate
 from fhir_server.rest.http import Request, Response
 from fhir_server.store import parameters
 from fhir_server.store.audit import AuditRow

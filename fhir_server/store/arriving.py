@@ -11,9 +11,10 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fhir_server import errors
-from fhir_server.store.dialect import Session
+from fhir_server.store.dialect import Row, Session, marks
 from fhir_server.store.inbox import COLUMNS, ONCE, NewMessage, Received, key_rows, new_row
 from fhir_server.store.together import Together, Turn
 
@@ -34,6 +35,7 @@ _STORE = (
     "FROM json_to_recordset(?::json) AS k(box text, message text, kind text, value text) "
     "JOIN kept ON kept.id = k.message) SELECT id FROM kept"
 )
+_RAW = COLUMNS.index("raw")
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
@@ -79,14 +81,38 @@ class Arriving:
 
     def _store(self, arrivals: Sequence[_Arrival]) -> list[Received | None]:
         rows = [new_row(one.message, one.sha256, one.received_at) for one in arrivals]
-        told = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
-        for values, one in zip(told, arrivals, strict=True):
-            values["raw"] = one.message.raw.hex()
         keys = [
-            {"box": box, "message": of, "kind": kind, "value": value}
-            for row, one in zip(rows, arrivals, strict=True)
-            for box, of, kind, value in key_rows("in", row[0], one.message.keys)
+            key for row, one in zip(rows, arrivals, strict=True) for key in key_rows("in", row[0], one.message.keys)
         ]
+        sql, params = _of_one(rows[0], keys) if len(rows) == 1 else _of_many(rows, keys)
         with self._once() as session:
-            kept = {found[0] for found in session.rows(_STORE, (_JSON(told), _JSON(keys)))}
+            kept = {found[0] for found in session.rows(sql, params)}
         return [Received(row[0], "received", False, None) if row[0] in kept else None for row in rows]
+
+
+def _of_one(row: Row, keys: Sequence[Row]) -> tuple[str, Sequence[object]]:
+    """What stores a message that comes alone: plain values, which the server reads in half the time."""
+    values = list(row)
+    values[_RAW] = "\\x" + row[_RAW].hex()
+    return _single(len(keys)), [*values, *(part for key in keys for part in key[2:])]
+
+
+@lru_cache(maxsize=64)
+def _single(keys: int) -> str:
+    """The statement for one message with so many keys."""
+    kept = f"INSERT INTO inbox ({', '.join(COLUMNS)}) VALUES ({marks(COLUMNS)}) {ONCE} RETURNING id"
+    if not keys:
+        return kept
+    pairs = ", ".join(["(?, ?)"] * keys)
+    return (
+        f"WITH kept AS ({kept}), keyed AS (INSERT INTO message_key (box, message, kind, value) "
+        f"SELECT 'in', kept.id, k.kind, k.value FROM kept, (VALUES {pairs}) AS k(kind, value)) SELECT id FROM kept"
+    )
+
+
+def _of_many(rows: Sequence[Row], keys: Sequence[Row]) -> tuple[str, Sequence[object]]:
+    told = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    for values in told:
+        values["raw"] = values["raw"].hex()
+    named = [{"box": box, "message": of, "kind": kind, "value": value} for box, of, kind, value in keys]
+    return _STORE, (_JSON(told), _JSON(named))

@@ -19,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 
 from fhir_server import errors
+from fhir_server.store.blob_direct import write_new
 from fhir_server.store.blob_place import Copy, Sound, copy_of
 from fhir_server.store.blob_seal import NAMED
 
@@ -83,11 +84,7 @@ class Folder:
         arriving = self.root / "new" / f"{sha256}.{secrets.token_hex(8)}"
         try:
             arriving.parent.mkdir(parents=True, exist_ok=True)
-            with arriving.open("xb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
+            write_new(arriving, pieces)
             self._publish(arriving, sha256, ending)
         except OSError as fault:
             with suppress(OSError):

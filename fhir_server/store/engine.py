@@ -19,14 +19,15 @@ from typing import Protocol, TypeVar
 
 from fhir_server.context import SYSTEM, Caller, Clock, micros, now
 from fhir_server.search.plan import Plan
-from fhir_server.store import audit, inbox, instances, lanes, resources, schema, statistics
+from fhir_server.store import audit, inbox, instances, lanes, leases, resources, schema, statistics
 from fhir_server.store.arriving import Arriving
 from fhir_server.store.bell import Bell, PostgresBell, SilentBell
 from fhir_server.store.blobs import Blobs
 from fhir_server.store.dialect import Dialect, Row, Session
 from fhir_server.store.inbox import INLINE_BYTES, InboxState, Keys, NewMessage, Received
 from fhir_server.store.instances import Study
-from fhir_server.store.lanes import Claim, NewDelivery, Outcome
+from fhir_server.store.lanes import NewDelivery
+from fhir_server.store.leases import Claim, Outcome
 from fhir_server.store.postgres import PostgresDatabase, connect
 from fhir_server.store.query import Page, alone, is_single
 from fhir_server.store.resources import Stored
@@ -238,7 +239,7 @@ class Store:
     def claim(self, worker: str, lease_seconds: float, at: Moment = None) -> Claim | None:
         """Leases a lane that has something to send; None when there is none. `at`: µs or datetime."""
         moment = self._moment(at)
-        return self.write(SYSTEM, lambda tx: lanes.claim(tx.view, worker, lease_seconds, moment))
+        return self.write(SYSTEM, lambda tx: leases.claim(tx.view, worker, lease_seconds, moment))
 
     def take(
         self, worker: str, lease_seconds: float, check: Check, at: Moment = None, *, lane: str = ""
@@ -256,8 +257,8 @@ class Store:
                 return check(tx, held)
 
             if lane:
-                return lanes.take_pulled(tx.view, lane, worker, lease_seconds, moment, asked)
-            return lanes.take(tx.view, worker, lease_seconds, moment, asked)
+                return leases.take_pulled(tx.view, lane, worker, lease_seconds, moment, asked)
+            return leases.take(tx.view, worker, lease_seconds, moment, asked)
 
         while True:
             claim, again = self.write(SYSTEM, work)
@@ -267,12 +268,12 @@ class Store:
     def renew(self, held: Sequence[Claim], lease_seconds: float, at: Moment = None) -> set[int]:
         """Prolongs leases; the ids of the lanes that are still ours."""
         moment = self._moment(at)
-        return self.write(SYSTEM, lambda tx: lanes.renew(tx.view, held, lease_seconds, moment))
+        return self.write(SYSTEM, lambda tx: leases.renew(tx.view, held, lease_seconds, moment))
 
     def next_due(self) -> int:
         """When the next lane may be claimed, µs; 0 when nothing waits for a time to come."""
         with self.read(SYSTEM) as snapshot:
-            return lanes.next_due(snapshot.view)
+            return leases.next_due(snapshot.view)
 
     def payload(self, held: Claim) -> bytes:
         """The frozen bytes of a claimed delivery. Raises as `lanes.unchanged`."""
@@ -282,13 +283,13 @@ class Store:
     def start_attempt(self, held: Claim, at: Moment = None) -> int:
         """Notes that bytes are about to leave; `LeaseLost`: send nothing. Returns the attempt's number."""
         moment = self._moment(at)
-        return self.write(SYSTEM, lambda tx: lanes.start_attempt(tx.view, held, moment))
+        return self.write(SYSTEM, lambda tx: leases.start_attempt(tx.view, held, moment))
 
     def finish(self, held: Claim, outcome: Outcome, at: Moment = None) -> bool:
         """Records how the attempt ended and gives the lane back; False when the outcome settled nothing (the lane was
         lost, and it is only noted as late)."""
         moment = self._moment(at)
-        return self.write(SYSTEM, lambda tx: lanes.finish(tx.view, held, outcome, moment))
+        return self.write(SYSTEM, lambda tx: leases.finish(tx.view, held, outcome, moment))
 
     def pass_on(
         self, held: Claim, outcome: Outcome, worker: str, lease_seconds: float, check: Check
@@ -297,8 +298,8 @@ class Store:
 
         def work(tx: Tx) -> tuple[bool, Claim | None, bool]:
             moment = self._moment(None)
-            settled = lanes.finishing(tx.view, held, outcome, moment)
-            claim, again = lanes.take(tx.view, worker, lease_seconds, moment, lambda _, one: check(tx, one))
+            settled = leases.finishing(tx.view, held, outcome, moment)
+            claim, again = leases.take(tx.view, worker, lease_seconds, moment, lambda _, one: check(tx, one))
             return settled(), claim, again
 
         settled, claim, again = self.write(SYSTEM, work)
@@ -311,7 +312,7 @@ class Store:
 
     def release(self, held: Claim) -> None:
         """Gives the lane back."""
-        self.write(SYSTEM, lambda tx: lanes.release(tx.view, held))
+        self.write(SYSTEM, lambda tx: leases.release(tx.view, held))
 
     def rings(self) -> int:
         """How often work was queued, as far as this process heard; read it before looking for work, pass it to

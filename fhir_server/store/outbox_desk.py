@@ -308,6 +308,7 @@ def replay(view: View, delivery_id: str) -> str:
         document=first.document,
         parent=delivery_id,
         kept=kept,
+        left_out=tuple(first.left_out.splitlines()),
     )
     return send(view, again)
 

@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import LiteralString, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.types.numeric import Int8Dumper
@@ -33,7 +34,7 @@ from fhir_server.store.dialect import (
     pyformat,
 )
 from fhir_server.store.gathered import LARGE, Gathered
-from fhir_server.store.soon import SoonReads
+from fhir_server.store.soon import GOOD, SoonReads, numbered, row_of
 from fhir_server.store.statistics import SECONDS, Statistics
 from fhir_server.store.tables import RESOURCE, VERSION, Bulk
 from fhir_server.store.view import Stale
@@ -84,7 +85,9 @@ def connect(url: str, *, statement_seconds: float = 30.0) -> Connection:
         " -c plan_cache_mode=force_custom_plan -c jit=off -c timezone=UTC -c client_min_messages=warning"
     )
     try:
-        connection = psycopg.connect(url, autocommit=True, options=options, application_name="passerelle")
+        connection = psycopg.connect(
+            url, autocommit=True, options=options, application_name="passerelle", client_encoding="UTF8"
+        )
     except psycopg.OperationalError as fault:
         raise errors.Unavailable(
             f"The database does not answer ({_first_line(fault)}); check PASSERELLE_DATABASE_URL."
@@ -130,13 +133,15 @@ class PostgresSession:
         opened: Callable[[], tuple[Connection, psycopg.Pipeline | None]],
         dialect: Dialect,
         rids: deque[int] | None = None,
+        names: dict[str, bytes] | None = None,
     ) -> None:
-        """`opened` gives the connection; it is called when the first statement comes, so that none costs nothing."""
+        """`opened` gives the connection; it is called when the first statement comes, so that none costs nothing.
+        `names`: the statements prepared on a connection whose `rows` are always of the same few."""
         self.dialect = dialect
         self._opened = opened
         self._connection: Connection | None = None
         self._pipeline: psycopg.Pipeline | None = None
-        self._rids = rids
+        self._rids, self._names = rids, names
         self._steady = False
         self._gathered, self._block = Gathered(), _RID_BLOCK
         self.written: Counter[str] = Counter()
@@ -160,7 +165,21 @@ class PostgresSession:
         return cursor
 
     def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+        if self._names is not None:
+            return self._prepared(self._names, sql, params)
         return self._answered(sql, params).fetchall()
+
+    def _prepared(self, names: dict[str, bytes], sql: str, params: Sequence[object]) -> list[Row]:
+        """Without the driver's cursor, which costs the processor more than the rest of a short statement."""
+        connection, _ = self._opened()
+        name = names.get(sql)
+        if name is None:
+            name = f"kept{len(names)}".encode()
+            _good(connection, connection.pgconn.prepare(name, numbered(sql)))
+            names[sql] = name
+        asked = [str(one).encode() for one in params]
+        result = _good(connection, connection.pgconn.exec_prepared(name, asked))
+        return [row_of(result, number) for number in range(result.ntuples)]
 
     def one(self, sql: str, params: Sequence[object] = ()) -> Row | None:
         return self._answered(sql, params).fetchone()
@@ -258,6 +277,7 @@ class PostgresDatabase:
         self._statement_seconds = statement_seconds
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._steady: queue.LifoQueue[Connection] = queue.LifoQueue()
+        self._names: WeakKeyDictionary[Connection, dict[str, bytes]] = WeakKeyDictionary()
         self._slots = threading.BoundedSemaphore(connections)
         self._closed = False
         first = connect(url, statement_seconds=statement_seconds)
@@ -346,7 +366,8 @@ class PostgresDatabase:
         """For a single statement: its own snapshot, no transaction to open and close; `steady` as in `Session`, and
         `LockNotAvailable` where it would wait long for a lock."""
         with self._connection(steady) as connection:
-            yield PostgresSession(lambda: (connection, None), self.dialect)
+            names = self._names.setdefault(connection, {}) if steady else None
+            yield PostgresSession(lambda: (connection, None), self.dialect, names=names)
 
     @contextmanager
     def _connection(self, steady: bool = False) -> Iterator[Connection]:
@@ -431,6 +452,15 @@ def _ended(connection: Connection) -> bool:
     watch = select.poll()
     watch.register(connection.fileno(), _PEER_CLOSED)
     return bool(watch.poll(0))
+
+
+def _good(connection: Connection, result: psycopg.pq.abc.PGresult) -> psycopg.pq.abc.PGresult:
+    """The result of a statement that went well. Raises what the driver would."""
+    if result.status in GOOD:
+        return result
+    if connection.closed:
+        raise psycopg.OperationalError(result.error_message.decode("utf-8", "replace"))
+    raise psycopg.errors.error_from_result(result)
 
 
 def _first_line(fault: Exception) -> str:

@@ -2,7 +2,8 @@
 
 Rows go in small transactions, oldest first, and rows that somebody holds are passed by: a writer waits for nothing, and
 the next run finds what was passed. What a remaining row refers to stays: the message that settled a delivery's second
-leg or that a conflict is about, the delivery that another replays.
+leg or that a conflict is about. A delivery goes together with all that repeats it or was made in its place, or not at
+all: whether its addressee may have it is told by all of them (`overtaken.handed`).
 
 Content goes after two looks a day apart. The first notes since when nothing refers to it, and takes files no
 transaction ever recorded into the table; the second, if that is still so, removes the row, then the file. A file put
@@ -12,7 +13,8 @@ again meanwhile stays (see `blobs`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -46,15 +48,73 @@ class Pruned:
 @dataclass(frozen=True, slots=True)
 class _Box:
     """A table that is pruned: its states that need nobody any more, the order it is walked in (which follows time), and
-    what a row must also be (`{limit}`) to go."""
+    which of some rows may go, held from then on (`free`)."""
 
     table: str
     states: tuple[str, ...]
     since: str
     order: str
     first: tuple[object, ...]
-    also: str
+    free: Callable[[View, Sequence[str], int], list[str]]
     box: str
+
+
+_CHOSEN = "(SELECT k.value ->> 0 FROM {each} k)"
+
+
+def _rows_of(ids: Iterable[str]) -> str:
+    """The parameter of `_CHOSEN`."""
+    return json.dumps([[key] for key in ids])
+
+
+def _free_messages(view: View, ids: Sequence[str], limit: int) -> list[str]:
+    """Those of `ids` that may go and that nobody holds. What refers to them is asked in a second statement, once they
+    are locked: it sees what the last holder committed."""
+    dialect = view.db.dialect
+    chosen = _CHOSEN.format(each=dialect.each)
+    held = view.db.rows(
+        f"SELECT id FROM inbox WHERE id IN {chosen} AND {dialect.unindexed.format('state')} IN ('done', 'refused') "
+        f"AND settled_at < ? ORDER BY id{dialect.skip_locked}",
+        (_rows_of(ids), limit),
+    )
+    free = view.db.rows(
+        f"SELECT b.id FROM inbox b WHERE b.id IN {chosen} AND b.repeated_at < ? "
+        "AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.leg_inbox <> '' AND d.leg_inbox = b.id) "
+        "AND NOT EXISTS (SELECT 1 FROM inbox o WHERE o.rival <> '' AND o.rival = b.id)",
+        (json.dumps(held), limit),
+    )
+    return [row[0] for row in free]
+
+
+def _free_deliveries(view: View, ids: Sequence[str], limit: int) -> list[str]:
+    """Those of `ids` that repeat no other, with all that was made of them, where every one of these may go and nobody
+    holds it. Who makes one more of them holds what it is made of: so they are asked for again, once they are locked."""
+    dialect = view.db.dialect
+    held = view.db.rows(
+        f"SELECT id FROM delivery WHERE id IN {_CHOSEN.format(each=dialect.each)} "
+        f"AND ({dialect.unindexed.format('state')} = 'cancelled' OR "
+        f"{dialect.unindexed.format('state')} = 'sent' AND leg_state <> 'waiting') AND settled_at < ? "
+        f"ORDER BY id{dialect.skip_locked}",
+        (_rows_of({key for chain in _chains(view, ids) for key in chain}), limit),
+    )
+    locked = {row[0] for row in held}
+    return [key for chain in _chains(view, ids) if locked.issuperset(chain) for key in chain]
+
+
+def _chains(view: View, ids: Sequence[str]) -> list[list[str]]:
+    """For each of `ids` that repeats no other: it and all that was made of it, of those, and so on."""
+    rows = view.db.rows(
+        "WITH RECURSIVE m(root, id) AS ("
+        f"SELECT b.id, b.id FROM delivery b WHERE b.id IN {_CHOSEN.format(each=view.db.dialect.each)} "
+        "AND NOT EXISTS (SELECT 1 FROM delivery p WHERE p.id = b.parent) "
+        "UNION SELECT m.root, d.id FROM m JOIN delivery d ON d.parent <> '' AND d.parent = m.id) "
+        "SELECT root, id FROM m",
+        (_rows_of(ids),),
+    )
+    chains = defaultdict(list)
+    for root, key in rows:
+        chains[root].append(key)
+    return list(chains.values())
 
 
 _INBOX = _Box(
@@ -63,9 +123,7 @@ _INBOX = _Box(
     since="received_at",
     order="seq",
     first=(0,),
-    also="b.repeated_at < {limit} "
-    "AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.leg_inbox <> '' AND d.leg_inbox = b.id) "
-    "AND NOT EXISTS (SELECT 1 FROM inbox o WHERE o.rival <> '' AND o.rival = b.id)",
+    free=_free_messages,
     box="in",
 )
 _OUTBOX = _Box(
@@ -74,15 +132,15 @@ _OUTBOX = _Box(
     since="created_at",
     order="created_at, id",
     first=(0, ""),
-    also="(b.state = 'cancelled' OR b.leg_state <> 'waiting') "
-    "AND NOT EXISTS (SELECT 1 FROM delivery c WHERE c.parent <> '' AND c.parent = b.id)",
+    free=_free_deliveries,
     box="out",
 )
 
 
 def prune(store: Store, keep_seconds: float, *, batch: int = BATCH, stop: Callable[[], bool] = _never) -> Pruned:
     """Deletes messages taken in or refused, and deliveries sent (both legs) or cancelled, that were settled longer ago
-    than `keep_seconds`, with their attempts and business keys. What failed or is held waits for a person and stays.
+    than `keep_seconds`, with their attempts and business keys. What failed or is held waits for a person and stays, and
+    with it the deliveries it repeats or is repeated by.
 
     A message whose row is gone is taken as new when its sender repeats it: keep longer than partners repeat.
     """
@@ -96,7 +154,7 @@ def _pruned(store: Store, box: _Box, limit: int, batch: int, stop: Callable[[], 
         for ids in _settled(store, box, state, limit, batch):
             if stop():
                 return total
-            total += store.write(SYSTEM, partial(_forget, box=box, state=state, ids=ids, limit=limit))
+            total += store.write(SYSTEM, partial(_forget, box=box, ids=ids, limit=limit))
     return total
 
 
@@ -119,25 +177,16 @@ def _settled(store: Store, box: _Box, state: str, limit: int, batch: int) -> Ite
         after = tuple(rows[-1][3:])
 
 
-def _forget(tx: Tx, box: _Box, state: str, ids: Sequence[str], limit: int) -> int:
-    """Deletes those of `ids` that may still go and that nobody holds. What refers to them is asked in a second
-    statement, once they are locked: it sees what the last holder committed."""
-    view, dialect, named = tx.view, tx.view.db.dialect, json.dumps([[key] for key in ids])
-    chosen = f"(SELECT k.value ->> 0 FROM {dialect.each} k)"
-    held = view.db.rows(
-        f"SELECT id FROM {box.table} WHERE id IN {chosen} AND {dialect.unindexed.format('state')} = ? "
-        "AND settled_at < ? "
-        f"ORDER BY id{dialect.skip_locked}",
-        (named, state, limit),
-    )
-    also = box.also.format(limit=int(limit))
-    rows = view.db.rows(f"SELECT b.id FROM {box.table} b WHERE b.id IN {chosen} AND {also}", (json.dumps(held),))
-    gone = json.dumps(rows)
+def _forget(tx: Tx, box: _Box, ids: Sequence[str], limit: int) -> int:
+    """Deletes what may go of `ids`, with what hangs on it; how many rows."""
+    view = tx.view
+    free = box.free(view, ids, limit)
+    chosen, gone = _CHOSEN.format(each=view.db.dialect.each), _rows_of(free)
     if box is _OUTBOX:
         view.db.run(f"DELETE FROM attempt WHERE delivery_id IN {chosen}", (gone,))
     view.db.run(f"DELETE FROM message_key WHERE message IN {chosen} AND box = ?", (gone, box.box))
     view.db.run(f"DELETE FROM {box.table} WHERE id IN {chosen}", (gone,))
-    return len(rows)
+    return len(free)
 
 
 # --- content ---------------------------------------------------------------------------------------------------------

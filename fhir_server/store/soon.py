@@ -20,7 +20,7 @@ from psycopg import pq
 from fhir_server.store.dialect import Row
 
 _INTEGERS = (20, 21, 23)
-_GOOD = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+GOOD = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 Connect = Callable[[], "psycopg.Connection[Row]"]
 
 
@@ -57,7 +57,7 @@ class _Line:
             self._names[sql] = name
         self._pg.send_query_prepared(name, [str(one).encode() for one in params])
         result = await self._answer()
-        return _first(result) if result.ntuples else None
+        return row_of(result, 0) if result.ntuples else None
 
     async def _answer(self) -> pq.abc.PGresult:
         asked: asyncio.Future[pq.abc.PGresult] = self._loop.create_future()
@@ -65,7 +65,7 @@ class _Line:
         if self._pg.flush():
             raise NotSoon("the statement does not fit the socket")
         result: pq.abc.PGresult = await asked
-        if result.status not in _GOOD:
+        if result.status not in GOOD:
             raise NotSoon(result.error_message.decode("utf-8", "replace"))
         return result
 
@@ -103,10 +103,11 @@ class _Line:
             self._connection.close()
 
 
-def _first(result: pq.abc.PGresult) -> Row:
+def row_of(result: pq.abc.PGresult, number: int) -> Row:
+    """One row of a result, its integers as such and the rest as text."""
     values: list[object] = []
     for column in range(result.nfields):
-        value = result.get_value(0, column)
+        value = result.get_value(number, column)
         if value is None:
             values.append(None)
         else:

@@ -340,6 +340,7 @@ delivery = Table(
     txt("ins", ""),
     small("document_version"),
     txt("cleared", ""),
+    txt("left_out", ""),
     UniqueConstraint("lane_id", "lane_seq", name="delivery_order"),
     Index("delivery_open", "lane_id", "lane_seq", postgresql_where=_OPEN, sqlite_where=_OPEN),
     Index("delivery_stuck", "lane_id", "lane_seq", postgresql_where=_STUCK, sqlite_where=_STUCK),
@@ -352,7 +353,7 @@ delivery = Table(
     Index("delivery_blob", "sha256", **only("payload IS NULL")),
 )
 """`ins` and `document_version`: what the frozen bytes say of the patient, and which version of `document` they tell.
-`cleared`: the reason for holding it that a person has set aside."""
+`cleared`: the reason for holding it that a person has set aside. `left_out`: what its bytes leave out, a line each."""
 
 attempt = Table(
     "attempt",

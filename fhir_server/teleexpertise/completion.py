@@ -29,7 +29,9 @@ def to_complete(request: Resource, missing: Iterable[str]) -> Resource:
     """The same request, which says what it lacks: keys of MISSING."""
     text = _PREFIX + _BETWEEN.join(MISSING[name] for name in missing)
     note = {"authorString": SERVER, "text": text}
-    return {**request, "note": [*request.get("note", ()), note], "meta": {"tag": [TO_COMPLETE]}}
+    meta = dict(request.get("meta", {}))
+    tags = [tag for tag in meta.get("tag", ()) if not _is_tag(tag)]
+    return {**request, "note": [*request.get("note", ()), note], "meta": {**meta, "tag": [*tags, TO_COMPLETE]}}
 
 
 def completed(request: Resource) -> Resource:

@@ -8,7 +8,11 @@ Rules (CI-SIS "Transmission d'un document CDA-R2 en HL7v2" 2.1, mapping-mss and 
 the professional is one; we mail the requester ourselves, so a platform is told DESTMSSANTEPS and DESTMSSANTEPAT `N`.
 Its only task left is the DMP: DESTDMP is `Y` only with a qualified INS, a document type the DMP takes, ZFA-1 ACTIF and
 ZFA-9 not opposed. With three N no line of the matrix fits and nobody would get anything: nothing is sent. The DMP is
-fed by one platform.
+fed by one platform, and is the addressee of what goes there: whichever platform brings the next version replaces what
+it holds.
+
+Who is at the end of an address is known by the names it bears: two applications behind one port are two, and an address
+without both names is nobody's.
 """
 
 from __future__ import annotations
@@ -27,8 +31,11 @@ from mappers.fhir_to_report import PatientIdentity, Report
 
 PROFILE_SYSTEM = "urn:passerelle:profil"
 MAIL_LANE = "mssante"
+DMP = "dmp"
+"""`Destination.addressee` of what a platform feeds the DMP with."""
 MASKED = "document masqué aux professionnels de santé"
 """Why a professional who did not ask for a report does not get it (TRE_A07 MASQUE_PS)."""
+MASKED_CODE = "MASQUE_PS"
 DMP_TYPES = frozenset({"85208-7", "75496-0", "18748-4", "34794-8", "18776-5"})
 """Report.type codes the DMP takes among those this product may write: JDV_J66-TypeCode-DMP (OID 1.2.250.1.213.1.1.5.7,
 version of 2024-09-27), https://mos.esante.gouv.fr/NOS/JDV_J66-TypeCode-DMP/FHIR/JDV-J66-TypeCode-DMP."""
@@ -118,7 +125,7 @@ class Plan:
 
 
 class _Roads:
-    """A plan in the making: one destination per addressee."""
+    """A plan in the making: one destination per mailbox and per receiving application, be it the DMP's or its own."""
 
     def __init__(self) -> None:
         self.taken: dict[str, Destination] = {}
@@ -131,7 +138,7 @@ class _Roads:
             self.shut.append(shut)
 
     def open(self, destination: Destination) -> None:
-        self.taken[destination.addressee] = destination
+        self.taken[addressee_of(destination.endpoint)] = destination
 
 
 def plan(
@@ -175,12 +182,13 @@ def plan(
 
 def is_masked(report: Report) -> bool:
     """Whether a report is hidden from professionals, but for who asked, who signed and their houses."""
-    return any(one.code == "MASQUE_PS" for one in report.visibility)
+    return any(one.code == MASKED_CODE for one in report.visibility)
 
 
 def refusal(candidate: Candidate, code: str, flavour: Flavour | None, patient: PatientIdentity, sites: Sites) -> str:
     """Why nothing can go to an Endpoint, or ''."""
-    if why := out_of_service(candidate):
+    address = str(candidate.endpoint.get("address", ""))
+    if why := out_of_service(candidate) or ("" if named_in(address) else _NAMELESS.format(candidate.reference)):
         return why
     if flavour is None:
         return f"{candidate.reference} demande le profil {code}, qui n'existe pas ici ({', '.join(FLAVOURS)})"
@@ -192,6 +200,9 @@ def refusal(candidate: Candidate, code: str, flavour: Flavour | None, patient: P
             return ""
     known = "ni INS qualifiée ni numéro de patient" if flavour.ins_alone else "pas de numéro de patient"
     return f"le patient n'a {known} de cet établissement"
+
+
+_NAMELESS = "l'adresse de {} ne nomme pas l'application et l'établissement destinataires (application, facility)"
 
 
 def out_of_service(candidate: Candidate) -> str:
@@ -246,7 +257,7 @@ def hl7_road(candidate: Candidate, code: str, *, platform: bool = False) -> Dest
         endpoint=address,
         display=_display(candidate),
         second_leg="zam" if platform else "none",
-        addressee=addressee_of(address),
+        addressee=DMP if platform else addressee_of(address),
         flavour=code,
         application=query.get("application", [""])[0],
         facility=query.get("facility", [""])[0],
@@ -289,9 +300,15 @@ def mail_road(mailbox: str, person: str, display: str = "") -> Destination:
 
 def addressee_of(address: str) -> str:
     """Who is at the end of an address: the receiver named for MSH-5 and MSH-6, else the address in one spelling."""
+    named = named_in(address)
+    return f"hl7:{named[0]}|{named[1]}" if named else road_of(address)
+
+
+def named_in(address: str) -> tuple[str, str] | None:
+    """The application and the facility an address bears, MSH-5 and MSH-6 of what goes there; None unless both do."""
     query = _query(address)
     application, facility = (query.get(name, [""])[0].strip() for name in ("application", "facility"))
-    return f"hl7:{application}|{facility}" if application and facility else road_of(address)
+    return (application, facility) if application and facility else None
 
 
 def road_of(address: str) -> str:

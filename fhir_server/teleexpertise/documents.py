@@ -34,6 +34,7 @@ from fhir_server.teleexpertise.freezing import (
 )
 from fhir_server.teleexpertise.notes import NOBODY_TOLD, step_of, told
 from fhir_server.teleexpertise.opinion import CORRECTING, WITHDRAWN
+from fhir_server.teleexpertise.parties import Candidate, Doctor
 from fhir_server.teleexpertise.readiness import named, professional, site_of
 from fhir_server.teleexpertise.succession import Held
 from mappers import french
@@ -43,10 +44,13 @@ from mappers.fhir_to_identity import identifiers, patient_identity
 from mappers.fhir_to_pdf import rendering
 from mappers.fhir_to_report import Incomplete, PatientIdentity, Professional, Report, Sources, hidden_from, report
 from mappers.identity import Site
-from mappers.mapped import Loss, Mapped
+from mappers.mapped import Mapped
 
 Resource = dict[str, Any]
 LOINC = "http://loinc.org"
+RENUMBERED = (
+    "Le document retiré porte des identifiants que le patient n'a plus ; le message de retrait porte ceux du jour."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ def render(opinion: Resource, request_id: str, ctx: Context) -> Rendered:
     old = tuple({**one, "status": "superseded"} for one in before.documents)
     notes = [_corrected(value, opinion, content.reason)] if before.documents else []
     task = told(case.request, plan, ctx, also=[*notes, *(said for one in frozen for said in one.unheard)])
-    left_out = _notes(case, plan, frozen, content.losses)
+    left_out = _notes(case, plan, frozen, content.left_out)
     deliveries = tuple(one.delivery for one in frozen)
     return Rendered((*documents, *old, *task), deliveries, left_out, before.unsent, before.kept, before.reached)
 
@@ -135,8 +139,9 @@ def _before(case: _Case, status: str = "", *, taken_back: bool = False) -> Held:
 
 
 def _following(case: _Case, value: Report, before: Held) -> Plan:
-    mailing = bool(case.ctx.settings.smtp)
-    return succession.follow(_plan(case, value), before, mailing=mailing, withheld=partial(_withheld, case, value))
+    plan, mailing = _plan(case, value, before), bool(case.ctx.settings.smtp)
+    before = succession.renamed(before, plan, case.ctx.view)
+    return succession.follow(plan, before, mailing=mailing, withheld=partial(_withheld, case, value))
 
 
 def _withheld(case: _Case, value: Report, person: str) -> str:
@@ -165,11 +170,14 @@ def _recalled(case: _Case, before: Held, lane: str = "") -> Rendered:
     versions: dict[str, Content] = {}
     if not before.recorded:
         versions[before.latest] = _content_of(before.latest, case)
-        before = replace(before, holders=succession.assumed(_plan(case, versions[before.latest].value), before))
+        plan = _plan(case, versions[before.latest].value, before)
+        before = replace(before, holders=succession.assumed(plan, before))
     plan = Plan((), ())
     if before.holders:
         patient = _patient(case, before.latest)
-        plan = succession.recall(before, patient, ctx.view, ctx.sites, mailing=bool(ctx.settings.smtp))
+        found = _candidates(case, [])
+        mailing = bool(ctx.settings.smtp)
+        plan = succession.recall(before, patient, ctx.view, ctx.sites, mailing=mailing, found=found)
     out: list[Frozen] = []
     for road in plan.destinations:
         if lane in ("", road.lane):
@@ -181,7 +189,8 @@ def _recalled(case: _Case, before: Held, lane: str = "") -> Rendered:
         return Rendered((), deliveries)
     when = french.instant(ctx.now, case.site.time_zone)
     note = f"Compte rendu retiré le {when}, il ne doit plus être utilisé (motif : {_why(case)})."
-    task = told(case.request, plan, ctx, also=[note], nobody=NOBODY_TOLD)
+    renumbered = [RENUMBERED for one in versions.values() if one.renumbered]
+    task = told(case.request, plan, ctx, also=[note, *renumbered[:1]], nobody=NOBODY_TOLD)
     return Rendered(task, deliveries, _notes(case, plan, out))
 
 
@@ -193,7 +202,9 @@ def _content_of(document_id: str, case: _Case) -> Content:
         text = f"DocumentReference/{document_id} has lost its content, and its readers cannot be told what is withdrawn"
         raise Invalid(text, expression="DiagnosticReport.status", code="not-found")
     try:
-        value = sent_report(clinical, document_id, case.request, _patient(case, document_id), case.site)
+        today = _patient(case, document_id)
+        then = patient_sent(clinical, today.reference, case.site)
+        value = sent_report(clinical, document_id, case.request, _as_filed(today, then), case.site)
     except ValueError as problem:
         text = (
             f"the CDA of DocumentReference/{document_id} cannot be read, and nobody told what is withdrawn: {problem}"
@@ -201,7 +212,23 @@ def _content_of(document_id: str, case: _Case) -> Content:
         raise Invalid(text, expression="DiagnosticReport.status", code="value") from problem
     # Who may not see it stands in no CDA.
     labels = labels_of(case.ctx.view.get(f"DocumentReference/{document_id}") or {})
-    return _content(case, Mapped(replace(value, visibility=hidden_from(labels))), document, clinical)
+    content = _content(case, Mapped(replace(value, visibility=hidden_from(labels))), document, clinical)
+    ins = then.ins[0] if then.ins else ""
+    return replace(content, sent_ins=ins, renumbered=_numbers(value.patient) != _numbers(then))
+
+
+def _numbers(patient: PatientIdentity) -> list[tuple[str, str]]:
+    """The values of a patient's identifiers, with the OID of who gives them, in the order they are written."""
+    return [*([patient.ins] if patient.ins else []), *(local[:2] for local in patient.local_ids)]
+
+
+def _as_filed(today: PatientIdentity, then: PatientIdentity) -> PatientIdentity:
+    """The patient under the identifiers that a document bears, while all of them are theirs still: a recall names whom
+    the document names. Else under those of today."""
+    if not set(_numbers(then)) <= set(_numbers(today)):
+        return today
+    local = {one[:2]: one for one in today.local_ids}
+    return replace(today, ins=then.ins, local_ids=tuple(local[one[:2]] for one in then.local_ids))
 
 
 def _stored(document_id: str, case: _Case) -> Mapping[str, bytes]:
@@ -266,10 +293,15 @@ def _content(case: _Case, mapped: Mapped[Report], document: bytes = b"", clinica
     return Content(value, drawn.value, clinical, case.site, case.opinion, keys, _why(case), losses)
 
 
-def _plan(case: _Case, value: Report) -> Plan:
+def _candidates(case: _Case, doctors: Sequence[Doctor]) -> list[Candidate]:
+    ctx = case.ctx
+    return parties.candidates(case.request, case.opinion, case.patient, ctx.view, ctx.sites, doctors)
+
+
+def _plan(case: _Case, value: Report, before: Held) -> Plan:
     ctx, request = case.ctx, case.request
     doctors = parties.doctors(request, case.opinion, case.patient, ctx.view)
-    found = parties.candidates(request, case.opinion, case.patient, ctx.view, ctx.sites, doctors)
+    found = succession.by_who_fed(_candidates(case, doctors), before)
     asker = request["requester"]["reference"]
     return distribution.plan(value, case.patient, found, asker, ctx.sites, ctx.settings, doctors)
 
@@ -288,10 +320,9 @@ def _frozen(
 
 
 def _notes(
-    case: _Case, plan: Plan, frozen: Sequence[Frozen], losses: Sequence[Loss] = ()
+    case: _Case, plan: Plan, frozen: Sequence[Frozen], everywhere: Sequence[str] = ()
 ) -> Mapping[str, tuple[str, ...]]:
     """What who wrote the report is told: who does not get it, and what it leaves out, for all or on one road."""
-    everywhere = (f"{loss.source}: {loss.reason}" for loss in losses)
     apiece = (said for one in frozen for said in (*one.unheard, *one.left_out))
     return {case.reference: tuple(dict.fromkeys([*(shut.text for shut in plan.shut), *everywhere, *apiece]))}
 

@@ -19,11 +19,13 @@ from fhir_server.store.lanes import NewDelivery
 from fhir_server.teleexpertise import distribution
 from fhir_server.teleexpertise.case import Context
 from fhir_server.teleexpertise.distribution import Destination
+from fhir_server.teleexpertise.readiness import practising
 from mappers import fhir_to_hl7v2, fhir_to_xdm
 from mappers.cda_to_report import confidentiality_sent
 from mappers.fhir_to_hl7v2_plain import plain
 from mappers.fhir_to_hl7v2_segments import Visit
 from mappers.fhir_to_hl7v2_visit import visit_of
+from mappers.fhir_to_identity import Professional
 from mappers.fhir_to_report import NORMAL, Report
 from mappers.french import VISIBILITY_OID
 from mappers.identity import Mailbox, Site
@@ -37,7 +39,9 @@ Resource = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class Content:
     """What every road of one version carries: the value, its PDF and its CDA, why it differs from what was sent before
-    (`reason`, '' when it does not), what the deliveries are found by, and what the value and its PDF leave out."""
+    (`reason`, '' when it does not), what the deliveries are found by, and what the value and its PDF leave out. Of a
+    version that was sent before: the INS that stands in it (`sent_ins`), and whether the value has other identifiers by
+    now (`renumbered`)."""
 
     value: Report
     pdf: bytes
@@ -47,12 +51,20 @@ class Content:
     keys: tuple[tuple[str, str], ...]
     reason: str = ""
     losses: tuple[Loss, ...] = ()
+    sent_ins: str = ""
+    renumbered: bool = False
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the value and its PDF leave out, in words."""
+        return tuple(f"{loss.source}: {loss.reason}" for loss in self.losses)
 
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """The delivery of one road. `unheard`: who may not see the report, which this road cannot say, in French for the
-    case; `left_out`: what else its message leaves out, for who wrote the report."""
+    """The delivery of one road, which tells all that its bytes leave out. `unheard`: who may not see the report, which
+    this road cannot say, in French for the case; `left_out`: what else its message leaves out, for who wrote the
+    report."""
 
     delivery: NewDelivery
     unheard: tuple[str, ...] = ()
@@ -76,7 +88,7 @@ def freeze(road: Destination, key: str, content: Content, ctx: Context) -> Froze
         id=key,
         media_type=media,
         title=road.display,
-        keys=content.keys,
+        keys=_keys(road, content),
         patient=value.patient.reference,
         case=f"ServiceRequest/{value.request_id}",
         document=f"DiagnosticReport/{content.opinion['id']}",
@@ -85,8 +97,18 @@ def freeze(road: Destination, key: str, content: Content, ctx: Context) -> Froze
     )
     lost = [loss for loss in written.losses if loss.source not in _BY_NATURE]
     unheard = {loss: said for loss in lost if (said := _unheard(road, loss, value))}
-    others = (f"{road.flavour}, {road.display}: {loss.source} {loss.reason}" for loss in lost if loss not in unheard)
-    return Frozen(delivery, tuple(unheard.values()), tuple(others))
+    others = tuple(
+        f"{road.flavour}, {road.display}: {loss.source} {loss.reason}" for loss in lost if loss not in unheard
+    )
+    told = replace(delivery, left_out=(*content.left_out, *unheard.values(), *others))
+    return Frozen(told, tuple(unheard.values()), others)
+
+
+def _keys(road: Destination, content: Content) -> tuple[tuple[str, str], ...]:
+    """What a delivery is found by; before all the INS in the document it encloses, which the patient may have lost."""
+    encloses = road.kind == "hl7" or road.trigger != "T04"
+    own = (("ins", content.sent_ins),) if encloses and content.sent_ins else ()
+    return tuple(dict.fromkeys((*own, *content.keys)))
 
 
 # What no message of a flavour carries: the plain ones have no CDA, which who chose the Endpoint's profile knows.
@@ -116,7 +138,11 @@ def _message(road: Destination, key: str, content: Content, ctx: Context) -> Map
     }  # fmt: skip
     sent: Mapping[str, Any] = to
     visit = stay_for(road, ctx.view.get(f"ServiceRequest/{value.request_id}") or {}, ctx)
-    options = fhir_to_hl7v2.Options(visit=visit, confidentiality_changed=_seen_by_others(road, value, ctx))
+    options = fhir_to_hl7v2.Options(
+        visit=visit,
+        confidentiality_changed=_seen_by_others(road, value, ctx),
+        recipient=_whose(road, content.site, ctx),
+    )
     match flavour.message:
         case "mdm":
             profile = flavour.profile or "lps-1.1"
@@ -126,6 +152,17 @@ def _message(road: Destination, key: str, content: Content, ctx: Context) -> Map
         case "plain-mdm":
             return plain(value, content.pdf, kind="MDM", visit=visit, **sent)
     return plain(value, content.pdf, kind="ORU", visit=visit, **sent)
+
+
+def _whose(road: Destination, site: Site, ctx: Context) -> Professional | None:
+    """The person whose own software is at the end of a road, in the role that has it there: who holds a version is
+    recorded as a person."""
+    named = [road.person] if road.person else []
+    if road.person.startswith("Practitioner/"):
+        roles = ctx.view.find("PractitionerRole", f"practitioner={road.person}")
+        here = [role for role in roles if road.lane in (one.get("reference") for one in role.get("endpoint", ()))]
+        named = [f"PractitionerRole/{role['id']}" for role in here] + named
+    return next(filter(None, (practising(one, site, ctx) for one in named)), None)
 
 
 CONFIDENTIALITY = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"

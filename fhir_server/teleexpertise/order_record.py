@@ -11,10 +11,10 @@ Sources: HL7 table 0119 (NW, CA); https://hl7.org/fhir/R4/provenance.html.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from fhir_server.context import instant
 from fhir_server.errors import Fault
@@ -26,13 +26,15 @@ from fhir_server.store.session import Snapshot, Tx
 from fhir_server.store.view import Stale
 from fhir_server.teleexpertise import overtaken, succession
 from fhir_server.teleexpertise.case import SERVER, STEP_SYSTEM, Context, Ordered
-from fhir_server.teleexpertise.distribution import Destination, addressee_of
+from fhir_server.teleexpertise.distribution import Destination, addressee_of, profiles
 from fhir_server.teleexpertise.scopes import scopes
 from fhir_server.teleexpertise.succession import Holder
-from hl7v2.message import Unreadable, parse
+from hl7v2.message import Message, Unreadable, parse
 
 Resource = dict[str, Any]
 ORDERS = "urn:passerelle:ordres"
+ASKED = "tlr-1.0-orm"
+"""What an Endpoint asks for that takes orders."""
 _MOST = 1_000  # deliveries of one case that are looked through for its orders
 _TEXTS = ("control", "lane", "addressee", "delivery")
 OUT = frozenset({"active", "on-hold"})
@@ -56,6 +58,15 @@ class Orders:
             if not line.ended:
                 last = [one for one in last if not same(one, line)] + [line]
         return [one for one in last if one.control == "NW"]
+
+    def holds(self, whom: Ordered | Destination) -> bool:
+        """Whether an addressee has an order that stands."""
+        return any(same(one, whom) for one in self.holders)
+
+    def without(self, deliveries: Iterable[str]) -> Orders:
+        """The same when these are given up."""
+        names = frozenset(deliveries)
+        return replace(self, lines=tuple(replace(one, ended=one.ended or one.delivery in names) for one in self.lines))
 
     @property
     def standing(self) -> tuple[str, ...]:
@@ -93,8 +104,9 @@ def same(one: Ordered | Destination, other: Ordered | Destination) -> bool:
     return succession.same(had, has)
 
 
-def record(case: str, lines: Sequence[Ordered], ctx: Context) -> Resource:
-    """The Provenance that keeps these lines."""
+def record(case: str, before: Sequence[Ordered], new: Sequence[Ordered], ctx: Context) -> Resource:
+    """The Provenance that keeps what was said `before`, as far as that decides anything yet, and what is `new`."""
+    lines = (*_needed(before, ctx), *new)
     return {
         "resourceType": "Provenance",
         "id": _name(case).partition("/")[2],
@@ -106,21 +118,78 @@ def record(case: str, lines: Sequence[Ordered], ctx: Context) -> Resource:
     }
 
 
+def _needed(lines: Sequence[Ordered], ctx: Context) -> list[Ordered]:
+    """Without what no step and no repetition can depend on any more, so that a record does not grow with its age.
+
+    What was given up counts until the outbox has forgotten it. What an addressee was told counts until two later words
+    of one lane got there: a lane sends one after the other, so the first of the two cannot be given up any more, and
+    stands for all before it.
+    """
+    there = _there(lines, ctx)
+    out: list[Ordered] = []
+    for place, line in enumerate(lines):
+        if line.ended:
+            out += [line] if line.delivery not in there else []
+            continue
+        later = [one for one in lines[place + 1 :] if one.delivery in there and not one.ended and same(line, one)]
+        lanes = [one.lane for one in later]
+        # Being the same addressee is not handed on: what overrides an earlier line stays as long as that one.
+        if len(lanes) == len(set(lanes)) or any(same(one, line) for one in out if not one.ended):
+            out.append(line)
+    return out
+
+
+def _there(lines: Sequence[Ordered], ctx: Context) -> frozenset[str]:
+    """Of these deliveries those that the partner may have, or the outbox has forgotten; behind one that waits in a lane
+    nothing is looked for."""
+    found: set[str] = set()
+    waiting: set[str] = set()
+    for line in lines:
+        fate = "waits" if line.lane in waiting and not line.ended else ctx.handed(line.delivery)
+        if fate == "gone":
+            found.add(line.delivery)
+        elif fate != "ended":
+            waiting.add(line.lane)
+    return frozenset(found)
+
+
 def in_outbox(snapshot: Snapshot, case: str) -> tuple[Ordered, ...]:
-    """The order messages of a case that the outbox still has, oldest first."""
+    """The order messages of a case that the outbox still has, oldest first. Damaged bytes that went to who takes orders
+    count as an order that stands: its holder is rather told of an end that they know than of none."""
     found = snapshot.deliveries(OutboxFilter(case_key=case, limit=_MOST))
     made = sorted(found, key=lambda one: (one.created_at, one.lane_seq))
-    controls = ((one, control_of(snapshot, one)) for one in made)
+    controls = ((one, control_of(snapshot, one, damaged=_to_who_takes_orders(snapshot, one.lane))) for one in made)
     return tuple(Ordered(said, one.lane, addressee_of(one.endpoint), one.id) for one, said in controls if said)
 
 
-def control_of(snapshot: Snapshot, delivery: Delivery) -> str:
-    """ORC-1 of an order message; '' for any other delivery."""
-    if delivery.protocol == "hl7" and delivery.case_key and not delivery.document:  # a report is no order, and large
-        with suppress(Unreadable, Fault):  # damaged bytes: `check` and the delivery itself tell of them
-            msg = parse(snapshot.payload(delivery.id))
-            return msg.text("ORC-1") if msg.kind == "ORM" else ""
-    return ""
+def _to_who_takes_orders(snapshot: Snapshot, lane: str) -> Literal["NW", ""]:
+    kind, _, key = lane.partition("/")
+    endpoint = snapshot.get(kind, key) if kind == "Endpoint" else None
+    return "NW" if endpoint and not endpoint.deleted and ASKED in profiles(endpoint.resource()) else ""
+
+
+def control_of(snapshot: Snapshot, delivery: Delivery, *, damaged: str = "") -> str:
+    """ORC-1 of an order message; '' for any other delivery. `damaged`: what stands for bytes nobody can read."""
+    try:
+        msg = _parsed(snapshot, delivery)
+    except Fault:  # `check` and the delivery itself tell of it
+        return damaged
+    return msg.text("ORC-1") if msg is not None and msg.kind == "ORM" else ""
+
+
+def message_of(snapshot: Snapshot, delivery: Delivery) -> Message | None:
+    """A message of the workflow; None for a report, and for what is no HL7 message, or none any more."""
+    with suppress(Fault):
+        return _parsed(snapshot, delivery)
+    return None
+
+
+def _parsed(snapshot: Snapshot, delivery: Delivery) -> Message | None:
+    if delivery.protocol != "hl7" or not delivery.case_key or delivery.document:  # a report is no order, and large
+        return None
+    with suppress(Unreadable):
+        return parse(snapshot.payload(delivery.id))
+    return None
 
 
 def past(snapshot: Snapshot, delivery: Delivery) -> str:

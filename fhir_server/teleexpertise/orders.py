@@ -2,9 +2,9 @@
 
 Everything it causes stands in three tables: `ORDERED` (steps of a request, told to who is asked), `ANSWERS` (steps of a
 request that carries a placer number, told to who asks) and `fhir_to_hl7v2_schedule.event_of` (Appointments based on a
-téléexpertise). When somebody else is asked, they get the order and its holder a cancellation; a cancellation goes where
-an order stands (`order_record`), whoever is asked by then. One application is one addressee, by however many Endpoints
-it is reached: it gets an order once, and all about it in one lane. What the receiver told us itself is not told back.
+téléexpertise). When somebody else is asked, they get the order and its holder a cancellation; so does every holder from
+whom nothing is awaited any more, since somebody else took the request or it was refused. A cancellation goes where an
+order stands (`order_record`), by the roads of `order_roads`. What the receiver told us itself is not told back.
 Messages are frozen in the transaction of the step, into the lane of the Endpoint that also gets the report: the answer
 to an order never comes after the opinion. A message that cannot be written stops no step: the Task says so. What one
 leaves out is told to who wrote the change.
@@ -16,7 +16,7 @@ Sources: CI-SIS téléradiologie 1.0 (ballot), flows 1 to 3; HL7 v2.5 chapter 10
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 from urllib.parse import quote
@@ -25,16 +25,17 @@ from fhir_server.context import new_delivery_id
 from fhir_server.errors import RuleBroken
 from fhir_server.store.lanes import Delivery, NewDelivery
 from fhir_server.store.session import Snapshot
-from fhir_server.teleexpertise import distribution, order_record, sides
+from fhir_server.teleexpertise import distribution, order_record, order_roads
 from fhir_server.teleexpertise.accession import accessions
 from fhir_server.teleexpertise.case import Consequences, Context, Ordered, based_on, is_case
 from fhir_server.teleexpertise.distribution import Destination, Shut
 from fhir_server.teleexpertise.documents import Rendered
 from fhir_server.teleexpertise.freezing import stay_for
 from fhir_server.teleexpertise.notes import told
-from fhir_server.teleexpertise.order_record import Orders
-from fhir_server.teleexpertise.parties import Candidate, candidates, site_at
-from fhir_server.teleexpertise.readiness import professional, site_of
+from fhir_server.teleexpertise.order_record import ASKED, Orders
+from fhir_server.teleexpertise.order_roads import ANSWERED, asking
+from fhir_server.teleexpertise.parties import Candidate, candidates
+from fhir_server.teleexpertise.readiness import practising, site_of
 from fhir_server.teleexpertise.states import State, state_of
 from hl7v2.message import Message as HL7Message
 from hl7v2.message import Unreadable, parse
@@ -42,11 +43,10 @@ from mappers import fhir_to_hl7v2_orders
 from mappers.fhir_to_hl7v2_orders import Decision, Order
 from mappers.fhir_to_hl7v2_schedule import STANDING, Event, event_of, siu
 from mappers.fhir_to_identity import Incomplete, PatientIdentity, Professional, patient_identity
-from mappers.fhir_to_identity import professional as read_professional
 from mappers.fhir_to_report import own_root
 from mappers.hl7v2_types_to_fhir import RPPS_SYSTEM
 from mappers.identity import Site
-from mappers.mapped import Loss, Mapped
+from mappers.mapped import Mapped
 from mappers.order_number import OrderNumber, filler_of, placer_of, under_oid
 
 Resource = dict[str, Any]
@@ -55,11 +55,23 @@ Message = Callable[[PatientIdentity, Mapping[str, Any]], Mapped[bytes]]
 ANSWERS: Mapping[str, Decision] = {"take": "accepted", "refuse": "refused", "cancel": "refused", "void": "refused"}
 """Step -> ORC-1 OK or OC. Other steps cause no answer: `record`, `ask` and `publish` are the order itself; the
 guide has no flow for `question` and `answer` (`questions`); `report` is the report (`documents`)."""
-ORDERED: Mapping[str, Order] = {"ask": "NW", "publish": "NW", "cancel": "CA", "void": "CA"}
-"""Step -> ORC-1 of the order told to who is asked; CA only where an order stands."""
-_ELSEWHERE = "Demande adressée à un autre destinataire"
+ORDERED: Mapping[str, Order] = {
+    "ask": "NW",
+    "publish": "NW",
+    "take": "CA",
+    "refuse": "CA",
+    "cancel": "CA",
+    "void": "CA",
+}
+"""Step -> ORC-1 of the order told: NW to who is asked, CA to who holds an order and from whom nothing is awaited."""
+_NO_MORE: Mapping[str, str] = {
+    "": "Demande adressée à un autre destinataire",
+    "take": "Demande prise en charge par un autre destinataire",
+}
+"""ORC-16 of a CA beside a step of nobody who asks: why the order is over for this holder."""
+_REFUSED = "Demande refusée"
 _NOT_RECALLED = "Annulation de la demande non remise"
-ANSWERED, ASKED, SLOTS = "tlr-1.0", "tlr-1.0-orm", "siu-2.5"
+SLOTS = "siu-2.5"
 _REASON = 199  # characters of CE-2
 _DECISIONS: Mapping[str, Decision] = {"OK": "accepted", "OC": "refused"}
 _TRUE_WHILE: Mapping[Decision, frozenset[State]] = {
@@ -86,10 +98,20 @@ class _Telling:
 
 @dataclass(frozen=True, slots=True)
 class _Ordering:
-    """The orders a change causes, and those before it, which that was decided on."""
+    """The orders a change causes, those before it, which that was decided on, and those among them that are given up
+    instead of followed."""
 
     tellings: list[_Telling] = field(default_factory=list)
     before: Orders = field(default_factory=Orders)
+    given_up: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> tuple[Ordered, ...]:
+        """What the record says of them from now on."""
+        return self.before.without(self.given_up).settled
+
+
+_NONE = _Ordering()
 
 
 def tell(before: Resource | None, outcome: Consequences, ctx: Context) -> Rendered:
@@ -99,54 +121,65 @@ def tell(before: Resource | None, outcome: Consequences, ctx: Context) -> Render
     request = ctx.view.get(f"ServiceRequest/{outcome.request}") or {}
     ordering = _order(before, outcome, request, ctx)
     tellings = [*_answer(before, outcome, request, ctx), *ordering.tellings]
-    rendered = _frozen(outcome.resource, request, tellings, ctx, ordering.before.settled)
-    return replace(rendered, standing=ordering.before.standing, ended=tuple(sorted(ordering.before.ended)))
+    rendered = _frozen(outcome.resource, request, tellings, ctx, ordering)
+    known = ordering.before
+    return replace(rendered, standing=known.standing, ended=tuple(sorted(known.ended)), unsent=ordering.given_up)
 
 
 def _answer(before: Resource | None, outcome: Consequences, request: Resource, ctx: Context) -> Iterator[_Telling]:
     placer, decision = placer_of(request), ANSWERS.get(outcome.step)
-    if decision is None or placer is None or (outcome.step == "cancel" and _told_us(request, ctx)):
+    told_us = outcome.step == "cancel" and ctx.caller.channel == "mllp"  # only who asks takes back by HL7 v2
+    if decision is None or placer is None or told_us:
         return
     reason = _reason(before, outcome.resource) if decision == "refused" else ""
-    expert = _person(ctx.caller.who, _site(request, ctx), ctx) if "expert" in ctx.caller.roles else None
+    expert = practising(ctx.caller.who, _site(request, ctx), ctx) if "expert" in ctx.caller.roles else None
     yield _answering(request, placer, decision, reason, expert, ctx)
 
 
-def _told_us(request: Resource, ctx: Context) -> bool:
-    """Whether this very step came by HL7 v2 from the asking side, which knows then."""
-    who = ctx.caller.who
-    return ctx.caller.channel == "mllp" and (not who or sides.asks(request, who, ctx.view))
-
-
 def _order(before: Resource | None, outcome: Consequences, request: Resource, ctx: Context) -> _Ordering:
-    """CA to who holds an order and is not asked (any more), then NW to who is asked and holds none."""
+    """CA to who holds an order and from whom nothing is awaited (any more), then NW to who is asked and holds none."""
     control = ORDERED.get(outcome.step)
     if control is None and not _others_asked(before, outcome, ctx):
-        return _Ordering()
+        return _NONE
     case = f"ServiceRequest/{request['id']}"
     held = order_record.orders_of(case, ctx) if control != "NW" else Orders()  # not out before
-    asked = _asked(request, ctx) if control != "CA" else []
-    holders = held.holders
-    gone = [one for one in holders if not any(order_record.same(one, _road(to)) for to in asked)]
-    new = [one for one in asked if not any(order_record.same(had, _road(one)) for had in holders)]
+    asked = order_roads.asked(request, ctx)
+    spoke = order_roads.spoke(held.holders, ctx)
+    gone = [one for one in held.holders if one != spoke and not order_roads.among(one, asked)]
     tellings: list[_Telling] = []
     if gone:
-        reason = _reason(before, outcome.resource) if control == "CA" else _ELSEWHERE
-        tellings.append(_recalling(request, reason, gone, ctx))
+        tellings.append(_recalling(request, _why_over(before, outcome), gone, ctx))
+    new, after = _newly_asked(asked if control != "CA" else [], held, request, ctx)
     if new:
-        tellings.append(_ordering(request, "NW", "", [_kept_road(one, held, request, ctx) for one in new], ctx))
-    return _Ordering(tellings, held)
+        tellings.append(_ordering(request, "NW", "", new, ctx))
+    known = {one.delivery for one in held.settled if one.ended}
+    return _Ordering(
+        tellings, held, tuple(one.delivery for one in after.settled if one.ended and one.delivery not in known)
+    )
 
 
-def _road(candidate: Candidate) -> Destination:
-    return distribution.hl7_road(candidate, ASKED)
+def _newly_asked(
+    asked: Iterable[Candidate], held: Orders, request: Resource, ctx: Context
+) -> tuple[list[Candidate], Orders]:
+    """Who is asked and holds no order, each by the Endpoint that is to tell them; and the orders without those that are
+    given up for it. A cancellation that waits where no road leads any more would come behind the order and end it; an
+    order before it that has arrived stands then."""
+    found: list[Candidate] = []
+    for one in asked:
+        way = order_roads.kept(one, held, request, ctx)
+        if not held.holds(order_roads.road(one)):
+            held = held.without([line.delivery for line in order_roads.left_behind(way, held, ctx)])
+        if not held.holds(order_roads.road(one)):
+            found.append(way)
+    return found, held
 
 
-def _kept_road(asked: Candidate, held: Orders, request: Resource, ctx: Context) -> Candidate:
-    """Who was told of this request before is told by the same lane, while it leads there: two lanes keep no order."""
-    lanes = (one.lane for one in reversed(held.lines) if order_record.same(one, _road(asked)))
-    before = _at(next(lanes, asked.reference), request, ctx)
-    return replace(before, site=before.site or asked.site) if not _why_not(before, _road(asked)) else asked
+def _why_over(before: Resource | None, outcome: Consequences) -> str:
+    """ORC-16 of a cancellation: the notes that came with the step, or that somebody else has the request."""
+    if outcome.step in ("cancel", "void", "refuse"):
+        refused = _REFUSED if outcome.step == "refuse" else ""
+        return " ; ".join(filter(None, (refused, _reason(before, outcome.resource))))[:_REASON]
+    return _NO_MORE[outcome.step]
 
 
 def _recalling(request: Resource, reason: str, holders: Sequence[Ordered], ctx: Context) -> _Telling:
@@ -154,25 +187,16 @@ def _recalling(request: Resource, reason: str, holders: Sequence[Ordered], ctx: 
     Endpoint of who is asked."""
     found: list[Candidate] = []
     shut: list[Shut] = []
-    others = _performers(request, ctx)
+    others = order_roads.at_the_asked(request.get("performer", ()), ctx)
     for holder in holders:
-        ways = [_at(holder.lane, request, ctx), *(others if ctx.handed(holder.delivery) == "gone" else ())]
-        way = next((one for one in ways if not _why_not(one, holder)), None)
+        ways = [order_roads.at(holder.lane, request, ctx), *(others if ctx.handed(holder.delivery) == "gone" else ())]
+        way = next((one for one in ways if not order_roads.why_not(one, holder)), None)
         if way is not None:
             found.append(way)
         else:
-            why = _why_not(ways[0], holder)
-            shut.append(Shut(_road(ways[0]).display, why, _NOT_RECALLED, holder.lane))
+            why = order_roads.why_not(ways[0], holder)
+            shut.append(Shut(order_roads.road(ways[0]).display, why, _NOT_RECALLED, holder.lane))
     return replace(_ordering(request, "CA", reason, found, ctx), shut=tuple(shut))
-
-
-def _why_not(candidate: Candidate, whom: Ordered | Destination) -> str:
-    """Why an Endpoint leads no order to an addressee, or ''."""
-    if why := distribution.out_of_service(candidate):
-        return why
-    if ASKED not in distribution.profiles(candidate.endpoint):
-        return f"{candidate.reference} ne reçoit plus de demandes ({ASKED})"
-    return "" if order_record.same(whom, _road(candidate)) else f"{candidate.reference} mène à une autre application"
 
 
 def _others_asked(before: Resource | None, outcome: Consequences, ctx: Context) -> bool:
@@ -185,53 +209,10 @@ def _others_asked(before: Resource | None, outcome: Consequences, ctx: Context) 
     return ready and held != now
 
 
-def _performers(request: Resource, ctx: Context) -> list[Candidate]:
-    """The Endpoints of the side that is asked alone: what the asking side knows of the patient opens no road here."""
-    return candidates({"performer": request.get("performer", ())}, {}, {}, ctx.view, ctx.sites)
-
-
-def _asked(request: Resource, ctx: Context) -> list[Candidate]:
-    """Who is to hold an order.
-
-    Who ordered by HL7 v2 is not told their own order where the same house is asked: of the applications of both sides a
-    group's own remains, unless it is also the one that gets the answer.
-    """
-    found = _performers(request, ctx)
-    if placer_of(request) is None:
-        return found
-    groups = (ctx.view.get(str(one.get("reference", ""))) or {} for one in request.get("performer", ()))
-    own = {item.get("reference") for group in groups for item in group.get("endpoint", ())}
-    asking = _asking(request, ctx)
-    roads = [_road(one) for one in asking]
-    answered = [_road(one) for one in (*asking, *found) if ANSWERED in distribution.profiles(one.endpoint)]
-
-    def among(one: Candidate, known: list[Destination]) -> bool:
-        return any(order_record.same(_road(one), road) for road in known)
-
-    return [one for one in found if not among(one, roads) or (one.reference in own and not among(one, answered))]
-
-
-def _asking(request: Resource, ctx: Context) -> list[Candidate]:
-    """The Endpoints of the side that asks: the requester, the place of the stay, the hospital whose patient number the
-    request carries."""
-    asking: Resource = {name: request[name] for name in ("requester", "encounter", "subject") if name in request}
-    patient = ctx.view.get(request["subject"].get("reference", "")) or {}
-    return candidates(asking, {}, patient, ctx.view, ctx.sites)
-
-
-def _at(lane: str, request: Resource, ctx: Context) -> Candidate:
-    """Who holds an order in a lane, as one who is asked where they still are."""
-    endpoint = ctx.view.get(lane) or {}
-    return next(
-        (one for one in _performers(request, ctx) if one.reference == lane),
-        Candidate(lane, endpoint, site_at(endpoint, ctx.view, ctx.sites)),
-    )
-
-
 def _ordering(request: Resource, control: Order, reason: str, found: list[Candidate], ctx: Context) -> _Telling:
     site = _site(request, ctx)
     number = placer_of(request) or under_oid(request["id"], own_root(site))
-    requester = _person(request.get("requester", {}).get("reference", ""), site, ctx)
+    requester = practising(request.get("requester", {}).get("reference", ""), site, ctx)
 
     def message(whom: PatientIdentity, to: Mapping[str, Any]) -> Mapped[bytes]:
         return fhir_to_hl7v2_orders.order_request(control, number, whom, requester, request, reason=reason, **to)
@@ -245,7 +226,7 @@ def _answering(
     def message(whom: PatientIdentity, to: Mapping[str, Any]) -> Mapped[bytes]:
         return fhir_to_hl7v2_orders.order_answer(placer, decision, whom, expert, reason=reason, **to)
 
-    return _Telling(ANSWERED, request, _asking(request, ctx), message, most=1)
+    return _Telling(ANSWERED, request, asking(request, ctx), message, most=1)
 
 
 def _reason(before: Resource | None, after: Resource) -> str:
@@ -267,7 +248,7 @@ def _slot(before: Resource | None, after: Resource, ctx: Context) -> Rendered:
 def _booking(event: Event, after: Resource, request: Resource, ctx: Context) -> _Telling:
     site = _site(request, ctx)
     actors = (str(one.get("actor", {}).get("reference", "")) for one in after.get("participant", ()))
-    people = [person for actor in actors if (person := _person(actor, site, ctx))]
+    people = [person for actor in actors if (person := practising(actor, site, ctx))]
     own = own_root(site)
     order = placer_of(request) or under_oid(request["id"], own)
 
@@ -280,32 +261,36 @@ def _booking(event: Event, after: Resource, request: Resource, ctx: Context) -> 
 
 
 def past(snapshot: Snapshot, delivery: Delivery, ctx: Context) -> str:
-    """Why an order is not said once more, or '': as `order_record.past`, or it is an NW and nobody at the end of its
-    lane is asked (any more), or a CA and somebody there is."""
-    why = order_record.past(snapshot, delivery)
-    control = "" if why else order_record.control_of(snapshot, delivery)
-    if control not in ("NW", "CA"):
+    """Why a message is not said once more, or '': what it says is true of the past only, or for an order, its
+    addressee is not asked (any more), or asked now and told of an end."""
+    msg = order_record.message_of(snapshot, delivery)
+    if msg is None:
+        return ""
+    request = ctx.view.get(delivery.case_key) or {}
+    if msg.kind != "ORM":
+        known = _slot_past if msg.kind == "SIU" else _answer_past
+        return known(msg, request, ctx) if request else ""
+    control, why = msg.text("ORC-1"), order_record.past(snapshot, delivery)
+    if why or control not in ("NW", "CA"):
         return why
     whom = Ordered(control, delivery.lane, distribution.addressee_of(delivery.endpoint), delivery.id)
-    if _still_said(control, whom, ctx.view.get(delivery.case_key) or {}, ctx):
+    if _still_said(control, whom, request, ctx):
         return ""
     now = "is not asked (any more)" if control == "NW" else "is asked now"
     return f"{delivery.title or delivery.lane} {now} by {delivery.case_key}"
 
 
 def _still_said(control: str, whom: Ordered | Destination, request: Resource, ctx: Context) -> bool:
-    """Whether an NW reaches somebody who is asked; a CA nobody who is, while the request is out."""
-    if control == "CA" and request.get("status") not in order_record.OUT:
-        return True
-    return any(order_record.same(whom, _road(one)) for one in _asked(request, ctx)) is (control == "NW")
+    """Whether an NW reaches somebody of whom an answer is awaited, a CA nobody."""
+    return order_roads.among(whom, order_roads.asked(request, ctx)) is (control == "NW")
 
 
 def again(frozen: bytes, request_id: str, ctx: Context, lane: str) -> tuple[NewDelivery, tuple[str, ...]]:
     """The same thing told once more from what is stored now: a delivery into the same lane, and what it was made from.
 
-    `frozen` are the bytes of an answer to an order, of an SIU or of an order that is not `order_record.past`. Raises
-    RuleBroken, which says why, when what caused them is not so any more, when they are something else, or when that
-    lane is not told such things any more.
+    `frozen` are the bytes of an answer to an order, of an SIU or of an order, none of which is `past`. Raises
+    RuleBroken, which says why, when they are something else, when what they name is gone, or when that lane is not told
+    such things any more, or leads to somebody else.
     """
     request = ctx.view.get(f"ServiceRequest/{request_id}") or {}
     try:
@@ -314,8 +299,10 @@ def again(frozen: bytes, request_id: str, ctx: Context, lane: str) -> tuple[NewD
         raise RuleBroken("it cannot be made again: it is no HL7 message; resend it as it is, or cancel it") from other
     telling, cause = _AGAIN.get(msg.kind, _answer_again)(msg, request, ctx)
     if telling.control:  # by the lane of what was told before: a cancellation follows its order
-        here = _at(lane, request, ctx)
-        said = _still_said(telling.control, _road(here), request, ctx)
+        here = order_roads.at(lane, request, ctx)
+        if why := order_roads.why_not(here, _receiver(telling.control, msg, lane)):
+            raise RuleBroken(f"it cannot be made again: {why}")
+        said = _still_said(telling.control, order_roads.road(here), request, ctx)
         telling = replace(telling, found=[here] if said else [])
     made, shut, _ = _made(telling, ctx)
     new = next((one for one in made if one.lane == lane), None)
@@ -325,20 +312,31 @@ def again(frozen: bytes, request_id: str, ctx: Context, lane: str) -> tuple[NewD
     return new, (f"ServiceRequest/{request_id}", new.patient, *cause)
 
 
+def _receiver(control: Order, msg: HL7Message, lane: str) -> Ordered:
+    """Whom the frozen bytes of an order name (MSH-5, MSH-6): a lane may lead to another application by now."""
+    application, facility = msg.text("MSH-5"), msg.text("MSH-6")
+    return Ordered(control, lane, f"hl7:{application}|{facility}" if application and facility else "", "")
+
+
+def _answer_past(msg: HL7Message, request: Resource, ctx: Context) -> str:
+    decision, state = _DECISIONS.get(msg.text("ORC-1")), state_of(request, ctx.settings)
+    if decision is None or not _answers(msg) or state in _TRUE_WHILE[decision]:
+        return ""
+    return f"the request is {state} now, so that it was {decision} is true of the past only"
+
+
+def _answers(msg: HL7Message) -> bool:
+    return msg.text("OBR-4") == fhir_to_hl7v2_orders.PROCEDURE[0]
+
+
 def _answer_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Telling, tuple[str, ...]]:
     """Who decided and why stay as the frozen answer says; they are facts of that step."""
     decision = _DECISIONS.get(msg.text("ORC-1"))
     placer = placer_of(request)
-    if decision is None or msg.text("OBR-4") != fhir_to_hl7v2_orders.PROCEDURE[0]:
+    if decision is None or not _answers(msg):
         raise RuleBroken("it cannot be made again: it is no report, no answer to an order and no appointment")
     if placer is None:
         raise RuleBroken("it cannot be made again: the request has no number of an order any more; cancel it")
-    state = state_of(request, ctx.settings)
-    if state not in _TRUE_WHILE[decision]:
-        text = (
-            f"it cannot be made again: the request is {state} now, so that it was {decision} is true of the past only"
-        )
-        raise RuleBroken(f"{text}; release it as it is, or cancel it")
     rpps = msg.text("ORC-12.1")[1:]
     expert = _by_number(rpps, request, ctx) if rpps else None
     if rpps and expert is None:
@@ -359,21 +357,29 @@ def _by_number(rpps: str, request: Resource, ctx: Context) -> Professional | Non
     references += [f"PractitionerRole/{role['id']}" for some in roles for role in some]
     references += [f"Practitioner/{one['id']}" for one in people]
     site = _site(request, ctx)
-    found = (_person(reference, site, ctx) for reference in references if reference)
+    found = (practising(reference, site, ctx) for reference in references if reference)
     return next((one for one in found if one is not None and one.rpps == rpps), None)
 
 
-def _slot_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Telling, tuple[str, ...]]:
-    number, event = msg.text("SCH-2.1"), next(one for one in get_args(Event) if one == msg.trigger)
+def _slot_past(msg: HL7Message, request: Resource, ctx: Context) -> str:
+    found = _booked(msg, request, ctx)
+    if found is None or (found.get("status") in STANDING) != (msg.trigger == "S15"):
+        return ""
+    return f"the appointment is {found.get('status')} now, {msg.trigger} is true of the past only"
+
+
+def _booked(msg: HL7Message, request: Resource, ctx: Context) -> Resource | None:
+    """The appointment that an SIU names."""
+    number = msg.text("SCH-2.1")
     booked = ctx.view.find("Appointment", f"based-on=ServiceRequest/{request['id']}")
-    found = next((one for one in booked if number in (one["id"], getattr(filler_of(one), "number", ""))), None)
+    return next((one for one in booked if number in (one["id"], getattr(filler_of(one), "number", ""))), None)
+
+
+def _slot_again(msg: HL7Message, request: Resource, ctx: Context) -> tuple[_Telling, tuple[str, ...]]:
+    found, event = _booked(msg, request, ctx), next(one for one in get_args(Event) if one == msg.trigger)
     if found is None:
+        number = msg.text("SCH-2.1")
         raise RuleBroken(f"it cannot be made again: the request has no appointment {number} any more; cancel it")
-    if (found.get("status") in STANDING) == (event == "S15"):
-        text = (
-            f"it cannot be made again: the appointment is {found.get('status')} now, {event} is true of the past only"
-        )
-        raise RuleBroken(f"{text}; release it as it is, or cancel it")
     return _booking(event, found, request, ctx), (f"Appointment/{found['id']}",)
 
 
@@ -381,10 +387,10 @@ _AGAIN = {"SIU": _slot_again, "ORM": _order_again}
 
 
 def _frozen(
-    changed: Resource, request: Resource, tellings: Sequence[_Telling], ctx: Context, before: Sequence[Ordered] = ()
+    changed: Resource, request: Resource, tellings: Sequence[_Telling], ctx: Context, ordering: _Ordering = _NONE
 ) -> Rendered:
-    """The deliveries, the record of the orders among them behind those `before`, what the Task says of what could not
-    be written, and what who wrote `changed` is told that they leave out."""
+    """The deliveries, the record of the orders among them behind those before, what the Task says of what could not be
+    written, and what who wrote `changed` is told that they leave out."""
     made: list[NewDelivery] = []
     shut: list[Shut] = []
     left: list[str] = []
@@ -398,45 +404,45 @@ def _frozen(
         shut += closed
         left += lost
     resources = told(request, distribution.Plan((), tuple(shut)), ctx, report=False) if is_case(request) else ()
-    if orders:
-        resources = (*resources, order_record.record(f"ServiceRequest/{request['id']}", (*before, *orders), ctx))
+    if orders or ordering.given_up:
+        kept = order_record.record(f"ServiceRequest/{request['id']}", ordering.told, orders, ctx)
+        resources = (*resources, kept)
     notes = {f"{changed['resourceType']}/{changed['id']}": tuple(dict.fromkeys(left))} if left else {}
     return Rendered(resources, tuple(made), notes)
 
 
 def _made(telling: _Telling, ctx: Context) -> tuple[list[NewDelivery], list[Shut], list[str]]:
-    """One delivery for each Endpoint that asks for it, those that get none, with the reason, and what is left out."""
+    """One delivery for each addressee that asks for it, by the first Endpoint that takes it; those that get none, with
+    the reason; and what is left out."""
     code, request = telling.code, telling.request
     subject = request["subject"].get("reference", "")
     stored = ctx.view.get(subject) or {}
     site = _site(request, ctx)
     wanted = [one for one in telling.found if code in distribution.profiles(one.endpoint)]
-    roads: dict[str, Destination] = {}
-    shut = list(telling.shut)
-    made: list[NewDelivery] = []
-    left: list[str] = []
+    served: dict[str, NewDelivery] = {}
+    refused: dict[str, Shut] = {}
     for candidate in wanted:
         road = distribution.hl7_road(candidate, code)
-        if len(roads) == telling.most or road.addressee in roads:
+        if len(served) == telling.most or road.addressee in served:
             continue
-        roads[road.addressee] = road
         try:
             patient = patient_identity(stored, site, [])
             why = distribution.refusal(candidate, code, distribution.WORKFLOW[code], patient, ctx.sites)
             if not why:
-                delivery, losses = _delivery(road, patient, request, telling.message, site, ctx)
-                made.append(delivery)
-                left += [f"{code}, {road.display}: {loss.source} {loss.reason}" for loss in losses]
+                served[road.addressee] = _delivery(road, patient, request, telling.message, site, ctx)
         except (Incomplete, ValueError) as problem:
             why = str(problem)
-        if why:
-            shut.append(Shut(road.display, why, telling.what or distribution.WORKFLOW_NAMES[code]))
-    return made, shut, left
+        if why:  # by this Endpoint; another one may lead to the same application
+            what = telling.what or distribution.WORKFLOW_NAMES[code]
+            refused.setdefault(road.addressee, Shut(road.display, why, what))
+    shut = [*telling.shut, *(one for whom, one in refused.items() if whom not in served)]
+    made = list(served.values())
+    return made, shut, [text for one in made for text in one.left_out]
 
 
 def _delivery(
     road: Destination, patient: PatientIdentity, request: Resource, message: Message, site: Site, ctx: Context
-) -> tuple[NewDelivery, tuple[Loss, ...]]:
+) -> NewDelivery:
     key = new_delivery_id()
     case = f"ServiceRequest/{request['id']}"
     keys = [("case", case), ("patient", patient.reference), *(("ipp", local[0]) for local in patient.local_ids)]
@@ -455,7 +461,7 @@ def _delivery(
     }
     # No `document`: an answer stays true when the request moves on, and the patient keeps the order in the lane.
     mapped = message(patient, to)
-    delivery = NewDelivery(
+    return NewDelivery(
         lane=road.lane,
         endpoint=road.endpoint,
         protocol="hl7",
@@ -467,20 +473,9 @@ def _delivery(
         patient=patient.reference,
         case=case,
         on_stuck="skip",
+        left_out=tuple(f"{road.flavour}, {road.display}: {loss.source} {loss.reason}" for loss in mapped.losses),
     )
-    return delivery, mapped.losses
 
 
 def _site(request: Resource, ctx: Context) -> Site:
     return site_of(ctx.view.get(request["subject"].get("reference", "")) or {}, ctx.sites)
-
-
-def _person(reference: str, site: Site, ctx: Context) -> Professional | None:
-    """A professional of the directory with an RPPS; None for anybody else."""
-    role, person, organization = professional(reference, ctx)
-    if person.get("resourceType") != "Practitioner":
-        return None
-    try:
-        return read_professional("participant", role, person, organization, site, [])
-    except Incomplete:
-        return None

@@ -3,7 +3,8 @@
 Bytes that name a patient who was merged away, whose case is another's now or who has lost the INS in them, or a report
 that was replaced or withdrawn since, are held for a person, who releases them as they are, regenerates them (a new
 delivery) or cancels them. What another delivery stands for as a first document is never released: nobody gets two. Nor
-is what was withdrawn, unless its recall waits behind it.
+is what was withdrawn, unless its recall waits behind it, nor what was hidden from its addressee or opposed since, nor
+what replaces a document that may yet arrive by another lane.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from typing import Any
 from fhir_server.errors import RuleBroken
 from fhir_server.patients.identity import qualified_ins
 from fhir_server.search import query
-from fhir_server.store.lanes import Claim, Delivery, Outcome
+from fhir_server.store.lanes import Delivery
+from fhir_server.store.leases import Claim, Outcome
 from fhir_server.store.outbox_desk import Attempt, OutboxFilter
 from fhir_server.store.query import MAX_COUNT
+from fhir_server.store.resources import Stored
 from fhir_server.store.session import Snapshot, Tx
 from fhir_server.store.view import Stale
-from fhir_server.teleexpertise import succession
+from fhir_server.teleexpertise import opposition, succession
 from fhir_server.teleexpertise.case import Handed
+from fhir_server.teleexpertise.distribution import DMP, MAIL_LANE, MASKED_CODE
 from fhir_server.teleexpertise.succession import Holder
+from mappers.fhir_to_report import hidden_from
 
 log = logging.getLogger("passerelle.delivery")
 Resource = dict[str, Any]
@@ -51,7 +56,8 @@ def held_back(snapshot: Snapshot, claim: Claim) -> Outcome | None:
 
 def overtaken(snapshot: Snapshot, delivery: Delivery) -> str:
     """What happened since the bytes were frozen that makes them untrue, in words; '' when nothing did."""
-    return _patient(snapshot, delivery) or _case(snapshot, delivery) or _report(snapshot, delivery)
+    about = _patient(snapshot, delivery) or _case(snapshot, delivery) or _report(snapshot, delivery)
+    return about or barred(snapshot, delivery)
 
 
 def _patient(snapshot: Snapshot, delivery: Delivery) -> str:
@@ -110,6 +116,93 @@ def _told(report: Resource) -> Resource:
     return {name: value for name, value in report.items() if name not in ("meta", "text", "extension")}
 
 
+def barred(snapshot: Snapshot, delivery: Delivery) -> str:
+    """Why these bytes do not leave now though they are true, whoever lets them go, or ''."""
+    return hidden(snapshot, delivery) or _opposed(snapshot, delivery) or _first_in_doubt(snapshot, delivery)
+
+
+def _opposed(snapshot: Snapshot, delivery: Delivery) -> str:
+    """Whether the patient, or the state of their DMP, forbids a report that was to reach them when it was signed. What
+    takes one back goes all the same."""
+    stored, (kind, _, key) = _reported(snapshot, delivery), delivery.patient.partition("/")
+    about = snapshot.get(kind, key) if stored and key else None
+    if stored is None or about is None or about.deleted or _takes_back(snapshot, delivery):
+        return ""
+    patient = about.resource()
+    if why := opposition.dmp_closed(delivery, patient):
+        return why
+    if not opposition.denied(snapshot, patient):
+        return ""
+    who = _made(snapshot, delivery)[0].to
+    if not who.person or who.person in _parties(snapshot, delivery, stored):
+        return ""
+    unwanted = opposition.opposed(snapshot, patient, who.person)
+    return f"{delivery.patient} opposes that {who.display or who.lane} gets it" if unwanted else ""
+
+
+def _first_in_doubt(snapshot: Snapshot, delivery: Delivery) -> str:
+    """Whether what this replaces or takes back may yet arrive by another lane, which keeps no order with this one."""
+    elsewhere = (one for one in _alike(snapshot, delivery).values() if one.lane != delivery.lane)
+    if all(map(_settled, elsewhere)):
+        return ""
+    own, others = _told_of(snapshot, delivery)
+    for one in (one for one in others if one.delivery.lane != delivery.lane and not _settled(one.delivery)):
+        back = not own.after and _rivals(own, one) and _takes_back(snapshot, delivery)
+        if back or one.origin.id == own.after:
+            other = one.delivery
+            return f"{other.id} in {other.lane}, which this follows, is not settled: release or cancel that one first"
+    return ""
+
+
+def _settled(delivery: Delivery) -> bool:
+    return delivery.state in ("sent", "cancelled")
+
+
+def _reported(snapshot: Snapshot, delivery: Delivery) -> Stored | None:
+    """The report a delivery tells of, while it is stored; None for everything else."""
+    kind, _, key = delivery.document.partition("/")
+    stored = snapshot.get(kind, key) if kind == "DiagnosticReport" and key else None
+    return None if stored is None or stored.deleted else stored
+
+
+def _takes_back(snapshot: Snapshot, delivery: Delivery) -> bool:
+    """Whether the version of the report that a delivery tells is withdrawn by it."""
+    kind, _, key = delivery.document.partition("/")
+    told = snapshot.version(kind, key, delivery.document_version) if delivery.document_version else None
+    return told is not None and not told.deleted and told.resource().get("status") in _WITHDRAWN
+
+
+def hidden(snapshot: Snapshot, delivery: Delivery) -> str:
+    """Why these bytes are not for their addressee any more, or '': the report was masked to professionals after they
+    were made, and who reads them neither asked for it nor signs it. A house that takes part gets it, labelled."""
+    kind, _, key = delivery.document.partition("/")
+    stored = snapshot.get(kind, key) if key else None
+    if stored is None or stored.deleted or not _masked(stored):
+        return ""
+    told = snapshot.version(kind, key, delivery.document_version) if delivery.document_version else None
+    if told is not None and _masked(told):
+        return ""
+    who = _made(snapshot, delivery)[0].to
+    if who.person in _parties(snapshot, delivery, stored) if who.person else not who.lane.startswith(MAIL_LANE):
+        return ""
+    version = f"version {stored.version} of {delivery.document}"
+    return f"{version} is masked to professionals (MASQUE_PS), and {who.display or who.lane} neither asked nor signs"
+
+
+def _masked(stored: Stored) -> bool:
+    labels = {} if stored.deleted else stored.resource().get("meta", {})
+    return any(one.code == MASKED_CODE for one in hidden_from(labels.get("security", ())))
+
+
+def _parties(snapshot: Snapshot, delivery: Delivery, report: Stored) -> frozenset[str]:
+    """Who asked for a report and who signs it, as references."""
+    kind, _, key = delivery.case_key.partition("/")
+    request = snapshot.get(kind, key) if key else None
+    asked = [] if request is None or request.deleted else [request.resource().get("requester", {})]
+    signed = report.resource().get("resultsInterpreter", ())
+    return frozenset(str(one.get("reference", "")) for one in (*asked, *signed))
+
+
 def handed(snapshot: Snapshot, delivery_id: str) -> Handed:
     """Whether the partner may have a delivery, or what sends its bytes once more. One the outbox no longer knows was
     settled and cleaned away: it may."""
@@ -140,13 +233,14 @@ def _refused(attempt: Attempt) -> bool:
 @dataclass(frozen=True, slots=True)
 class _Made:
     """A delivery of a report, the one that had its bytes first (`origin`, itself or what it repeats) and, where a
-    DocumentReference records that one, who gets which document by it (`to`; else just its lane) and whether as the
-    `first` they get."""
+    DocumentReference records that one, who gets which document by it (`to`; else just its lane, or the DMP), whether as
+    the `first` they get, and `after` which delivery."""
 
     delivery: Delivery
     origin: Delivery
     to: Holder
     first: bool
+    after: str
 
 
 def _follows(one: Delivery, other: Delivery) -> bool:
@@ -158,13 +252,15 @@ def _follows(one: Delivery, other: Delivery) -> bool:
 
 def _made(snapshot: Snapshot, delivery: Delivery) -> tuple[_Made, list[_Made]]:
     """A delivery, and the others of its report, in whatever lane, that go its way or to its addressee; oldest first."""
-    found = {delivery.id: delivery}
-    lines: Mapping[str, tuple[Holder, bool]] = {}
+    own, others = _told_of(snapshot, delivery)
+    return own, [one for one in others if one.delivery.lane == delivery.lane or _rivals(own, one)]
+
+
+def _told_of(snapshot: Snapshot, delivery: Delivery) -> tuple[_Made, list[_Made]]:
+    """A delivery and all others of its report, oldest first, with what is recorded of them."""
+    found = _alike(snapshot, delivery)
+    lines: Mapping[str, tuple[Holder, bool, str]] = {}
     if delivery.document:
-        lane = "" if delivery.case_key else delivery.lane
-        wanted = OutboxFilter(lane=lane, case_key=delivery.case_key, document=delivery.document, limit=1_000)
-        found |= {one.id: one for one in snapshot.deliveries(wanted)}
-    if len(found) > 1:
         plan = query.parse("DocumentReference", [("related", delivery.document)])
         documents = snapshot.search(replace(plan, count=MAX_COUNT)).matches
         lines = succession.recorded(one.resource() for one in documents)
@@ -173,10 +269,21 @@ def _made(snapshot: Snapshot, delivery: Delivery) -> tuple[_Made, list[_Made]]:
         root = one.id
         while root not in lines and root in found and found[root].parent:
             root = found[root].parent
-        line = lines.get(root, (Holder(one.lane, "", "", ""), False))
+        fed = DMP if one.second_leg == "zam" else ""
+        line = lines.get(root, (Holder(one.lane, fed, "", ""), False, ""))
         made.append(_Made(one, found.get(root, one), *line))
     (own,) = (one for one in made if one.delivery.id == delivery.id)
-    return own, [one for one in made if one is not own and (one.delivery.lane == delivery.lane or _rivals(own, one))]
+    return own, [one for one in made if one is not own]
+
+
+def _alike(snapshot: Snapshot, delivery: Delivery) -> dict[str, Delivery]:
+    """A delivery and all others of its report, by their ids."""
+    found = {delivery.id: delivery}
+    if delivery.document:
+        lane = "" if delivery.case_key else delivery.lane
+        wanted = OutboxFilter(lane=lane, case_key=delivery.case_key, document=delivery.document, limit=1_000)
+        found |= {one.id: one for one in snapshot.deliveries(wanted)}
+    return found
 
 
 def _rivals(own: _Made, other: _Made) -> bool:
@@ -218,7 +325,7 @@ def doubled(snapshot: Snapshot, delivery: Delivery) -> str:
 
 def unreleasable(snapshot: Snapshot, delivery: Delivery) -> str:
     """Why a delivery does not leave even when a person lets it go, or ''."""
-    return doubled(snapshot, delivery) or _unrecalled(snapshot, delivery)
+    return barred(snapshot, delivery) or doubled(snapshot, delivery) or _unrecalled(snapshot, delivery)
 
 
 def _unrecalled(snapshot: Snapshot, delivery: Delivery) -> str:
@@ -236,11 +343,7 @@ def _recalls(snapshot: Snapshot, made: _Made) -> bool:
     """Whether a delivery takes a report back, and has not left: no document is recorded for it, and it tells a version
     that was withdrawn."""
     one = made.delivery
-    if made.to.document or one.state not in ("queued", "held", "error") or not one.document_version:
-        return False
-    kind, _, key = one.document.partition("/")
-    told = snapshot.version(kind, key, one.document_version)
-    return told is not None and not told.deleted and told.resource().get("status") in _WITHDRAWN
+    return not made.to.document and one.state in ("queued", "held", "error") and _takes_back(snapshot, one)
 
 
 def _taken_back(snapshot: Snapshot, document: str) -> bool:
@@ -250,10 +353,12 @@ def _taken_back(snapshot: Snapshot, document: str) -> bool:
 
 
 def unrepeatable(snapshot: Snapshot, delivery: Delivery) -> str:
-    """Why the same bytes are not sent once more, or '': nothing brings back a report that was taken back. A version
-    that was replaced may be, for a partner who lost its data and gets what replaced it after that."""
+    """Why the same bytes are not sent once more, or '': nothing brings back a report that was taken back, nor hands
+    one to whom it was hidden from, or refused, since. A version that was replaced may be, for a partner who lost its
+    data and gets what replaced it after that."""
     back = _taken_back(snapshot, delivery.document)
-    return doubled(snapshot, delivery) or (_report(snapshot, delivery) if back else "")
+    why = barred(snapshot, delivery) or doubled(snapshot, delivery)
+    return why or (_report(snapshot, delivery) if back else "")
 
 
 def stay(tx: Tx, kept: Iterable[str], reached: Iterable[str]) -> None:

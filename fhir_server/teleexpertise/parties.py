@@ -142,18 +142,21 @@ def _carried(request: Resource, patient: Resource, sites: Sites) -> str:
 
 
 def doctors(request: Resource, opinion: Resource, patient: Resource, view: View) -> list[Doctor]:
-    """The médecins traitants declared for a patient, but for who asked and who signed."""
+    """The médecins traitants declared for a patient, but for who asked and who signed; each once, by the first role of
+    theirs that has a mailbox."""
     parts = (request.get("requester", {}), *(opinion.get("resultsInterpreter") or ()))
     references = [str(part.get("reference", "")) for part in parts]
-    known = set(references) | {_practitioner(reference, view) for reference in references}
-    found: dict[str, Doctor] = {}
+    known = set(references) | {human(reference, view) for reference in references}
+    found: dict[str, Doctor] = {}  # by who they are: two roles of one person are one doctor
     for declared in patient.get("generalPractitioner", ()):
         reference = _declared(declared, view)
         if not reference or view.get(reference) is None:
             name = str(declared.get("display") or declared.get("identifier", {}).get("value") or "")
             found.setdefault(name, Doctor("", name, refusal="le professionnel déclaré n'est pas enregistré ici"))
-        elif not {reference, _practitioner(reference, view)} & known:
-            found.setdefault(reference, _doctor(reference, patient, view))
+        elif not {reference, person := human(reference, view)} & known:
+            before, new = found.get(person or reference), _doctor(reference, patient, view)
+            if before is None or (new.mailbox and not before.mailbox):
+                found[person or reference] = new
     return list(found.values())
 
 
@@ -176,7 +179,7 @@ def _doctor(reference: str, patient: Resource, view: View) -> Doctor:
         roles = [
             role for role in view.find("PractitionerRole", f"practitioner={reference}") if role.get("active", True)
         ]
-    person = view.get(_practitioner(reference, view)) or {}
+    person = view.get(human(reference, view)) or {}
     houses = [view.get(role.get("organization", {}).get("reference", "")) or {} for role in roles]
     mailbox = next(filter(None, map(mailbox_of, (*roles, person or party, *houses))), "")
     role = next((one for one in roles if mailbox_of(one)), roles[0] if len(roles) == 1 else None)
@@ -187,14 +190,14 @@ def _doctor(reference: str, patient: Resource, view: View) -> Doctor:
 
 def opposed(patient: Resource, person: str, view: View) -> bool:
     """Whether an active refusal of the patient names somebody, as a person or in a role of theirs."""
-    human = _practitioner(person, view)
-    roles = view.find("PractitionerRole", f"practitioner={human}") if human else ()
-    actors = {person, human, *(f"PractitionerRole/{one['id']}" for one in roles)} - {""}
+    own = human(person, view)
+    roles = view.find("PractitionerRole", f"practitioner={own}") if own else ()
+    actors = {person, own, *(f"PractitionerRole/{one['id']}" for one in roles)} - {""}
     query = f"patient=Patient/{patient.get('id', '')}&status=active&actor={','.join(sorted(actors))}"
     return any(one.get("provision", {}).get("type") == "deny" for one in view.find("Consent", query))
 
 
-def _practitioner(reference: str, view: View) -> str:
+def human(reference: str, view: View) -> str:
     """The Practitioner behind a reference to one or to a role, or ''."""
     if reference.startswith("Practitioner/"):
         return reference

@@ -13,6 +13,8 @@ from fhir_server.errors import Invalid, RuleBroken
 from fhir_server.patients.sites import Sites
 from fhir_server.patients.writing import check_asked
 from fhir_server.teleexpertise.case import Context, Resource
+from mappers.fhir_to_identity import Professional
+from mappers.fhir_to_identity import professional as read_professional
 from mappers.fhir_to_report import Incomplete, Sources, expert_complete_in, reason_of, request_complete_in
 from mappers.identity import Site
 
@@ -85,6 +87,17 @@ def professional(reference: str, ctx: Context) -> tuple[Resource, Resource, Reso
     person = ctx.view.get(role.get("practitioner", {}).get("reference", "")) or {}
     organization = ctx.view.get(role.get("organization", {}).get("reference", "")) or {}
     return role, person, organization
+
+
+def practising(reference: str, site: Site, ctx: Context) -> Professional | None:
+    """A professional of the directory with an RPPS; None for anybody else."""
+    role, person, organization = professional(reference, ctx)
+    if person.get("resourceType") != "Practitioner":
+        return None
+    try:
+        return read_professional("participant", role, person, organization, site, [])
+    except Incomplete:
+        return None
 
 
 def shown(reference: Mapping[str, Any], ctx: Context) -> str:

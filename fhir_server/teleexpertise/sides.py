@@ -35,10 +35,17 @@ def only_asked(request: Resource, house: str, view: View) -> bool:
 
 
 def groups_of(request: Resource, house: str, view: View) -> frozenset[str]:
-    """The groups among those a request asks that an establishment provides: for them it answers by HL7 v2."""
+    """The groups and structures among those a request asks for which an establishment answers by HL7 v2: groups that it
+    provides, itself, and what is part of it."""
     asked = (_reference(one) for one in request.get("performer", ()))
-    groups = (one for one in asked if one.startswith("HealthcareService/"))
-    return frozenset(one for one in groups if _reference((view.get(one) or {}).get("providedBy")) == house)
+    parties = (one for one in asked if one.startswith(("HealthcareService/", "Organization/")))
+    return frozenset(one for one in parties if house in _with_parents(_houses(one, view), view))
+
+
+def belongs(role: Resource, parties: frozenset[str], view: View) -> bool:
+    """Whether a PractitionerRole is of one of these groups, or works in one of these structures."""
+    groups = {_reference(one) for one in role.get("healthcareService", ())}
+    return bool(parties & (groups | _with_parents((_reference(role.get("organization")),), view)))
 
 
 def _placer(identifier: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from fhir_server.context import View
 from fhir_server.patients.sites import Sites
 from fhir_server.teleexpertise.case import STEP_SYSTEM, Handed
 from fhir_server.teleexpertise.distribution import (
+    DMP,
     FLAVOURS,
     MAIL_LANE,
     MASKED,
@@ -28,9 +29,10 @@ from fhir_server.teleexpertise.distribution import (
     addressee_of,
     hl7_road,
     mail_road,
+    out_of_service,
     report_flavour,
 )
-from fhir_server.teleexpertise.parties import Candidate, site_at
+from fhir_server.teleexpertise.parties import Candidate, human, site_at
 from mappers.fhir_to_report import PatientIdentity
 
 Resource = Mapping[str, Any]
@@ -83,7 +85,8 @@ class Held:
 
 def held(report: str, status: str, view: View, handed: Callable[[str], Handed], *, taken_back: bool = False) -> Held:
     """What stands of a report (`DiagnosticReport/x`): its documents of this `status`, oldest first. `taken_back`: what
-    a person keeps back is given up too, since it will never be wanted."""
+    a person keeps back is given up too, since it will never be wanted. People are named as such: in whichever role they
+    get it, they hold one version."""
     found = [*view.find("DocumentReference", f"related={report}&status={status}")]
     if not all(map(_record, found)):
         steps = _steps(report, view)
@@ -92,7 +95,7 @@ def held(report: str, status: str, view: View, handed: Callable[[str], Handed], 
     told: dict[object, Holder] = {}
     for one in (one for document in found for one in _brought(document)):
         told.setdefault(one.delivery or (one.lane, one.document), one)
-    past = tuple(told.values())
+    past = tuple(replace(one, person=human(one.person, view) or one.person) for one in told.values())
     holders: list[Holder] = []
     unsent: list[str] = []
     kept: list[str] = []
@@ -129,13 +132,12 @@ def follow(plan: Plan, before: Held, *, mailing: bool, withheld: Callable[[str],
     """
     holders = list(before.holders if before.recorded else assumed(plan, before))
     shut = [_of_holder(one) if _shuts(one, holders) else one for one in plan.shut]
-    roads: list[Destination] = []
-    for road in plan.destinations:
-        had = _holder(road, holders)
-        if had is not None:
+    followed: dict[Destination, Holder] = {}
+    for road in sorted(plan.destinations, key=lambda one: not one.dmp):  # what the DMP holds is nobody else's
+        if had := _holder(road, holders):
             holders.remove(had)
-            road = replace(road, trigger="T10", replaces=had.document, after=had.delivery)
-        roads.append(road)
+            followed[road] = had
+    roads = [_instead(road, followed.get(road)) for road in plan.destinations]
     reached = plan.people | {road.person for road in roads if road.person}
     for had in holders:
         if had.person and had.person in reached:
@@ -147,12 +149,31 @@ def follow(plan: Plan, before: Held, *, mailing: bool, withheld: Callable[[str],
         if had.person and (reason := withheld(had.person)):
             why = reason
         elif had.lane.startswith(MAIL_LANE) and mailing:
-            old = mail_road(had.lane.partition(":")[2], had.person, had.display)
-            roads.append(replace(old, trigger="T10", replaces=had.document, after=had.delivery))
+            roads.append(_instead(mail_road(had.lane.partition(":")[2], had.person, had.display), had))
             continue
         if not any(_shuts(one, [had]) for one in shut):
             shut.append(_of_holder(Shut(whom, why, lane=had.lane, person=had.person)))
     return Plan(tuple(roads), tuple(shut), plan.people)
+
+
+def _instead(road: Destination, had: Holder | None) -> Destination:
+    """A road that brings what takes the place of what is held at its end."""
+    return replace(road, trigger="T10", replaces=had.document, after=had.delivery) if had else road
+
+
+def renamed(before: Held, plan: Plan, view: View) -> Held:
+    """Who holds a version, by the role under which a plan names the same person."""
+    found = (*(shut.person for shut in plan.shut), *plan.people, *(road.person for road in plan.destinations))
+    named = {human(one, view): one for one in found if one}
+    return replace(
+        before, holders=tuple(replace(one, person=named.get(one.person, one.person)) for one in before.holders)
+    )
+
+
+def by_who_fed(found: Iterable[Candidate], before: Held) -> list[Candidate]:
+    """The platform that fed the DMP before any other: it knows what it sent there."""
+    fed = {one.lane for one in before.holders if one.addressee == DMP}
+    return sorted(found, key=lambda one: one.reference not in fed)
 
 
 def _of_holder(shut: Shut) -> Shut:
@@ -167,13 +188,23 @@ def _shuts(shut: Shut, holders: Sequence[Holder]) -> bool:
     return any((shut.lane and shut.lane == one.lane) or (shut.person and shut.person == one.person) for one in holders)
 
 
-def recall(before: Held, patient: PatientIdentity, view: View, sites: Sites, *, mailing: bool) -> Plan:
+def recall(
+    before: Held,
+    patient: PatientIdentity,
+    view: View,
+    sites: Sites,
+    *,
+    mailing: bool,
+    found: Sequence[Candidate] = (),
+) -> Plan:
     """The plan of a withdrawal: everybody who holds a version is told, by the road it came, whatever has become of
-    their part in the case since."""
+    their part in the case since; the DMP by another platform among those `found`, where the one that fed it is gone."""
     roads: list[Destination] = []
     shut: list[Shut] = []
     for had in before.holders:
         road, why = _way_back(had, patient, view, sites, mailing)
+        if road is None and had.addressee == DMP:
+            road = _by_another(found, patient)
         if road is None:
             shut.append(Shut(had.display or had.lane, why, NOT_RECALLED, had.lane))
         else:
@@ -193,16 +224,26 @@ def _way_back(
         road = mail_road(had.lane.partition(":")[2], had.person, had.display) if mailing else None
         return road, "aucun opérateur MSSanté n'est configuré (réglage smtp)"
     endpoint = view.get(had.lane) or {}
-    if _strangers(had.addressee, addressee_of(str(endpoint.get("address", "")))):
+    if had.addressee != DMP and _strangers(had.addressee, addressee_of(str(endpoint.get("address", "")))):
         return None, f"{had.lane} mène maintenant à une autre application"
     code = report_flavour(endpoint) or ""
     flavour = FLAVOURS.get(code)
-    if endpoint.get("status") != "active" or flavour is None:
+    if endpoint.get("status") != "active" or flavour is None or (had.addressee == DMP and not flavour.platform):
         return None, f"{had.lane} n'est plus en service"
     if patient.ins is None and (flavour.platform or not patient.local_ids):
         return None, "le patient n'a plus l'identifiant sous lequel il y était connu"
-    found = Candidate(had.lane, endpoint, site_at(endpoint, view, sites) or had.site)
+    found = Candidate(had.lane, endpoint, site_at(endpoint, view, sites) or had.site, had.person)
     return hl7_road(found, code, platform=flavour.platform), ""
+
+
+def _by_another(found: Iterable[Candidate], patient: PatientIdentity) -> Destination | None:
+    """A platform that takes part and can tell the DMP what another one told it."""
+    for candidate in found:
+        code = report_flavour(candidate.endpoint) or ""
+        flavour = FLAVOURS.get(code)
+        if flavour and flavour.platform and patient.ins and not out_of_service(candidate):
+            return hl7_road(candidate, code, platform=True)
+    return None
 
 
 def _holder(road: Destination, holders: Sequence[Holder]) -> Holder | None:
@@ -229,7 +270,7 @@ def _same_reader(had: Holder, other: Holder | Destination) -> bool:
     return mails and bool(had.person) and had.person == other.person
 
 
-_TESTS = (_same_lane, _same_addressee, _same_reader)
+_TESTS = (_same_addressee, _same_lane, _same_reader)
 
 
 def _strangers(one: str, other: str) -> bool:
@@ -257,10 +298,11 @@ def record(version: int, plan: Plan, ids: Mapping[Destination, str], before: Hel
     return {"url": DISTRIBUTED, "extension": parts}
 
 
-def recorded(documents: Iterable[Resource]) -> Mapping[str, tuple[Holder, bool]]:
-    """By delivery of these documents: who gets which document by it, and whether as the first they get."""
+def recorded(documents: Iterable[Resource]) -> Mapping[str, tuple[Holder, bool, str]]:
+    """By delivery of these documents: who gets which document by it, whether as the first they get, and the delivery
+    that it follows, or ''."""
     return {
-        entry["delivery"]: (_who(entry, str(document["id"]), entry["delivery"]), not entry["held"])
+        entry["delivery"]: (_who(entry, str(document["id"]), entry["delivery"]), not entry["held"], entry["by"])
         for document in documents
         for entry in _entries(document)
         if entry["delivery"]

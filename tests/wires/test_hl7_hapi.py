@@ -1,4 +1,8 @@
-"""HAPI HL7 v2 as a real peer: it receives what we send and sends what we receive, plain, by TLS and mutual TLS."""
+"""HAPI HL7 v2 as a real peer: it receives what we send and sends what we receive, plain, by TLS and mutual TLS.
+
+What we send are the samples of every profile an Endpoint may ask for, which are all the kinds of messages we write, and
+the golden files of the mappers.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +25,27 @@ import pytest
 from hl7v2 import ack
 from hl7v2.message import parse
 from hl7v2.mllp import Listener, MllpFault, Policy, send
+from mappers.identity import Namespace, Site
+from mappers.interface_sample import MAKERS, samples
 
 # One process for all: each would compile the peer and start it four times.
 pytestmark = [pytest.mark.needs("java"), pytest.mark.timeout(300), pytest.mark.xdist_group("hapi hl7v2")]
 PEER = Path(__file__).parents[1] / "peers" / "hapi_hl7v2" / "build.py"
 DATA = Path(__file__).parents[1] / "data" / "hl7v2"
+PATIENTS = Namespace("ipp", "PI", ("CHEXEMPLE", "2.25.31", "ISO"), "2.25.31", "urn:oid:2.25.31", "PI")
+STAYS = Namespace("sejours", "VN", ("CHEXEMPLE", "2.25.32", "ISO"), "2.25.32", "urn:oid:2.25.32", "VN")
+SITE = Site(
+    key="exemple", name="Centre hospitalier d’Exemple", finess_eg="510999025", finess_ej="510999900", mode="test",
+    application="PASSERELLE", facility="CH EXEMPLE", sending_applications=(), ae_titles=(), ae_namespaces=(),
+    mailboxes=(), namespaces=(PATIENTS, STAYS), document_oid="2.25.39",
+)  # fmt: skip
 NOW = datetime(2026, 3, 2, 8, 30, tzinfo=UTC)
 SECRET = "changeit"
 OURS = (
     "mdm-t02-push-2.1.golden.hl7", "mdm-t10-push-2.1.golden.hl7", "mdm-t04-push-2.1.golden.hl7",
-    "mdm-t02-lps-1.1.golden.hl7", "oru-r01-push-2.1.golden.hl7", "plain-mdm.golden.hl7", "plain-oru.golden.hl7",
-    "oru-r01-tlr-accord.golden.hl7", "siu-s12.golden.hl7",
+    "mdm-t02-lps-1.1.golden.hl7", "mdm-t10-lps-1.1.golden.hl7", "mdm-t04-lps-1.1.golden.hl7",
+    "oru-r01-push-2.1.golden.hl7", "plain-mdm.golden.hl7", "plain-oru.golden.hl7", "oru-r01-tlr-accord.golden.hl7",
+    "orm-o01-tlr.golden.hl7", "siu-s12.golden.hl7",
 )  # fmt: skip
 SENT = ("adt-a01-admission.er7", "adt-a40-fusion.er7", "orm-o01-tlr-demande.er7", "siu-s12-reservation.er7",
         "mdm-t02-lps-recu.er7")  # fmt: skip
@@ -145,9 +159,8 @@ def told(keys: Path, receiver: tuple[Receiver, str], raw: bytes) -> bytes:
     return send(("127.0.0.1", peer.port), raw, timeout=30, tls=tls, server_name="localhost" if tls else "")
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_hapi_takes_in_every_message_we_write(receiver: tuple[Receiver, str], keys: Path, name: str) -> None:
-    raw = sample(name)
+def taken_in(receiver: tuple[Receiver, str], keys: Path, raw: bytes) -> str:
+    """Sends a message; what HAPI read in it is what we wrote. Its kind and what happens by it."""
     answer = ack.read(told(keys, receiver, raw))
     msg = parse(raw)
     word, control, structure, family, digest, same = receiver[0].fact()
@@ -156,6 +169,25 @@ def test_hapi_takes_in_every_message_we_write(receiver: tuple[Receiver, str], ke
     assert family == msg.text("PID-5")
     data = next((obx.field(5).component(5).whole for obx in msg.all("OBX") if obx.text(2) == "ED"), "")
     assert digest == (hashlib.sha256(base64.b64decode(data)).hexdigest() if data else "")
+    return f"{msg.kind} {msg.get('ORC-1') or msg.trigger}"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_hapi_takes_in_the_golden_messages(receiver: tuple[Receiver, str], keys: Path, name: str) -> None:
+    assert taken_in(receiver, keys, sample(name))
+
+
+SAMPLED = {
+    "lps-1.1": "MDM NW, MDM RO, MDM CA", "push-2.1": "MDM NW, MDM RO, MDM CA", "push-2.1-oru": "ORU NW, ORU RO, ORU CA",
+    "plain-mdm": "MDM T02, MDM T10, MDM T04", "plain-oru": "ORU RE", "tlr-1.0": "ORU OK, ORU OC",
+    "tlr-1.0-orm": "ORM NW, ORM CA", "siu-2.5": "SIU S12, SIU S13, SIU S14, SIU S15",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", sorted(MAKERS))
+def test_hapi_takes_in_every_kind_of_message_we_write(receiver: tuple[Receiver, str], keys: Path, profile: str) -> None:
+    made = [taken_in(receiver, keys, one.raw) for one in samples(profile, SITE, "HAPI", "EXEMPLE")]
+    assert ", ".join(dict.fromkeys(made)) == SAMPLED[profile]
 
 
 @pytest.fixture(scope="module")

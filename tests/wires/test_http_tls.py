@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from databases import empty_postgres, postgres_url  # noqa: F401 - fixtures
 from delivery_hub import FIRST, queue, row
-from servers import quiet
+from servers import asked, quiet, starting
 
 from fhir_server import cli
 from fhir_server.app import Server
@@ -49,46 +48,25 @@ def certificate(place: Path, days: int) -> Path:
 
 @pytest.fixture
 def serve(tmp_path: Path, ours: Path) -> Iterator[Callable[..., Server]]:
-    made: list[Server] = []
-
-    def start(**more: Any) -> Server:
-        server = Server(
-            quiet(tmp_path / "data", http_security="tls", server_certificate=str(ours), **more),
-        )
-        made.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in made:
-        server.close()
+    with starting(tmp_path / "data", http_security="tls", server_certificate=str(ours)) as start:
+        yield start
 
 
-def asked(
-    server: Server, ours: Path, method: str, path: str, body: str | None = None, **headers: str
-) -> tuple[int, dict[str, str], bytes]:
-    line = http.client.HTTPSConnection(
-        "127.0.0.1", server.bound.http, timeout=20, context=ssl.create_default_context(cafile=str(ours))
-    )
-    try:
-        line.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-        answer = line.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-    finally:
-        line.close()
+def told_by(server: Server, trusted: Path, *request: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    return asked(server.bound.http, *request, trusted=trusted, **headers)
 
 
 def test_links_and_locations_say_https(serve: Callable[..., Server], ours: Path) -> None:
     server = serve()
     own = f"https://127.0.0.1:{server.bound.http}/fhir"
-    status, headers, _ = asked(server, ours, "POST", "/fhir/Patient", PATIENT, content_type="application/fhir+json")
+    status, headers, _ = told_by(server, ours, "POST", "/fhir/Patient", PATIENT, content_type="application/fhir+json")
     assert status == 201 and headers["location"].startswith(f"{own}/Patient/")
-    found = json.loads(asked(server, ours, "GET", "/fhir/Patient?family=lecocq&_count=1")[2])
+    found = json.loads(told_by(server, ours, "GET", "/fhir/Patient?family=lecocq&_count=1")[2])
     assert found["link"][0]["url"].startswith(own) and found["entry"][0]["fullUrl"].startswith(f"{own}/Patient/")
-    assert json.loads(asked(server, ours, "GET", "/fhir/metadata")[2])["implementation"]["url"] == own
+    assert json.loads(told_by(server, ours, "GET", "/fhir/metadata")[2])["implementation"]["url"] == own
     named = {"resourceType": "Observation", "status": "final", "code": {"text": "x"},
              "subject": {"reference": found["entry"][0]["fullUrl"]}}  # fmt: skip
-    status, _, body = asked(
+    status, _, body = told_by(
         server, ours, "POST", "/fhir/Observation", json.dumps(named), content_type="application/fhir+json"
     )
     assert (status, json.loads(body)["subject"]["reference"]) == (
@@ -101,10 +79,10 @@ def test_a_hospital_fetches_and_acknowledges_over_https(serve: Callable[..., Ser
     server = serve()
     queue(server.hub, "pull:CH-NORD", FIRST, lane="Endpoint/nord")
     who = {"authorization": "Bearer pull:CH-NORD", "content_type": "application/json"}
-    status, headers, body = asked(server, ours, "POST", "/pull/next", **who)
+    status, headers, body = told_by(server, ours, "POST", "/pull/next", **who)
     assert (status, headers["x-passerelle-id"]) == (200, FIRST) and FIRST.encode() in body
     told = json.dumps({"token": int(headers["x-passerelle-token"]), "code": "AA"})
-    assert asked(server, ours, "POST", f"/pull/{FIRST}/ack", told, **who)[0] == 200
+    assert told_by(server, ours, "POST", f"/pull/{FIRST}/ack", told, **who)[0] == 200
     assert row(server.hub, FIRST).state == "sent"
 
 
@@ -117,7 +95,7 @@ def test_nothing_is_said_in_clear_or_by_what_is_out_of_date(serve: Callable[...,
         except ConnectionResetError:
             pass
     with pytest.raises(ssl.SSLCertVerificationError):
-        asked(
+        told_by(
             server, Path(ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"), "GET", "/livez"
         )
     old = ssl.create_default_context(cafile=str(ours))
@@ -128,7 +106,7 @@ def test_nothing_is_said_in_clear_or_by_what_is_out_of_date(serve: Callable[...,
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
         with socket.create_connection(("127.0.0.1", server.bound.http), timeout=20) as line:
             old.wrap_socket(line, server_hostname="127.0.0.1").close()
-    assert asked(server, ours, "GET", "/livez")[2] == b"ok\n"
+    assert told_by(server, ours, "GET", "/livez")[2] == b"ok\n"
 
 
 def test_commands_ask_the_server_beside_them(
@@ -162,7 +140,7 @@ def test_a_certificate_whose_time_is_over_keeps_no_command_out(tmp_path: Path) -
     try:
         queue(server.hub, "pull:CH-NORD", FIRST, lane="Endpoint/nord")
         with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
-            asked(server, ended, "GET", "/livez")
+            told_by(server, ended, "GET", "/livez")
         assert cli.main(["outbox", "hold", FIRST, "--reason", "on attend", "--data-dir", server.settings.data_dir]) == 0
         assert row(server.hub, FIRST).state == "held"
     finally:
@@ -178,7 +156,7 @@ def test_several_processes_answer_over_tls(
     upgrade(empty_postgres)
     server = serve(database_url=empty_postgres, http_processes=2)
     for _ in range(4):
-        assert asked(server, ours, "GET", "/fhir/metadata")[0] == 200
+        assert told_by(server, ours, "GET", "/fhir/metadata")[0] == 200
 
 
 def test_a_server_that_cannot_show_a_certificate_does_not_start(tmp_path: Path, ours: Path) -> None:

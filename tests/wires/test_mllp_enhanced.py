@@ -113,7 +113,7 @@ def test_the_commit_answer_comes_before_the_message_is_integrated(serve: Serve) 
 
 
 @pytest.mark.parametrize(
-    ("refuse", "accept", "answers"), [("CE", "AL", ["CE"]), ("CR", "ER", ["CR"]), ("CR", "SU", [])]
+    ("refuse", "accept", "answers"), [("CE", "AL", ["CE"]), ("CR", "ER", ["CR"]), ("CR", "SU", ["AR"])]
 )
 def test_what_is_not_stored_is_refused_and_never_integrated(
     serve: Serve, refuse: ack.AckCode, accept: str, answers: list[str]

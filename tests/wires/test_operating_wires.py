@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import socket
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from databases import empty_postgres, postgres_url  # noqa: F401 - fixtures
-from servers import quiet
+from servers import asked, starting
 
 from conformance.peers.mllp import Peer
 from dicom_node import scu
@@ -28,27 +26,14 @@ from hl7v2 import ack
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    made: list[Server] = []
-
-    def start(**more: Any) -> Server:
-        server = Server(quiet(tmp_path / "data", **more))
-        made.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in made:
-        server.close()
+    with starting(tmp_path / "data") as start:
+        yield start
 
 
-def asked(port: int, path: str, method: str = "GET") -> tuple[int, str]:
-    message = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
-    try:
-        with urllib.request.urlopen(message, timeout=20) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as refused:
-        with refused:
-            return refused.code, refused.read().decode()
+def heard(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    """Status and text."""
+    status, _, body = asked(port, method, path)
+    return status, body.decode()
 
 
 # --- is it ready -----------------------------------------------------------------------------------------------------
@@ -60,7 +45,7 @@ def test_readyz_names_every_port(serve: Callable[..., Server]) -> None:
     assert list(bound.hl7) == ["mllp_port", "laboratoire", "imagerie"] and bound.mllp == bound.hl7["mllp_port"]
     hl7 = ", ".join(f"{port} ({name})" for name, port in bound.hl7.items())
     told = f"ready\nHTTP {bound.http}\nHL7 v2 (MLLP) {hl7}\nDICOM {bound.dicom}\n"
-    assert asked(bound.http, "/readyz") == (200, told)
+    assert heard(bound.http, "/readyz") == (200, told)
 
 
 @pytest.mark.needs("postgresql")
@@ -71,12 +56,12 @@ def test_a_process_that_serves_no_api_answers_at_its_health_port(
     upgrade(empty_postgres)
     server = serve(database_url=empty_postgres, roles="mllp", health_port=0)
     port = server.bound.health
-    assert asked(port, "/livez") == (200, "ok\n")
-    assert asked(port, "/readyz") == (200, f"ready\nHL7 v2 (MLLP) {server.bound.mllp} (mllp_port)\nhealth {port}\n")
-    assert asked(port, "/readyz", "HEAD") == (200, "")
-    assert asked(port, "/fhir/metadata")[0] == 404 and asked(port, "/readyz", "POST")[0] == 501
+    assert heard(port, "/livez") == (200, "ok\n")
+    assert heard(port, "/readyz") == (200, f"ready\nHL7 v2 (MLLP) {server.bound.mllp} (mllp_port)\nhealth {port}\n")
+    assert heard(port, "/readyz", "HEAD") == (200, "")
+    assert heard(port, "/fhir/metadata")[0] == 404 and heard(port, "/readyz", "POST")[0] == 501
     server.ready = False
-    assert asked(port, "/readyz") == (503, "starting or stopping\n")
+    assert heard(port, "/readyz") == (503, "starting or stopping\n")
     server.close()
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
@@ -87,7 +72,7 @@ def test_a_caller_that_says_nothing_keeps_nobody_from_an_answer() -> None:
     health.start()
     try:
         with socket.create_connection(("127.0.0.1", health.port)), socket.create_connection(("127.0.0.1", health.port)):
-            assert asked(health.port, "/readyz") == (200, "ready\n")
+            assert heard(health.port, "/readyz") == (200, "ready\n")
     finally:
         health.close()
 
@@ -96,24 +81,39 @@ def test_rows_of_another_version_are_told_at_the_start_in_readyz_and_by_check(
     serve: Callable[..., Server], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = serve()
-    assert STALE not in asked(first.bound.http, "/readyz")[1] and STALE not in caplog.text
+    assert STALE not in heard(first.bound.http, "/readyz")[1] and STALE not in caplog.text
     assert upkeep.check(first.hub, {}, lambda line: None)["stale"] is False
     first.close()
     monkeypatch.setattr(index, "EXTRACTOR", "another")
     second = serve()
     assert STALE in caplog.text
-    assert asked(second.bound.http, "/readyz") == (200, "\n".join(["ready", *second.bound.told(), STALE, ""]))
+    assert heard(second.bound.http, "/readyz") == (200, "\n".join(["ready", *second.bound.told(), STALE, ""]))
     told = upkeep.check(second.hub, {}, lambda line: None)
     assert (told["ok"], told["stale"]) == (True, True)
     reindex.reindex(second.hub.store, upkeep.extract(second.hub), meaning=upkeep.meaning(second.settings))
-    assert STALE not in asked(second.bound.http, "/readyz")[1]
+    assert STALE not in heard(second.bound.http, "/readyz")[1]
 
     second.close()
     caplog.clear()
     third = serve(base_aliases="https://old.example.org/fhir")  # what is ours now was not when it was indexed
-    assert STALE in caplog.text and STALE in asked(third.bound.http, "/readyz")[1]
+    assert STALE in caplog.text and STALE in heard(third.bound.http, "/readyz")[1]
     upkeep.reindex(third.hub, {}, lambda line: None)
-    assert STALE not in asked(third.bound.http, "/readyz")[1]
+    assert STALE not in heard(third.bound.http, "/readyz")[1]
+
+
+def test_who_asks_at_the_wrong_port_is_told_where_the_server_of_the_folder_listens(
+    serve: Callable[..., Server], free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PASSERELLE_AUTH", "none")
+    wrong, server = ["readyz", "--port", str(free_port())], serve()
+    assert cli.main([*wrong, "--data-dir", server.settings.data_dir]) == 1
+    where = f"http://127.0.0.1:{server.bound.http}"
+    assert f"--url {where}" in capsys.readouterr().err and cli.main(["readyz", "--url", where]) == 0
+    assert cli.main([*wrong, "--data-dir", str(tmp_path / "none")]) == 1
+    told = capsys.readouterr().err
+    assert "passerelle demo" in told and "--port or --url" in told
 
 
 # --- who may send images ---------------------------------------------------------------------------------------------
@@ -167,6 +167,34 @@ def test_an_echo_to_an_hl7_port_only_connects_unless_it_may_ask(capsys: pytest.C
         (frame,) = peer.received
         assert frame.raw.startswith(b"MSH|^~\\&|PASSERELLE|") and b"|NMQ^N01^" in frame.raw
         assert len(ack.control_id_of(frame.raw)) == 20
+
+
+def test_what_an_acknowledgement_says_at_two_places_is_shown_once(
+    serve: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.er7"
+    bad.write_bytes(b"MSH|^~\\&|DPI|X|||20261101||ADT^A99|S2|P|2.5\r")
+    assert cli.main(["send", "hl7", str(bad), "--to", f"mllp://127.0.0.1:{serve().bound.mllp}"]) == 1
+    line = capsys.readouterr().out
+    assert "AE S2" in line and " 201" in line
+    words = line.partition("AE S2")[2].partition("MSH")[0].strip()
+    assert len(words) > 10 and line.count(words) == 1
+
+
+@pytest.mark.parametrize("command", [["trace"], ["outbox", "show"], ["check"]])
+def test_help_says_how_the_installation_is_named_and_hides_the_settings_of_a_server(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    told = capsys.readouterr().out
+    assert "--data-dir" in told and "--database-url" in told and "--mllp-port" not in told
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert (left.value.code, capsys.readouterr().out) == (0, f"passerelle {importlib.metadata.version('passerelle')}\n")
 
 
 def test_what_is_no_hl7_is_told(serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]) -> None:

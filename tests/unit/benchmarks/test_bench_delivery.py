@@ -8,7 +8,7 @@ from contextlib import closing
 from benchmarks.delivery_target import Outbox, message
 from fhir_server.context import SYSTEM
 from fhir_server.store.engine import Store
-from fhir_server.store.lanes import Outcome
+from fhir_server.store.leases import Outcome
 from hl7v2.check import check
 from hl7v2.message import parse
 

@@ -17,8 +17,8 @@ from fhir_server.config import Settings
 from fhir_server.context import SYSTEM, Caller, Clock, now
 from fhir_server.demo import people, seed
 from fhir_server.demo.run import SITES
+from fhir_server.desk.outbox import outbox_replay
 from fhir_server.errors import PasserelleError, Unavailable
-from fhir_server.outbox import outbox_replay
 from fhir_server.patients.sites import load_sites
 from fhir_server.pending import view_of
 from fhir_server.search.rows import IndexRows

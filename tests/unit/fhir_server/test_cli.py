@@ -26,7 +26,6 @@ from fhir_server.context import SYSTEM
 from fhir_server.delivery import intake
 from fhir_server.demo import story
 from fhir_server.store.engine import open_store
-from fhir_server.store.schema import upgrade
 from hl7v2.message import parse
 
 Run = Callable[..., tuple[int, str, str]]
@@ -138,18 +137,6 @@ def test_config_show_tells_each_value_and_its_origin_and_no_secret(run: Run, mon
     assert rows["mail_password"]["value"] == "********"
     assert rows["mail_password"]["origin"] == "PASSERELLE_MAIL_PASSWORD"
     assert rows["database_url"]["value"] == "postgresql://me:********@host/db"
-
-
-def test_commands_look_at_the_demo_until_a_server_of_ones_own_has_data(run: Run) -> None:
-    demo, own = Path("passerelle-data/demo"), Path("passerelle-data")
-    demo.mkdir(parents=True)
-    upgrade(f"sqlite:///{demo.resolve()}/passerelle.db")
-    assert run("config", "init")[0] == 0
-    for command in (("db", "current"), ("inbox", "list"), ("outbox", "list")):
-        assert run(*command)[0] == 0, command
-    shutil.copy(demo / "passerelle.db", own / "passerelle.db")
-    shutil.rmtree(demo)
-    assert run("inbox", "list")[0] == 0
 
 
 def test_config_init_writes_a_file_that_can_be_used_and_is_never_overwritten(run: Run) -> None:

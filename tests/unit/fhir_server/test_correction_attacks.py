@@ -28,13 +28,13 @@ from corrected import (
 from hubs import ADMIN, EXPERT, PARTNER, REQUESTER, SYSTEM, asked, found, meddled, opinion, put, read
 from test_declared_doctor import DOCTOR, PRIVACY, declared, refusal
 
-from fhir_server import outbox
 from fhir_server.changes import Hub, view_of
 from fhir_server.delivery.workers import before_sending
 from fhir_server.demo import people
+from fhir_server.desk import outbox
 from fhir_server.errors import Invalid, RuleBroken
 from fhir_server.search import index
-from fhir_server.store.lanes import Outcome
+from fhir_server.store.leases import Outcome
 from fhir_server.store.session import Snapshot
 from fhir_server.teleexpertise import overtaken
 from fhir_server.teleexpertise.case import Context

@@ -16,12 +16,13 @@ from corrected import DPI, MAIL, PFI, correct, message, payload, received, recor
 from hubs import SYSTEM, asked, at_once, directory, hub_on, meddled, put, read
 from test_correction_attacks import TRIED, regenerate, run
 
-from fhir_server import outbox
 from fhir_server.changes import Hub
 from fhir_server.delivery.workers import before_sending
+from fhir_server.desk import outbox
 from fhir_server.errors import RuleBroken
 from fhir_server.store.engine import Store
-from fhir_server.store.lanes import Claim, Delivery
+from fhir_server.store.lanes import Delivery
+from fhir_server.store.leases import Claim
 from fhir_server.store.session import Tx
 from hl7v2.message import parse
 from mappers.fhir_to_report import oid_of

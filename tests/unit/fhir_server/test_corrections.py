@@ -42,10 +42,10 @@ from hubs import (
 from lxml import etree
 from pypdf import PdfReader
 
-from fhir_server import outbox
 from fhir_server.changes import Hub, view_of
 from fhir_server.context import Caller
 from fhir_server.demo import people
+from fhir_server.desk import outbox, story
 from fhir_server.errors import Invalid, RuleBroken
 from fhir_server.search import index
 from fhir_server.store.session import Snapshot
@@ -268,7 +268,7 @@ def test_a_correction_is_traced_with_its_reason_and_the_case_stays_completed(sig
     assert len(notes(signed)) == 1
     assert "la version 2 annule et remplace la précédente (motif : erreur de mesure)." in notes(signed)[0]
     assert case_notes.not_reached(read(signed, "Task/r")) == []
-    lines = [line["text"] for line in outbox.trace(signed.store, {"id": "r"})]
+    lines = [line["text"] for line in story.trace(signed.store, {"id": "r"})]
     for word in ("avis demandé", "demande prise en charge", "compte rendu signé", "compte rendu corrigé"):
         assert any(word in line for line in lines), word
 
@@ -342,7 +342,11 @@ def test_a_first_version_that_leaves_at_the_last_moment_is_replaced(hub: Hub) ->
 
 def test_a_new_addressee_gets_the_correction_as_a_first_version(signed: Hub) -> None:
     lgc = next(one for one in people.structures("127.0.0.1:9", "127.0.0.1:10") if one["id"] == "dpi")
-    lgc = lgc | {"id": "lgc", "name": "Logiciel du cabinet", "address": "mllp://127.0.0.1:11?application=LGC"}
+    lgc = lgc | {
+        "id": "lgc",
+        "name": "Logiciel du cabinet",
+        "address": "mllp://127.0.0.1:11?application=LGC&facility=CABINET",
+    }
     served = read(signed, "Organization/cabinet-lilas") | {"endpoint": [{"reference": "Endpoint/lgc"}]}
     put(signed, PARTNER, lgc, served)
     correct(signed)

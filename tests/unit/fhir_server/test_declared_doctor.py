@@ -14,7 +14,10 @@ from lxml import etree
 
 from fhir_server.changes import Hub
 from fhir_server.demo import people
+from fhir_server.desk import outbox
+from fhir_server.errors import RuleBroken
 from fhir_server.store.engine import Store
+from fhir_server.store.lanes import Delivery
 from fhir_server.teleexpertise import notes as case_notes
 from mappers.fhir_to_cda import CDA
 from mssante import envelope
@@ -100,6 +103,55 @@ def test_a_doctor_who_holds_a_version_does_not_get_the_masked_one_and_the_one_af
     with hub.store.read(SYSTEM) as snapshot:
         mail = envelope.read(snapshot.payload(waiting(hub)[DOCTOR].id))
     assert mail.subject.startswith("[REMPLACE]") or "annule et remplace" in mail.text
+
+
+def masked_since(hub: Hub) -> dict[str, Delivery]:
+    """The first version by lane, which everybody received and which the second one masks."""
+    declared(hub, {"reference": "Practitioner/lefevre"})
+    assert mailed(hub) == [ASKER, DOCTOR]
+    first = waiting(hub)
+    received(hub)
+    correct(hub, meta=MASKED)
+    received(hub)
+    return first
+
+
+def test_a_version_of_before_the_mask_is_sent_again_to_who_may_see_it_alone(hub: Hub) -> None:
+    first = masked_since(hub)
+    masked = "version 2 of DiagnosticReport/r is masked to professionals .*paul.lefevre.* neither asked nor signs"
+    with pytest.raises(RuleBroken, match=masked) as told:
+        hubs.replayed(hub.store, {"id": first[DOCTOR].id})
+    assert "is not sent again" in told.value.diagnostics and DOCTOR not in waiting(hub)
+    for lane in (ASKER, "Endpoint/dpi", "Endpoint/pfi"):
+        hubs.replayed(hub.store, {"id": first[lane].id})
+    assert set(waiting(hub)) == {ASKER, "Endpoint/dpi", "Endpoint/pfi"}
+    received(hub)
+    correct(hub, "Levé.", meta={"security": [{"code": "N"}]})
+    assert hubs.replayed(hub.store, {"id": first[DOCTOR].id})["state"] == "queued", "it is not masked any more"
+
+
+def test_a_mailbox_of_which_nothing_says_whose_it_is_is_sent_no_version_of_before_the_mask(hub: Hub) -> None:
+    first = masked_since(hub)
+    for one in hubs.found(hub, "DocumentReference", "related=DiagnosticReport/r"):
+        hubs.write_past_the_rules(hub, {name: part for name, part in one.items() if name != "extension"})
+    with pytest.raises(RuleBroken, match="masked to professionals"):
+        hubs.replayed(hub.store, {"id": first[ASKER].id})
+    hubs.replayed(hub.store, {"id": first["Endpoint/dpi"].id})
+
+
+def test_what_repeats_a_version_that_is_masked_since_by_its_label_alone_is_let_go_by_nobody(hub: Hub) -> None:
+    declared(hub, {"reference": "Practitioner/lefevre"})
+    mailed(hub)
+    received(hub)
+    correct(hub)
+    second = waiting(hub)[DOCTOR]
+    received(hub)
+    again = hubs.replayed(hub.store, {"id": second.id})["id"]
+    outbox.outbox_hold(hub.store, {"id": again})
+    correct(hub, meta=MASKED)
+    for act in (outbox.outbox_release, outbox.outbox_retry):
+        with pytest.raises(RuleBroken, match="masked to professionals"):
+            act(hub.store, {"id": again})
 
 
 def test_the_requester_who_has_no_mailbox_any_more_gets_the_masked_correction_where_they_were_mailed(hub: Hub) -> None:
@@ -221,7 +273,11 @@ def test_a_refusal_that_is_over_or_of_somebody_else_stops_nothing(hub: Hub, chan
 
 def test_a_doctor_whose_own_software_is_served_is_not_mailed_too(hub: Hub) -> None:
     lgc = next(one for one in people.structures("127.0.0.1:9", "127.0.0.1:10") if one["id"] == "dpi")
-    lgc = lgc | {"id": "lgc", "name": "Logiciel du médecin", "address": "mllp://127.0.0.1:11?application=LGC"}
+    lgc = lgc | {
+        "id": "lgc",
+        "name": "Logiciel du médecin",
+        "address": "mllp://127.0.0.1:11?application=LGC&facility=CABINET",
+    }
     role = read(hub, "PractitionerRole/lefevre") | {"endpoint": [{"reference": "Endpoint/lgc"}]}
     put(hub, PARTNER, lgc, role)
     declared(hub, {"reference": "Practitioner/lefevre"})

@@ -26,7 +26,8 @@ from fhir_server.errors import Invalid, NotFound, RuleBroken, Unavailable
 from fhir_server.store.blob_seal import Keys
 from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
-from fhir_server.store.lanes import Claim, NewDelivery, Outcome
+from fhir_server.store.lanes import NewDelivery
+from fhir_server.store.leases import Claim, Outcome
 from fhir_server.store.session import Snapshot
 from hl7v2 import mllp
 

@@ -18,11 +18,12 @@ from delivery_hub import FIRST, RECIPIENT, SECOND, SENDER, Shifted, attempts, de
 from hubs import EXPERT, SYSTEM
 
 from conformance.peers.mllp import Peer
-from fhir_server import outbox, pull, watch
+from fhir_server import pull, watch
 from fhir_server.changes import Hub, view_of
 from fhir_server.config import ConfigError, load
 from fhir_server.context import Caller
 from fhir_server.delivery.workers import Workers
+from fhir_server.desk import lanes, outbox, table, words
 from fhir_server.errors import Conflict, Forbidden, Invalid, NotFound, RuleBroken
 from fhir_server.store.engine import Store
 from fhir_server.store.outbox_desk import Policy
@@ -190,7 +191,7 @@ def test_a_conversation_longer_than_its_lease_keeps_its_lane(open_url: Callable[
 def test_a_destination_may_take_longer_than_the_installation_and_the_lease_allow(hub: Hub) -> None:
     with Peer(script=("late:3.5",)) as peer:
         queue(hub, f"mllp://127.0.0.1:{peer.port}", FIRST)
-        outbox.lane_policy(hub.store, {"lane": "dpi", "answer_seconds": "60"})
+        lanes.lane_policy(hub.store, {"lane": "dpi", "answer_seconds": "60"})
         hub, workers = running(hub, lease_seconds=3.0, send_timeout_seconds=0.3)
         until(lambda: row(hub).state == "sent", 40)
         workers.close()
@@ -202,7 +203,7 @@ def test_a_destination_may_have_less_time_than_the_installation_allows(hub: Hub)
     hub = replace(hub, settings=replace(hub.settings, send_timeout_seconds=600.0))
     with Peer(script=("silence",)) as peer:
         queue(hub, f"mllp://127.0.0.1:{peer.port}", FIRST)
-        outbox.lane_policy(hub.store, {"lane": "dpi", "answer_seconds": "1", "on_silence": "hold"})
+        lanes.lane_policy(hub.store, {"lane": "dpi", "answer_seconds": "1", "on_silence": "hold"})
         assert deliver(hub)
     assert (row(hub).state, row(hub).error_class, row(hub).error) == (
         "held",
@@ -351,10 +352,10 @@ def test_what_was_made_for_another_partner_waits_for_a_person(hub: Hub) -> None:
 def test_a_destination_is_paused_throttled_and_explained(hub: Hub) -> None:
     queue(hub, "mllp://127.0.0.1:9", FIRST)
     store = hub.store
-    assert outbox.lane_pause(store, {"lane": "dpi", "reason": "travaux"}) == {"lane": "dpi", "paused": True}
+    assert lanes.lane_pause(store, {"lane": "dpi", "reason": "travaux"}) == {"lane": "dpi", "paused": True}
     assert outbox.outbox_show(store, {"id": FIRST})["why"] == "its lane is paused: travaux"
-    outbox.lane_resume(store, {"lane": "dpi"})
-    shown = outbox.lane_policy(store, {"lane": "dpi", "on_stuck": "skip", "on_silence": "hold", "per_second": "2"})
+    lanes.lane_resume(store, {"lane": "dpi"})
+    shown = lanes.lane_policy(store, {"lane": "dpi", "on_stuck": "skip", "on_silence": "hold", "per_second": "2"})
     assert (shown["on_stuck"], shown["on_silence"], shown["per_second"], shown["paused"]) == (
         "skip",
         "hold",
@@ -362,10 +363,10 @@ def test_a_destination_is_paused_throttled_and_explained(hub: Hub) -> None:
         False,
     )
     assert outbox.outbox_show(store, {"id": FIRST})["why"] == "it is next; its destination takes 2 a second"
-    assert outbox.lane_policy(store, {"lane": "dpi", "on_silence": "default"})["on_silence"] == ""
-    shown = outbox.lane_policy(store, {"lane": "dpi", "answer_seconds": "45.5", "keep_open_seconds": "0.25"})
+    assert lanes.lane_policy(store, {"lane": "dpi", "on_silence": "default"})["on_silence"] == ""
+    shown = lanes.lane_policy(store, {"lane": "dpi", "answer_seconds": "45.5", "keep_open_seconds": "0.25"})
     assert (shown["answer_seconds"], shown["keep_open_seconds"], shown["per_second"]) == (45.5, 0.25, 2.0)
-    shown = outbox.lane_policy(store, {"lane": "dpi", "answer_seconds": "0"})
+    shown = lanes.lane_policy(store, {"lane": "dpi", "answer_seconds": "0"})
     assert (shown["answer_seconds"], shown["keep_open_seconds"]) == (0, 0.25), "what is not named stays"
     for bad in (
         {"on_stuck": "maybe"}, {"on_silence": "x"}, {"per_second": "quick"}, {"per_second": "-1"},
@@ -373,11 +374,11 @@ def test_a_destination_is_paused_throttled_and_explained(hub: Hub) -> None:
         {"keep_open_seconds": "3601"}, {"keep_open_seconds": "inf"}, {"keep_open_seconds": "-0.1"},
     ):  # fmt: skip
         with pytest.raises(Invalid):
-            outbox.lane_policy(store, {"lane": "dpi"} | bad)
-    assert outbox.lane_list(store, {"lane": "dpi"}) == [shown], "what was refused changed nothing"
+            lanes.lane_policy(store, {"lane": "dpi"} | bad)
+    assert lanes.lane_list(store, {"lane": "dpi"}) == [shown], "what was refused changed nothing"
     with pytest.raises(Invalid, match="name the lane"):
-        outbox.lane_pause(store, {})
-    json.dumps(outbox.lane_list(store, {}))
+        lanes.lane_pause(store, {})
+    json.dumps(lanes.lane_list(store, {}))
 
 
 @pytest.mark.parametrize(
@@ -392,12 +393,12 @@ def test_what_means_nothing_to_a_destination_is_refused(
     hub: Hub, endpoint: str, asked: dict[str, str], words: str
 ) -> None:
     queue(hub, endpoint, FIRST)
-    before = outbox.lane_list(hub.store, {"lane": "dpi"})
+    before = lanes.lane_list(hub.store, {"lane": "dpi"})
     with pytest.raises(Invalid, match=words) as refused:
-        outbox.lane_policy(hub.store, {"lane": "dpi"} | asked)
+        lanes.lane_policy(hub.store, {"lane": "dpi"} | asked)
     assert refused.value.issues[0].expression == next(iter(asked))
-    assert outbox.lane_list(hub.store, {"lane": "dpi"}) == before, "nothing of it is kept"
-    shown = outbox.lane_policy(hub.store, {"lane": "dpi", "per_second": "2"} | dict.fromkeys(asked, "0"))
+    assert lanes.lane_list(hub.store, {"lane": "dpi"}) == before, "nothing of it is kept"
+    shown = lanes.lane_policy(hub.store, {"lane": "dpi", "per_second": "2"} | dict.fromkeys(asked, "0"))
     assert (shown["answer_seconds"], shown["keep_open_seconds"]) == (0, 0)
 
 
@@ -415,7 +416,7 @@ def test_business_keys_are_columns_and_narrow_the_lists(hub: Hub) -> None:
     queue(hub, "mllp://127.0.0.1:9", FIRST, keys=keys)
     queue(hub, "mllp://127.0.0.1:9", SECOND)
     (found,) = outbox.outbox_list(hub.store, {"accession": "A7"})
-    assert [found[name] for name in outbox.KEYS] == [INS, "1, 2", "", "A7", "", "", FIRST]
+    assert [found[name] for name in words.KEYS] == [INS, "1, 2", "", "A7", "", "", FIRST]
     assert [one["id"] for one in outbox.outbox_list(hub.store, {"msh-10": SECOND})] == [SECOND]
     assert outbox.outbox_list(hub.store, {"ipp": INS}) == [], "a kind is that kind"
     with pytest.raises(Invalid, match="one business key at a time"):
@@ -435,10 +436,10 @@ def test_sending_again_concerns_one_destination_alone(hub: Hub) -> None:
     for lane, key in (("one", FIRST), ("other", SECOND)):
         queue(hub, "mllp://127.0.0.1:9", key, lane=lane, document="DiagnosticReport/x", patient="Patient/x")
     assert sorted(sent(hub)) == [FIRST, SECOND]
-    before = replace(row(hub, SECOND), endpoint=""), outbox.lane_list(hub.store, {"lane": "other"})
+    before = replace(row(hub, SECOND), endpoint=""), lanes.lane_list(hub.store, {"lane": "other"})
     made = hubs.replayed(hub.store, {"id": FIRST})
     assert (row(hub, made["id"]).lane, sent(hub)) == ("one", [FIRST])
-    assert (replace(row(hub, SECOND), endpoint=""), outbox.lane_list(hub.store, {"lane": "other"})) == before
+    assert (replace(row(hub, SECOND), endpoint=""), lanes.lane_list(hub.store, {"lane": "other"})) == before
 
 
 def test_every_metric_has_a_name_that_is_documented(hub: Hub, clock: Shifted) -> None:
@@ -455,15 +456,15 @@ def test_every_metric_has_a_name_that_is_documented(hub: Hub, clock: Shifted) ->
     found = watch.metrics(hub.store)
     assert {one.name for one in found} == set(watch.NAMES), "each is seen here, and none that is not promised"
     manual = (Path(__file__).parents[3] / "docs" / "delivery.md").read_text(encoding="utf-8")
-    table = manual.partition("## Metrics and alerts")[2]
-    assert set(re.findall(r"^\| `(passerelle_\w+)`", table, re.M)) == set(watch.NAMES)
+    section = manual.partition("## Metrics and alerts")[2]
+    assert set(re.findall(r"^\| `(passerelle_\w+)`", section, re.M)) == set(watch.NAMES)
     told = watch.text(found)
     assert "passerelle_inbox_received_total 1\n" in told
     assert 'passerelle_outbox_waiting{lane="a \\"b\\"\\\\c"} 0\n' in told
     assert 'passerelle_inbox_unsettled{channel="mllp",state="received"} 1\n' in told
     oldest = next(one for one in found if one.name.endswith("oldest_seconds") and one.labels == (("lane", "dpi"),))
     assert 100 <= oldest.value < 130
-    assert {one["name"] for one in outbox.metrics(hub.store, {"name": "unconfirmed"})} == {
+    assert {one["name"] for one in table.metrics(hub.store, {"name": "unconfirmed"})} == {
         "passerelle_outbox_unconfirmed",
         "passerelle_outbox_unconfirmed_oldest_seconds",
     }
@@ -494,14 +495,14 @@ def test_every_alert_is_raised_by_what_it_names_and_by_nothing_less(hub: Hub, cl
     hub.store.write(SYSTEM, lambda tx: tx.view.db.run("UPDATE delivery SET state = 'sent' WHERE id = ?", (SECOND,)))
     for _ in range(9):
         assert deliver(hub)
-    outbox.lane_pause(hub.store, {"lane": "refuses", "reason": "travaux"})
+    lanes.lane_pause(hub.store, {"lane": "refuses", "reason": "travaux"})
     message = hub.store.receive(NewMessage("mllp", b"MSH|"))
     clock.advance(900)
     told = {one["alert"]: one for one in watch.alerts(hub.store, {"oldest_seconds": "10000"})}
     assert told == {}, "nine failures are too few, a message that waits is no fault, and two days are not over"
     (paused,) = (one for one in watch.alerts(hub.store, {"oldest_seconds": "800"}))
     assert (paused["alert"], paused["subject"]) == ("oldest", "refuses") and "paused: travaux" in paused["text"]
-    outbox.lane_resume(hub.store, {"lane": "refuses"})
+    lanes.lane_resume(hub.store, {"lane": "refuses"})
     assert deliver(hub)
     hub.store.reject(message.id, "no segment PID", "", None)
     clock.advance(2 * 86_400)

@@ -46,6 +46,22 @@ def sent(hub: Hub, lane: str) -> list[Message]:
     return [parse(payload(hub, one)) for one in reversed(hubs.deliveries(hub)) if one.lane == lane]
 
 
+def signed(hub: Hub) -> None:
+    ask(hub)
+    hubs.take(hub)
+    put(hub, EXPERT, opinion(hub))
+
+
+def every_version(hub: Hub, lane: str) -> list[Message]:
+    """What a lane gets of a report that is signed, corrected and withdrawn."""
+    signed(hub)
+    received(hub)
+    correct(hub)
+    received(hub)
+    withdraw(hub)
+    return sent(hub, lane)
+
+
 def stay_in(msg: Message) -> tuple[str, ...]:
     assert check(msg) == []
     return tuple(msg.at(place).encoded for place in ("PV1-2", "PV1-19", "PV1-44", "PID-18"))
@@ -54,14 +70,7 @@ def stay_in(msg: Message) -> tuple[str, ...]:
 @pytest.mark.parametrize("code", ["push-2.1", "push-2.1-oru", "plain-mdm", "plain-oru", "lps-1.1"])
 def test_every_version_names_the_stay_to_the_establishment_it_is_in(hub: Hub, code: str) -> None:
     put(hub, PARTNER, endpoint("dpi", payloadType=profiled(code)), endpoint("pfi", status="off"))
-    ask(hub)
-    hubs.take(hub)
-    put(hub, EXPERT, opinion(hub))
-    received(hub)
-    correct(hub)
-    received(hub)
-    withdraw(hub)
-    told = sent(hub, "Endpoint/dpi")
+    told = every_version(hub, "Endpoint/dpi")
     assert len(told) == 3
     # A document that came by mail knows no stay: the LPS profile says N always.
     assert {stay_in(msg) for msg in told} == {NONE if code == "lps-1.1" else TOLD}
@@ -72,14 +81,7 @@ def test_a_withdrawal_names_the_stay_that_the_first_version_named(hub: Hub) -> N
     dpi = endpoint("dpi", payloadType=profiled("push-2.1"))
     unmanaged = {name: part for name, part in dpi.items() if name != "managingOrganization"}
     put(hub, PARTNER, unmanaged, endpoint("pfi", status="off"))
-    ask(hub)
-    hubs.take(hub)
-    put(hub, EXPERT, opinion(hub))
-    received(hub)
-    correct(hub)
-    received(hub)
-    withdraw(hub)
-    told = sent(hub, "Endpoint/dpi")
+    told = every_version(hub, "Endpoint/dpi")
     assert [msg.text("MSH-9.2") for msg in told] == ["T02", "T10", "T04"]
     assert [stay_in(msg) for msg in told] == [TOLD] * 3
 
@@ -89,9 +91,7 @@ def test_another_establishment_is_told_no_number_of_a_stay_elsewhere(hub: Hub) -
     elsewhere = {name: part for name, part in endpoint("pfi").items() if name != "managingOrganization"}
     put(hub, PARTNER, read(hub, "Organization/cabinet-lilas") | served, elsewhere)
     put(hub, PARTNER, read(hub, "Organization/ch-demo") | {"endpoint": [{"reference": "Endpoint/dpi"}]})
-    ask(hub)
-    hubs.take(hub)
-    put(hub, EXPERT, opinion(hub))
+    signed(hub)
     assert [stay_in(msg) for msg in sent(hub, "Endpoint/pfi")] == [NONE]
 
 

@@ -13,9 +13,9 @@ import pypdf
 import pytest
 from hubs import EXPERT, PARTNER, REQUESTER, SYSTEM, directory, found, hub_on, message, opinion, put, read
 
-from fhir_server import outbox
 from fhir_server.changes import Hub
 from fhir_server.demo import people
+from fhir_server.desk import outbox
 from fhir_server.errors import Invalid
 from fhir_server.store.engine import Store
 from hl7v2.message import parse

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hubs import at_once, directory, hub_on, results
 
-from fhir_server import outbox
 from fhir_server.app import operate
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM, Caller, now
@@ -17,6 +16,7 @@ from fhir_server.delivery import intake, turns
 from fhir_server.delivery.ports import Port, load_ports
 from fhir_server.delivery.turns import TurnLost
 from fhir_server.demo import story
+from fhir_server.desk import inbox
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter, InboxRow
 from hl7v2 import ack
@@ -131,5 +131,5 @@ def test_a_message_is_replayed_as_the_port_it_came_by_says(hub: Hub) -> None:
     refused = rows(hub, state="error")[0]
     with hub.store.read(SYSTEM) as snapshot:
         raw = snapshot.message_raw(refused.id)
-    outbox.inbox_replay(hub.store, {"id": refused.id}, lambda row, _: intake.on_message(hub, raw, row.peer))
+    inbox.inbox_replay(hub.store, {"id": refused.id}, lambda row, _: intake.on_message(hub, raw, row.peer))
     assert rows(hub)[0].state == "done", "by another port the same bytes would have been taken in"

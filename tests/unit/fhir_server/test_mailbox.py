@@ -19,13 +19,13 @@ from fhir_server import app
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM
 from fhir_server.delivery import mailbox
+from fhir_server.desk.table import OPERATIONS
 from fhir_server.errors import RuleBroken, Unavailable
-from fhir_server.outbox import OPERATIONS
 from fhir_server.rest import admin
 from fhir_server.store import retention
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter, InboxRow, NewMessage
-from fhir_server.store.lanes import Outcome
+from fhir_server.store.leases import Outcome
 
 DATA = Path(__file__).parents[2] / "data" / "mssante"
 BOX = "teleexpertise@ch-demo.mssante.fr"

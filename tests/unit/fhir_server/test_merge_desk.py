@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 from hubs import SYSTEM, read
+from merging import two
 from sylve import sylve, tell
-from test_intake_identities import two
 
 from fhir_server import app, cli
 from fhir_server.changes import Hub

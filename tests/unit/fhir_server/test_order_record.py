@@ -12,15 +12,15 @@ import pytest
 from hubs import ADMIN, PARTNER, REQUESTER, SYSTEM, at_once, delete, directory, hub_on, meddled, put, read, refused
 from test_delivery_policies import context_of
 from test_distribution import endpoint, notes, payload
-from test_orders import PLACER, asks_for
+from test_orders import PLACER, asks_for, sent
 
-from fhir_server import outbox
 from fhir_server.app import operate
 from fhir_server.changes import Hub
 from fhir_server.demo import people
+from fhir_server.desk import outbox, table
 from fhir_server.errors import PasserelleError, RuleBroken
 from fhir_server.store.engine import Store
-from fhir_server.store.lanes import Delivery, Outcome
+from fhir_server.store.lanes import Delivery
 from fhir_server.store.retention import prune
 from fhir_server.teleexpertise.order_record import ORDERS, in_outbox, orders_of
 from hl7v2.message import parse
@@ -80,8 +80,7 @@ def told(hub: Hub, key: str = "r") -> list[tuple[str, str]]:
 
 def forgotten(hub: Hub) -> None:
     """All that waits was sent, and retention has removed what was settled."""
-    while (claim := hub.store.claim("w", 60.0)) is not None:
-        hub.store.finish(claim, Outcome("sent"))
+    sent(hub)
     prune(hub.store, -3_600)
     assert hubs.deliveries(hub) == []
 
@@ -99,7 +98,7 @@ def unrecorded(hub: Hub) -> None:
 
 def act(hub: Hub | Store, operation: str, delivery: Delivery) -> Any:
     store = hub.store if isinstance(hub, Hub) else hub
-    done = hubs.replayed if operation == "replay" else outbox.OPERATIONS[f"outbox-{operation}"]
+    done = hubs.replayed if operation == "replay" else table.OPERATIONS[f"outbox-{operation}"]
     return done(store, {"id": delivery.id})
 
 
@@ -282,8 +281,7 @@ def test_an_order_whose_end_was_told_since_is_not_said_again_and_its_end_is(hub:
     forgotten_not = orders(hub)[0]
     change(hub, **of("cardio"))
     end = next(one for one in orders(hub) if one.lane == ECHO and one.id != forgotten_not.id)
-    while (claim := hub.store.claim("w", 60.0)) is not None:
-        hub.store.finish(claim, Outcome("sent"))
+    sent(hub)
     with pytest.raises(RuleBroken, match=f"{end.id} \\(ORC-1 CA\\) follows it"):
         act(hub, "replay", forgotten_not)
     act(hub, "replay", end)
@@ -321,8 +319,7 @@ def test_an_order_of_an_earlier_release_is_sent_again_as_often_as_its_partner_lo
     unrecorded(hub)
     (first,) = orders(hub)
     for _ in range(2):
-        while (claim := hub.store.claim("w", 60.0)) is not None:
-            hub.store.finish(claim, Outcome("sent"))
+        sent(hub)
         operate(hub, ADMIN, "outbox-replay", {"id": first.id})
     assert [one.parent for one in hubs.deliveries(hub) if one.parent] == [first.id] * 2
 
@@ -341,14 +338,12 @@ def test_a_cancellation_reaches_nobody_who_is_asked_now(hub: Hub, operation: str
     """The later NW was given up: nothing follows the cancellation, but it would end what is asked of them."""
     ask(hub)
     (first,) = orders(hub)
-    while (claim := hub.store.claim("w", 60.0)) is not None:
-        hub.store.finish(claim, Outcome("sent"))
+    sent(hub)
     change(hub, **of("cardio"))
     end = next(one for one in orders(hub) if one.lane == ECHO and one.id != first.id)
     if operation == "outbox-regenerate":
         act(hub, "hold", end)
-    while (claim := hub.store.claim("w", 60.0)) is not None:
-        hub.store.finish(claim, Outcome("sent"))
+    sent(hub)
     change(hub, **of("echo"))
     for later in [one for one in orders(hub) if one.lane == ECHO and one.id not in (first.id, end.id)]:
         act(hub, "cancel", later)

@@ -11,10 +11,10 @@ import pytest
 from hubs import EXPERT, REQUESTER, SYSTEM, opinion, put, read
 from test_delivery_policies import context_of
 from test_distribution import payload
-from test_orders import answers, asks_for, hub, ordered, slot, step
+from test_orders import answers, asks_for, hub, ordered, sent, slot, step
 
-from fhir_server import outbox
 from fhir_server.changes import Hub
+from fhir_server.desk import outbox
 from fhir_server.errors import RuleBroken
 from fhir_server.store.lanes import Delivery
 from hl7v2.message import Message, parse
@@ -102,6 +102,27 @@ def test_an_acceptance_of_what_was_refused_since_is_a_thing_of_the_past(hub: Hub
     told = refused(hub, old)
     assert "the request is revoked now" in told and "cancel it" in told
     assert again(hub, answers(hub)[1][0])[1].get("ORC-1") == "OC"
+
+
+def test_what_is_true_of_the_past_only_is_not_sent_again_either(hub: Hub) -> None:
+    """The bytes as they are: who ordered would hear last that it was accepted."""
+    accepted, _ = taken(hub)
+    sent(hub)
+    hubs.replayed(hub.store, {"id": accepted.id})
+    step(hub, status="revoked", note=[{"text": "Hors champ"}])
+    refused_, _ = answers(hub)[-1]
+    sent(hub)
+    with pytest.raises(RuleBroken, match="the request is revoked now, so that it was accepted is true of the past"):
+        hubs.replayed(hub.store, {"id": accepted.id})
+    assert hubs.replayed(hub.store, {"id": refused_.id})["state"] == "queued"
+
+
+def test_a_booking_that_was_given_up_is_not_sent_again_either(hub: Hub) -> None:
+    (first, _), (last, _) = booked(hub, {"status": "cancelled"})
+    sent(hub)
+    with pytest.raises(RuleBroken, match="the appointment is cancelled now, S12 is true of the past only"):
+        hubs.replayed(hub.store, {"id": first.id})
+    assert hubs.replayed(hub.store, {"id": last.id})["state"] == "queued"
 
 
 def test_an_answer_does_not_step_behind_the_report_that_waits_for_it(hub: Hub) -> None:

@@ -11,12 +11,12 @@ from hubs import EXPERT, REQUESTER, SYSTEM, directory, hub_on, put, read
 from test_distribution import endpoint, notes, payload
 from test_orders import EI, PLACER, asks_for
 
-from fhir_server import outbox
 from fhir_server.changes import Hub, view_of
 from fhir_server.context import View
 from fhir_server.delivery import intake
 from fhir_server.delivery.ports import Port
 from fhir_server.demo import people
+from fhir_server.desk import outbox, table
 from fhir_server.errors import RuleBroken
 from fhir_server.store.engine import Store
 from fhir_server.store.lanes import Delivery
@@ -97,20 +97,15 @@ def test_what_was_out_is_taken_back_there_with_its_reason(hub: Hub, status: str,
     assert msg.at("ORC-2").encoded == told(hub)[0][1].at("ORC-2").encoded
 
 
-def test_a_draft_that_is_given_up_and_an_expert_s_refusal_are_not_told(hub: Hub) -> None:
+def test_a_draft_that_is_given_up_is_not_told(hub: Hub) -> None:
     ask(hub, status="draft")
     change(hub, status="revoked")
     assert told(hub) == []
-    put(hub, REQUESTER, people.consent("s", 0), hubs.request("s"))
-    put(hub, EXPERT, read(hub, "ServiceRequest/s") | {"status": "revoked", "note": [{"text": "Hors champ"}]})
-    assert controls(hub) == ["NW"]
 
 
 def test_every_step_is_an_order_or_named_as_none() -> None:
     steps = {one.name for one in TRANSITIONS}
-    assert steps - set(ORDERED) == {
-        "record", "take", "refuse", "question", "answer", "report", "amend", "withdraw",
-    }  # fmt: skip
+    assert steps - set(ORDERED) == {"record", "question", "answer", "report", "amend", "withdraw"}
 
 
 def one_house(hub: Hub, *codes: str, group: tuple[str, ...] = ()) -> None:
@@ -193,7 +188,7 @@ def test_a_cancellation_follows_its_order_to_an_endpoint_that_is_nobody_s_any_mo
 def test_an_order_that_was_given_up_before_it_left_is_not_taken_back(hub: Hub) -> None:
     ask(hub)
     ((one, _),) = told(hub)
-    outbox.OPERATIONS["outbox-cancel"](hub.store, {"id": one.id})
+    table.OPERATIONS["outbox-cancel"](hub.store, {"id": one.id})
     change(hub, status="revoked", note=[{"text": "Transférée"}])
     assert controls(hub) == ["NW"]
 
@@ -310,16 +305,24 @@ def test_an_establishment_that_asks_its_own_group_takes_its_order_back(hub: Hub,
     assert controls(hub) == ["NW", "CA"]
 
 
-def test_who_ordered_is_told_when_another_establishment_takes_the_order_back(hub: Hub) -> None:
-    """It neither asks nor is asked: the software of a third one under the same roof."""
-    put(hub, SYSTEM, asks_for("tlr-1.0", status="active"))
-    desk = read(hub, "PractitionerRole/moreau") | {"endpoint": [{"reference": "Endpoint/dpi"}]}
+@pytest.mark.parametrize("control", ["CA", "XO", "SC"])
+@pytest.mark.parametrize("state", ["ready", "in_progress", "revoked"])
+def test_an_establishment_that_neither_asks_nor_is_asked_touches_no_request_that_is_out(
+    hub: Hub, control: str, state: str
+) -> None:
     house = read(hub, "HealthcareService/avis-echo") | {"providedBy": {"reference": "Organization/maison-tilleuls"}}
-    put(hub, SYSTEM, desk, house)
+    person = read(hub, "PractitionerRole/garnier") | {"organization": house["providedBy"]}
+    put(hub, SYSTEM, house, person)
     ask(hub, identifier=[PLACER])
-    assert order(hub, "CA").code == "AA"
-    answers = [parse(payload(hub, one)) for one in hubs.deliveries(hub) if one.lane == "Endpoint/dpi"]
-    assert [msg.text("ORC-1") for msg in answers] == ["OC"]
+    if state == "in_progress":
+        hubs.take(hub)
+    if state == "revoked":
+        change(hub, status="revoked", note=[{"text": "Transférée"}])
+    before = hubs.stored(hub, "ServiceRequest/r")
+    found = order(hub, control)
+    assert (found.code, found.errors[0].code, found.application_code) == ("AE", "207", "901")
+    assert "does not ask this request" in found.errors[0].text
+    assert hubs.stored(hub, "ServiceRequest/r") == before
 
 
 def test_our_number_of_what_is_no_teleexpertise_finds_nothing(hub: Hub) -> None:
@@ -362,15 +365,15 @@ def test_a_held_order_is_made_again_while_it_is_true(hub: Hub) -> None:
     def context(snapshot: Any) -> Context:
         return Context(SYSTEM, view_of(snapshot), hub.settings, hub.sites, hub.clock())
 
-    outbox.OPERATIONS["outbox-hold"](hub.store, {"id": one.id})
+    table.OPERATIONS["outbox-hold"](hub.store, {"id": one.id})
     change(hub, priority="stat")
     outbox.outbox_regenerate(hub.store, {"id": one.id}, context)
     again = told(hub)[-1]
     assert again[0].id != one.id and (again[1].text("ORC-1"), again[1].text("OBR-5")) == ("NW", "S")
-    outbox.OPERATIONS["outbox-hold"](hub.store, {"id": again[0].id})
+    table.OPERATIONS["outbox-hold"](hub.store, {"id": again[0].id})
     change(hub, status="revoked", note=[{"text": "Transférée"}])
     back = told(hub)[-1][0]
-    outbox.OPERATIONS["outbox-hold"](hub.store, {"id": back.id})
+    table.OPERATIONS["outbox-hold"](hub.store, {"id": back.id})
     with pytest.raises(RuleBroken, match="is revoked now"):
         outbox.outbox_regenerate(hub.store, {"id": again[0].id}, context)
     outbox.outbox_regenerate(hub.store, {"id": back.id}, context)

@@ -14,10 +14,12 @@ from hubs import SYSTEM, hub_on
 from fhir_server.changes import Hub
 from fhir_server.delivery import intake
 from fhir_server.demo import story
+from fhir_server.desk.outbox import why
+from fhir_server.desk.table import OPERATIONS
 from fhir_server.errors import Invalid, NotFound, PasserelleError, RuleBroken
-from fhir_server.outbox import OPERATIONS, why
 from fhir_server.store.engine import Store
-from fhir_server.store.lanes import NewDelivery, Outcome
+from fhir_server.store.lanes import NewDelivery
+from fhir_server.store.leases import Outcome
 from fhir_server.store.outbox_desk import Policy
 from fhir_server.store.session import Tx
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from delivery_hub import FIRST, message, queue
-from hubs import hub_on
+from hubs import IndexRows, hub_on
 
 from conformance.peers.mllp import Peer
 from fhir_server import cli
@@ -20,7 +20,7 @@ from fhir_server.app import operate
 from fhir_server.changes import Hub
 from fhir_server.context import SYSTEM
 from fhir_server.delivery import partner_desk
-from fhir_server.errors import Silent, Unavailable
+from fhir_server.errors import RuleBroken, Silent, Unavailable
 from fhir_server.store.engine import Store
 
 # Step of the peer -> what MSA-2 says, words that tell what came, and a piece of it.
@@ -128,3 +128,23 @@ def test_the_command_line_says_what_was_sent_and_not_answered(
     told = capsys.readouterr()
     assert "a.er7: sent, outcome unknown: closed" in told.err
     assert [one["code"] for one in json.loads(told.out)] == ["AA"], "what was answered before is not lost"
+
+
+def test_a_destination_that_moved_is_shown_asked_and_sent_to_where_it_is_now(
+    hub: Hub, free_port: Callable[[], int]
+) -> None:
+    before = f"mllp://127.0.0.1:{free_port()}"
+    queue(hub, before, FIRST, lane="Endpoint/dpi")
+    with Peer() as peer:
+        now = f"mllp://127.0.0.1:{peer.port}"
+        moved = {"resourceType": "Endpoint", "id": "dpi", "status": "active", "address": now}
+        hub.store.write(SYSTEM, lambda tx: tx.create(moved, IndexRows()))
+        (shown,) = operate(hub, SYSTEM, "lane-list", {})
+        assert (shown["address"], shown["endpoint"]) == (now, before)
+        assert operate(hub, SYSTEM, "lane-echo", {"lane": "Endpoint/dpi"})["endpoint"] == now
+        assert (sent(hub, "Endpoint/dpi")["code"], len(peer.received)) == ("AA", 1)
+        hub.store.write(SYSTEM, lambda tx: tx.delete("Endpoint", "dpi"))
+        (shown,) = operate(hub, SYSTEM, "lane-list", {})
+        assert (shown["address"], shown["endpoint"]) == ("", before)
+        with pytest.raises(RuleBroken, match="no address any more"):
+            operate(hub, SYSTEM, "lane-echo", {"lane": "Endpoint/dpi"})

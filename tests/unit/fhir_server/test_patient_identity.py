@@ -26,6 +26,7 @@ from fhir_server.demo import people
 from fhir_server.patients.identity import (
     RECONCILE_TAG,
     Match,
+    lowered,
     match,
     merge_notes,
     merged,
@@ -73,7 +74,7 @@ def test_a_local_identifier_is_enough_in_its_own_namespace() -> None:
     assert match(Shelf(person()), without(person(id="n"), people.INS_SYSTEM), SITES_).kind == "same"
     foreign = without(person(id="n"), people.INS_SYSTEM)
     foreign["identifier"][0]["system"] = "urn:oid:9.9.9"
-    assert match(Shelf(person()), foreign, SITES_).kind == "new"
+    assert match(Shelf(person()), foreign, SITES_).kind == "reconcile", "nobody declares the namespace"
 
 
 def test_a_recycled_local_identifier_is_a_matter_for_a_person() -> None:
@@ -92,7 +93,8 @@ def test_an_ins_without_a_qualified_identity_does_not_count() -> None:
     provisional = person(id="new")
     provisional["extension"][0]["extension"][0]["valueCoding"]["code"] = "PROV"
     assert qualified_ins(provisional) is None
-    assert match(Shelf(person()), without(provisional, people.IPP_SYSTEM), SITES_).kind == "new"
+    found = match(Shelf(person()), without(provisional, people.IPP_SYSTEM), SITES_)
+    assert (found.kind, found.reference) == ("reconcile", ""), "nothing it could be known by is left"
 
 
 def test_an_update_keeps_what_the_message_does_not_speak_of() -> None:
@@ -111,9 +113,10 @@ def test_an_update_keeps_what_the_message_does_not_speak_of() -> None:
 def test_an_identity_that_is_no_longer_qualified_loses_its_ins() -> None:
     incoming = with_status(without(person(), people.INS_SYSTEM), "PROV")
     assert people.INS_SYSTEM not in {i["system"] for i in merged(person(), incoming)["identifier"]}
-    told = merge_notes(person(), incoming)
-    assert len(told) == 1
-    assert told[0].startswith("Patient.identifier: the identity is PROV")
+    held = lowered(person(), incoming, untold=False)
+    assert status_of(held) == "PROV" and people.INS_SYSTEM not in {i["system"] for i in held["identifier"]}
+    assert strict_traits(held) == strict_traits(person())
+    assert status_of(lowered(person(), {"resourceType": "Patient"}, untold=True)) == ""
 
 
 # --- what counts as a strict trait -----------------------------------------------------------------------------------

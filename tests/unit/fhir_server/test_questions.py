@@ -11,9 +11,9 @@ from hubs import EXPERT, REQUESTER, SYSTEM, directory, hub_on, message, put, rea
 from test_distribution import notes, payload
 from test_orders import PLACER
 
-from fhir_server import outbox
 from fhir_server.changes import Hub, view_of
 from fhir_server.demo import people
+from fhir_server.desk import outbox, table
 from fhir_server.errors import RuleBroken
 from fhir_server.store.engine import Store
 from fhir_server.store.lanes import Delivery
@@ -112,7 +112,7 @@ def test_a_question_is_sent_again_as_it_is_and_never_made_anew(new_hub: NewHub) 
     hub = taken(new_hub(), identifier=[PLACER])
     put(hub, EXPERT, message("q1"))
     (one,) = mails(hub)
-    outbox.OPERATIONS["outbox-hold"](hub.store, {"id": one.id})
+    table.OPERATIONS["outbox-hold"](hub.store, {"id": one.id})
 
     def context(snapshot: Any) -> Context:
         return Context(SYSTEM, view_of(snapshot), hub.settings, hub.sites, hub.clock())

@@ -16,7 +16,7 @@ from fhir_server.demo import people
 from fhir_server.demo.run import SITES
 from fhir_server.patients.sites import load_sites
 from fhir_server.store.engine import Store
-from fhir_server.teleexpertise.sides import asks, only_asked
+from fhir_server.teleexpertise.sides import asks, belongs, groups_of, only_asked
 
 Resource = dict[str, Any]
 HOUSE = "Organization/b"
@@ -45,6 +45,31 @@ def test_a_structure_that_is_asked_itself_is_on_the_asked_side() -> None:
     assert not only_asked(for_("Organization/c"), HOUSE, view())
     ward = {"resourceType": "Organization", "id": "ward", "partOf": {"reference": HOUSE}}
     assert only_asked(for_("Organization/ward"), HOUSE, view(ward)), "what is asked of a part is asked of the whole"
+
+
+def test_an_establishment_answers_for_itself_its_parts_and_the_groups_they_provide() -> None:
+    ward = {"resourceType": "Organization", "id": "ward", "partOf": {"reference": HOUSE}}
+    group = {"resourceType": "HealthcareService", "id": "g", "providedBy": {"reference": "Organization/ward"}}
+    other = group | {"id": "h", "providedBy": {"reference": "Organization/c"}}
+    person = {"resourceType": "PractitionerRole", "id": "p", "organization": {"reference": HOUSE}}
+    asked = for_("HealthcareService/g", "HealthcareService/h", HOUSE, "Organization/ward", "Organization/c",
+                 "PractitionerRole/p")  # fmt: skip
+    held = view(ward, group, other, person)
+    assert groups_of(asked, HOUSE, held) == {"HealthcareService/g", HOUSE, "Organization/ward"}
+    assert groups_of(asked, "Organization/ward", held) == {"HealthcareService/g", "Organization/ward"}
+    assert groups_of(asked, "", held) == frozenset(), "nobody's establishment answers for nobody"
+
+
+def test_who_works_in_a_structure_or_in_a_part_of_it_belongs_to_it_and_to_no_other() -> None:
+    ward = {"resourceType": "Organization", "id": "ward", "partOf": {"reference": HOUSE}}
+    mine = {
+        "organization": {"reference": "Organization/ward"},
+        "healthcareService": [{"reference": "HealthcareService/g"}],
+    }
+    for party, expected in ((HOUSE, True), ("Organization/ward", True), ("Organization/c", False),
+                            ("HealthcareService/g", True), ("HealthcareService/h", False)):  # fmt: skip
+        assert belongs(mine, frozenset({party}), view(ward)) is expected, party
+    assert not belongs({}, frozenset({HOUSE}), view(ward))
 
 
 def test_a_structure_that_asks_itself_is_on_both_sides() -> None:
@@ -117,13 +142,16 @@ def test_a_draft_that_was_made_here_is_changed_by_the_house_of_its_requester_alo
 @pytest.mark.parametrize(
     ("asked", "how"),
     [
-        ("Organization/third", "by FHIR, since no group of it is asked"),
+        ("PractitionerRole/garnier", "by FHIR, since a person of it is asked"),
+        ("Organization/third", "with ORC-1 OK or OC"),
         ("HealthcareService/avis-echo", "with ORC-1 OK or OC"),
     ],
 )
 def test_who_is_asked_and_takes_a_request_back_is_told_how_to_answer_it(hub: Hub, asked: str, how: str) -> None:
     put(hub, SYSTEM, *people.structures("127.0.0.1:9", "127.0.0.1:10"), *people.professionals())
-    put(hub, SYSTEM, read(hub, "HealthcareService/avis-echo") | {"providedBy": {"reference": "Organization/third"}})
+    third = {"reference": "Organization/third"}
+    put(hub, SYSTEM, read(hub, "HealthcareService/avis-echo") | {"providedBy": third})
+    put(hub, SYSTEM, read(hub, "PractitionerRole/garnier") | {"organization": third})
     who = {"subject": {"reference": f"Patient/{patient(hub)['id']}"}}
     placer = {"type": {"coding": [{"code": "PLAC"}]}, "system": "urn:oid:2.25.4720", "value": "DEM-2026-90"}
     whole = people.request("c1", 0, "moreau", "avis-echo", "Avis") | who | for_(asked, identifier=[placer])

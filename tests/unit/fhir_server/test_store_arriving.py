@@ -142,3 +142,56 @@ def test_a_database_that_is_gone_is_told_to_everybody(open_url: Callable[..., St
     store.close()
     with pytest.raises(errors.Unavailable, match="stopping"):
         store.receive(message("A"))
+
+
+@pytest.mark.parametrize("count", [0, 1, 24])
+def test_one_that_comes_alone_keeps_its_bytes_and_every_key(
+    open_url: Callable[..., Store], migrated_postgres: str, count: int
+) -> None:
+    store = open_url(migrated_postgres)
+    keys = tuple(("rpps", f"'{{\"\\é?%s{number}") for number in range(count))
+    raw = bytes(range(256))
+    got = store.receive(NewMessage("mllp", raw, endpoint="mllp:1", sender="A|'\\x", control_id="M'1", keys=keys))
+    assert (got.state, got.known) == ("received", False)
+    with store.read(SYSTEM) as snapshot:
+        assert snapshot.message_raw(got.id) == raw
+        assert sorted(snapshot.view.db.rows("SELECT kind, value FROM message_key")) == sorted(keys)
+        row = snapshot.message(got.id)
+    assert row is not None and (row.sender, row.control_id) == ("A|'\\x", "M'1")
+
+
+def test_a_connection_that_ends_while_it_stores_tells_that_nothing_is_known_now(
+    open_url: Callable[..., Store], migrated_postgres: str
+) -> None:
+    store = open_url(migrated_postgres)
+    store.receive(message("M0"))
+    with store._database.once(steady=True) as session:
+        session.run("SET lock_timeout = '30s'")
+    told: list[Exception] = []
+
+    def bring() -> None:
+        try:
+            store.receive(message("M1"))
+        except Exception as fault:
+            told.append(fault)
+
+    bringing = threading.Thread(target=bring)
+    with psycopg.connect(migrated_postgres) as other:
+        other.execute("LOCK TABLE inbox IN EXCLUSIVE MODE")
+        bringing.start()
+        until(lambda: other.execute(WAITS).fetchone() == (1,))
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted")
+        bringing.join(30)
+    assert [type(fault) for fault in told] == [errors.Unavailable]
+    assert store.receive(message("M1")).state == "received"
+
+
+def test_names_are_kept_whatever_character_set_the_connection_is_asked_for(
+    open_url: Callable[..., Store], migrated_postgres: str
+) -> None:
+    store = open_url(migrated_postgres + ("&" if "?" in migrated_postgres else "?") + "client_encoding=LATIN1")
+    first = store.receive(message("É-1"))
+    again = store.receive(message("É-1"))
+    assert (again.id, again.known) == (first.id, True)
+    with store.read(SYSTEM) as snapshot:
+        assert [row.control_id for row in snapshot.messages(InboxFilter())] == ["É-1"]

@@ -15,11 +15,12 @@ import pytest
 from fhir_server import errors
 from fhir_server.context import SYSTEM, micros, new_delivery_id, now
 from fhir_server.search.rows import IndexRows
-from fhir_server.store import lanes
+from fhir_server.store import leases
 from fhir_server.store.blob_seal import Keys
 from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
-from fhir_server.store.lanes import Claim, Delivery, NewDelivery, Outcome
+from fhir_server.store.lanes import Delivery, NewDelivery
+from fhir_server.store.leases import Claim, Outcome
 from fhir_server.store.outbox_desk import OutboxFilter, Policy
 from fhir_server.store.postgres import PostgresSession
 from fhir_server.store.session import Tx
@@ -557,7 +558,7 @@ def test_claims_at_once_find_a_lane_each_however_many(open_at: Callable[..., Sto
     together, found = threading.Barrier(24, timeout=60), []
 
     def work(tx: Tx) -> str:
-        held = lanes.claim(tx.view, "w", 30, NOON)
+        held = leases.claim(tx.view, "w", 30, NOON)
         if tx.view.db.dialect.skip_locked:
             together.wait()  # all transactions are open, each with the lanes it has locked
         return held.lane if held else ""

@@ -22,7 +22,8 @@ from fhir_server.store.blobs import Blobs
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import NewMessage, sha256_of
 from fhir_server.store.instances import NewInstance
-from fhir_server.store.lanes import NewDelivery, Outcome
+from fhir_server.store.lanes import NewDelivery
+from fhir_server.store.leases import Outcome
 from fhir_server.store.retention import Collected, Pruned, collect, prune
 from fhir_server.store.session import Tx
 from fhir_server.store.tables import METADATA
@@ -154,8 +155,56 @@ def test_what_a_remaining_row_refers_to_stays(store: Store, clock: Clock) -> Non
     assert deliveries(store) == {parent, child, held}
     store.write(SYSTEM, lambda tx: tx.cancel(child, "no"))
     clock.days(2)
-    assert prune(store, DAY) == Pruned(0, 1) and prune(store, DAY) == Pruned(0, 1)
+    assert prune(store, DAY) == Pruned(0, 2)
     assert deliveries(store) == {held}
+
+
+def chain(store: Store, *states: str) -> list[str]:
+    """Deliveries in these states, each of which repeats the one before."""
+    made, parent = [], ""
+    for number, state in enumerate(states):
+        parent = sent(store, state=state, parent=parent, lane=f"chain{number}")
+        made.append(parent)
+    return made
+
+
+@pytest.mark.parametrize("states", [("cancelled", "cancelled", "sent"), ("cancelled", "sent"), ("sent", "cancelled")])
+def test_a_delivery_goes_in_one_run_with_all_that_repeats_it(
+    store: Store, clock: Clock, states: tuple[str, ...]
+) -> None:
+    chain(store, *states)
+    clock.days(40)
+    assert prune(store, DAY, batch=1) == Pruned(0, len(states))
+    assert rows(store, "attempt") == rows(store, "message_key") == 0
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+@pytest.mark.parametrize("state", ["queued", "error"])
+def test_a_chain_stays_whole_while_one_of_it_needs_somebody(store: Store, clock: Clock, where: int, state: str) -> None:
+    states = ["cancelled"] * 3
+    states[where] = state
+    made = chain(store, *states)
+    clock.days(40)
+    assert prune(store, DAY) == Pruned(0, 0)
+    assert deliveries(store) == set(made)
+
+
+def test_a_chain_stays_whole_while_its_last_is_young(store: Store, clock: Clock) -> None:
+    made = chain(store, "cancelled")
+    clock.days(40)
+    made.append(sent(store, parent=made[0]))
+    assert prune(store, DAY) == Pruned(0, 0)
+    assert deliveries(store) == set(made)
+    clock.days(2)
+    assert prune(store, DAY) == Pruned(0, 2)
+
+
+def test_a_run_that_is_stopped_leaves_no_part_of_a_chain(store: Store, clock: Clock) -> None:
+    chains = [set(chain(store, "cancelled", "sent")), set(chain(store, "sent", "cancelled"))]
+    clock.days(40)
+    answers = iter([False, False, True])
+    prune(store, DAY, batch=1, stop=lambda: next(answers, True))
+    assert all(one <= deliveries(store) or not one & deliveries(store) for one in chains)
 
 
 def test_a_message_its_sender_still_repeats_stays_known(store: Store, clock: Clock) -> None:
@@ -219,6 +268,23 @@ def test_writers_go_on_while_rows_are_pruned(store: Store, clock: Clock) -> None
     for thread in threads:
         thread.join(60)
     assert messages(store) == set(kept)
+
+
+@pytest.mark.needs("postgresql")
+def test_a_chain_one_of_which_somebody_holds_is_passed_by(
+    open_url: Callable[..., Store], migrated_postgres: str, clock: Clock
+) -> None:
+    store = open_url(migrated_postgres, clock=clock)
+    made = chain(store, "cancelled", "sent")
+    clock.days(40)
+
+    def hold_last(tx: Tx) -> Pruned:
+        tx.view.db.rows("SELECT 1 FROM delivery WHERE id = ? FOR SHARE", (made[1],))
+        return prune(store, DAY)
+
+    assert store.write(SYSTEM, hold_last) == Pruned(0, 0)
+    assert deliveries(store) == set(made)
+    assert prune(store, DAY) == Pruned(0, 2)
 
 
 @pytest.mark.needs("postgresql")

@@ -11,7 +11,8 @@ from fhir_server.store.audit import AuditRow
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import NewMessage
 from fhir_server.store.instances import NewInstance
-from fhir_server.store.lanes import NewDelivery, Outcome
+from fhir_server.store.lanes import NewDelivery
+from fhir_server.store.leases import Outcome
 from fhir_server.store.resources import Stored
 from fhir_server.store.session import Tx
 

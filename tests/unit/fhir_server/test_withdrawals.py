@@ -24,9 +24,9 @@ from corrected import (
 )
 from hubs import ADMIN, EXPERT, PARTNER, SYSTEM, asked, directory, found, hub_on, opinion, put, read
 
-from fhir_server import outbox
 from fhir_server.changes import Hub
 from fhir_server.demo import people
+from fhir_server.desk import outbox
 from fhir_server.errors import PasserelleError, RuleBroken
 from fhir_server.store.engine import Store
 from fhir_server.teleexpertise import notes as case_notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import cycle
 
 import pytest
 from hypothesis import given, settings
@@ -108,3 +109,50 @@ def test_a_frame_full_of_separators_is_scanned_in_linear_time() -> None:
 def test_a_message_with_block_characters_is_not_framed(sign: bytes) -> None:
     with pytest.raises(ValueError, match="block character"):
         wrap(b"a" + sign + b"b")
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.sampled_from([b"", FS + b"a", VT + b"M", b"\r", b"y"]), max_size=12),
+    st.lists(st.sampled_from([1, 2, 16_383, 16_384, 20_000]), max_size=5),
+)
+def test_a_large_frame_comes_back_whole_wherever_it_is_cut(parts: list[bytes], sizes: list[int]) -> None:
+    content = b"MSH|" + b"x" * 40_000 + b"".join(part or b"x" * 20_000 for part in parts) + b"z"
+    steps, stream, reader, frames = cycle([*sizes, 65_536]), wrap_loosely(content) * 2, Reader(), []
+    while stream:
+        step = next(steps)
+        reader.feed(stream[:step])
+        frames += drain(reader)
+        stream = stream[step:]
+        if reader.inside:
+            assert reader.head == (content + END)[: min(reader.size, 64 << 10)]
+    assert frames == [Frame(content), Frame(content)] and reader.size == 0
+
+
+def wrap_loosely(content: bytes) -> bytes:
+    """A frame whose content may hold FS and VT, as careless senders leave them."""
+    return VT + content + END
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_a_restart_behind_a_large_beginning_is_seen_wherever_it_is_cut(cut: int) -> None:
+    reader, beginning = Reader(), b"MSH|" + b"x" * 100_000
+    reader.feed(VT + beginning)
+    assert drain(reader) == []
+    again = VT + b"MSH|two" + END
+    reader.feed(b"y" * 20_000 + again[:cut])
+    first = drain(reader)
+    reader.feed(again[cut:])
+    assert first + drain(reader) == [Frame(beginning + b"y" * 20_000, complete=False), Frame(b"MSH|two")]
+
+
+def test_the_limit_holds_for_what_is_put_aside() -> None:
+    reader = Reader(100_000)
+    reader.feed(VT + b"h" * 50_000)
+    assert reader.next() is None
+    reader.feed(b"x" * 50_000)
+    assert reader.next() is None and reader.size == 100_000
+    reader.feed(b"x" * 20_000)
+    with pytest.raises(FrameTooLarge) as caught:
+        reader.next()
+    assert caught.value.head == b"h" * 50_000 + b"x" * ((64 << 10) - 50_000)

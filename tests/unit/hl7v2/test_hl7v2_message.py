@@ -455,11 +455,32 @@ def test_a_text_read_at_once_is_the_one_read_step_by_step(contents: list[str], s
     msg = parse("\r".join([*lines, ""]).encode())
     for place in _PLACES:
         assert msg.text(place) == msg.at(place).text, place
+        assert msg.get(place) == msg.at(place).value, place
     for segment in msg.segments:
         for number in range(1, 8):
+            assert segment.repeated(number) == len(segment.field(number).repetitions()), number
             for part, sub in ((1, 1), (2, 1), (2, 2), (5, 1), (5, 2)):
                 told = segment.field(number).component(part).part(sub).text
                 assert segment.text(number, part, sub) == told
+
+
+@pytest.mark.parametrize("length", [10, 511, 512, 513, 5_000])
+def test_a_field_is_read_alike_whatever_its_length(length: int) -> None:
+    long = "x" * length
+    msg = parse(f"MSH|^~\\&|A\rZZZ|{long}^b&c~d^{long}&e|~~{long}\r".encode())
+    for place in (
+        "ZZZ-1",
+        "ZZZ-1.2.2",
+        "ZZZ-1[2].2",
+        "ZZZ-1[2].2.2",
+        "ZZZ-1[3]",
+        "ZZZ-1.3",
+        "ZZZ-2",
+        "ZZZ-2[3]",
+        "ZZZ-3",
+    ):
+        assert msg.get(place) == msg.at(place).value, place
+    assert (msg.get("ZZZ-1[2].2"), msg.get("ZZZ-1[3]"), msg.get("ZZZ-2[3]")) == (long, None, long)
 
 
 def test_what_is_remembered_of_a_message_with_many_fields_stays_small() -> None:

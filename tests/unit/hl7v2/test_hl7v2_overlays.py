@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,20 @@ DATA = Path(__file__).resolve().parents[2] / "data" / "hl7v2"
 
 def sample(name: str) -> Message:
     return parse((DATA / name).read_bytes().replace(b"\r\n", b"\r").replace(b"\n", b"\r"))
+
+
+def less(msg: Message, goes: Callable[[bytes], bool]) -> Message:
+    """A message without the segments that go."""
+    return parse(b"\r".join(line for line in msg.raw.split(b"\r") if not goes(line)))
+
+
+def bare(msg: Message) -> Message:
+    return less(msg, lambda line: line.startswith(b"OBX"))
+
+
+def segments(msg: Message, *kinds: bytes) -> list[str]:
+    """The segments of these kinds, as text."""
+    return [line.decode() for line in msg.raw.split(b"\r") if line.startswith(kinds)]
 
 
 GOOD = {
@@ -116,19 +131,19 @@ def test_a_document_sent_to_those_it_is_hidden_from_is_refused(hidden: str, sent
 
 
 def test_metadata_that_are_missing_or_in_another_order_are_told() -> None:
+    missing = less(sample(MDM), lambda line: b"DESTDMP" in line)
+    assert [finding.rule for finding in check(missing)] == ["push-2.1/metadata"]
     lines = sample(MDM).raw.split(b"\r")
-    missing = [finding.rule for finding in check(parse(b"\r".join(line for line in lines if b"DESTDMP" not in line)))]
-    assert missing == ["push-2.1/metadata"]
     at = next(n for n, line in enumerate(lines) if b"MASQUE_PS" in line)
     lines[at], lines[at + 1] = lines[at + 1], lines[at]
     assert [finding.rule for finding in check(parse(b"\r".join(lines)))] == ["push-2.1/metadata/order"]
 
 
 def test_the_sender_and_the_study_are_missed() -> None:
-    no_sender = b"\r".join(line for line in sample(MDM).raw.split(b"\r") if b"||SB^" not in line)
-    assert [finding.rule for finding in check(parse(no_sender))] == ["push-2.1/PRT/sender"]
-    no_study = b"\r".join(line for line in sample(OMI).raw.split(b"\r") if not line.startswith(b"IPC"))
-    assert [finding.rule for finding in check(parse(no_study))] == ["tlr-1.0/IPC"]
+    no_sender = less(sample(MDM), lambda line: b"||SB^" in line)
+    assert [finding.rule for finding in check(no_sender)] == ["push-2.1/PRT/sender"]
+    no_study = less(sample(OMI), lambda line: line.startswith(b"IPC"))
+    assert [finding.rule for finding in check(no_study)] == ["tlr-1.0/IPC"]
 
 
 def with_obx(msg: Message, *more: str) -> Message:
@@ -153,24 +168,22 @@ def test_a_request_says_its_examination_once_and_may_narrow_the_region() -> None
 
 def test_the_examination_is_asked_of_a_request_alone_and_of_its_own_order() -> None:
     for name in (TAKEN_BACK, ANSWER, OMI):
-        msg = sample(name)
-        bare = parse(b"\r".join(line for line in msg.raw.split(b"\r") if not line.startswith(b"OBX")))
-        assert [one.rule for one in check(bare) if "IMAGERIE" in one.rule or "REGION" in one.rule] == []
-    bare = parse(b"\r".join(line for line in sample(ORM).raw.split(b"\r") if not line.startswith(b"OBX")))
+        found = check(bare(sample(name)))
+        assert [one.rule for one in found if "IMAGERIE" in one.rule or "REGION" in one.rule] == []
+    request = bare(sample(ORM))
     expected = ["tlr-1.0/MODALITE_IMAGERIE", "tlr-1.0/REGION_ANATOMIQUE"]
-    assert [(one.rule, one.severity) for one in check(bare)] == [(rule, "warning") for rule in expected]
-    other = [line.decode() for line in sample(ORM).raw.split(b"\r") if line.startswith((b"ORC", b"OBR", b"OBX"))]
-    assert [one.rule for one in check(with_obx(bare, *other))] == expected, "those are of the next order"
+    assert [(one.rule, one.severity) for one in check(request)] == [(rule, "warning") for rule in expected]
+    other = segments(sample(ORM), b"ORC", b"OBR", b"OBX")
+    assert [one.rule for one in check(with_obx(request, *other))] == expected, "those are of the next order"
     assert check(with_obx(sample(ORM), *other)) == []
 
 
 def test_a_long_history_hides_no_examination_and_takes_no_time() -> None:
     history = ["OBX|9|FT|11322-5^History^LN||Césarienne||||||O"] * 100
-    rest = [line.decode() for line in sample(ORM).raw.split(b"\r") if line.startswith(b"OBX")]
-    bare = parse(b"\r".join(line for line in sample(ORM).raw.split(b"\r") if not line.startswith(b"OBX")))
-    assert check(with_obx(bare, *history, *rest)) == []
+    request = bare(sample(ORM))
+    assert check(with_obx(request, *history, *segments(sample(ORM), b"OBX"))) == []
     hostile = ["OBX|1|CE|REGION_ANATOMIQUE^^TLR_OBSERVATION||||||||O"] * 20_000
-    assert len(check(with_obx(bare, *hostile))) < 10
+    assert len(check(with_obx(request, *hostile))) < 10
 
 
 def test_blanks_in_msh_21_name_the_same_profile_and_another_type_has_none() -> None:

@@ -93,7 +93,10 @@ def test_text_from_outside_stays_in_its_field() -> None:
         ("booked", {"status": "noshow"}, "S14"),
         ("booked", {"status": "cancelled"}, "S15"),
         ("booked", {"status": "entered-in-error"}, "S15"),
-        ("booked", {"status": "pending"}, None),
+        ("booked", {"status": "pending"}, "S15"),
+        ("booked", {"status": "waitlist", "start": "2026-03-11T09:30:00+01:00"}, "S15"),
+        ("pending", {"status": "proposed"}, None),
+        ("pending", {}, "S12"),
     ],
 )
 def test_each_change_of_an_appointment_is_one_event_or_none(before: str | None, changes: Any, event: Any) -> None:

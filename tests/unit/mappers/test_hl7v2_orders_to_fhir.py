@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from adt_samples import DATA, SITE, reasons, sample
@@ -10,7 +11,7 @@ from adt_samples import DATA, SITE, reasons, sample
 from hl7v2.check import check, errors
 from hl7v2.message import Message, parse
 from mappers.hl7v2_ins_to_fhir import Refused
-from mappers.hl7v2_orders_to_fhir import ACTIONS, COMMENT, PROCEDURES, Order, orders
+from mappers.hl7v2_orders_to_fhir import ACTIONS, COMMENT, EXAMINATION, PROCEDURES, Order, orders
 from profiles.validator import structure
 
 ASKING = sample("orm-o01-tlr-demande")
@@ -87,12 +88,56 @@ def test_a_complement_names_the_study_the_accession_and_the_viewer() -> None:
     assert hostile.study is not None and hostile.study.uid == ""
 
 
+def examined(msg: Message) -> dict[str, Any]:
+    """The parts of the extension, by name."""
+    said = one(msg).examination
+    assert not said or said["url"] == EXAMINATION
+    parts = said.get("extension", ())
+    return {part["url"]: next(value for name, value in part.items() if name != "url") for part in parts}
+
+
+def test_a_complement_says_when_the_examination_was_made_as_what_and_how_long_its_images_are_kept() -> None:
+    omi = sample("omi-o23-tlr-complement")
+    days = {"value": 730, "unit": "jours", "system": "http://unitsofmeasure.org", "code": "d"}
+    assert examined(omi) == {
+        "performed": "2026-03-02T18:44:18+01:00", "retention": days,
+        "procedure": {"code": "24590-2"}, "step": {"code": "24590-2"},
+    }  # fmt: skip
+    coded = omi.set("IPC-2.3", "2.16.840.1.113883.6.1").set("IPC-4.3", "1.2.250.1.213.1.1.4.322")
+    assert examined(coded)["procedure"] == {"system": "http://loinc.org", "code": "24590-2"}
+    assert examined(coded)["step"] == {"system": "urn:oid:1.2.250.1.213.1.1.4.322", "code": "24590-2"}
+    assert examined(omi.set("TQ1-6.2", None))["retention"] == days
+    bare = parse(b"\r".join(line for line in omi.raw.splitlines() if line[:3] not in (b"TQ1", b"IPC")))
+    assert one(bare).examination == {}
+    assert one(sample("orm-o01-tlr-demande")).examination == {}, "what is asked is no examination yet"
+
+
+@pytest.mark.parametrize(("kept", "unit"), [("2", "ans"), ("-1", "jours"), ("9" * 400, "jours"), ("²", ""), ("", "j")])
+def test_a_time_that_is_no_number_of_days_is_told_and_not_carried(kept: str, unit: str) -> None:
+    omi = sample("omi-o23-tlr-complement").set("TQ1-6.1", kept or None).set("TQ1-6.2", unit or None)
+    assert "retention" not in examined(omi) and "performed" in examined(omi)
+    assert "is no number of days and not carried" in reasons(orders(omi, SITE))
+
+
+def test_a_moment_that_is_no_date_is_told_and_not_carried() -> None:
+    omi = sample("omi-o23-tlr-complement").set("TQ1-7", "hier soir")
+    assert "performed" not in examined(omi) and "retention" in examined(omi)
+    assert "TQ1-7: 'hier soir' is no date" in reasons(orders(omi, SITE))
+
+
+def test_a_measure_among_the_details_keeps_its_unit() -> None:
+    row = "OBX|3|NM|PRODUIT_ADMINISTRE^Produit^TLR_OBSERVATION|1.3|15|ml|||||F\r"
+    made = one(parse(sample("omi-o23-tlr-complement").raw.rstrip() + b"\r" + row.encode()))
+    assert made.details[-1] == ("PRODUIT_ADMINISTRE", {"text": "15 ml", "id": "1.3"})
+
+
 @pytest.mark.parametrize("path", sorted([*DATA.glob("orm-*.er7"), *DATA.glob("omi-*.er7")]), ids=lambda p: p.stem)
 def test_every_order_is_valid_r4(path: Path) -> None:
     msg = parse(path.read_bytes())
     assert errors(check(msg)) == []
     for made in orders(msg, SITE).value.orders:
-        whole = {**made.request.resource, "subject": {"reference": "Patient/1"}}
+        said = {"extension": [made.examination]} if made.examination else {}
+        whole = {**made.request.resource, "subject": {"reference": "Patient/1"}, **said}
         for resource in (whole, *(built.resource for built in made.observations)):
             assert [finding for finding in structure.check(resource) if finding.severity == "error"] == []
 

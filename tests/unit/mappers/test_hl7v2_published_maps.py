@@ -1,8 +1,8 @@
-"""Our code tables beside the concept maps of HL7 v2-to-FHIR: the same, or different for a listed reason."""
+"""The shipped concept maps of HL7 v2-to-FHIR are the published ones; what a mapper adds to them is ours."""
 
 from __future__ import annotations
 
-import csv
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,79 +17,117 @@ from mappers.hl7v2_orders_to_fhir import ACTIONS, PRIORITY, STATUS
 from mappers.hl7v2_pv1_to_fhir import CLASSES
 from mappers.hl7v2_results_to_fhir import OBSERVATION_STATUS, REPORT_STATUS
 from mappers.hl7v2_schedule_to_fhir import STATUS as APPOINTMENTS
+from profiles import build_v2_maps, v2_maps
+from profiles.build_v2_maps import MAPS, BuildError
 
-OURS: Mapping[str, Mapping[str, str]] = {
+USED: Mapping[str, Mapping[str, str]] = {
+    "AddressType[Type]": types.ADDRESS_TYPES,
+    "AddressType[Use]": types.ADDRESS_USES,
     "AdministrativeSex": pid.GENDERS,
-    "AddressType[Use]": {code: one.get("use", "") for code, one in types.ADDRESSES.items()},
-    "AddressType[Type]": {code: one.get("type", "") for code, one in types.ADDRESSES.items()},
-    "Event[EncounterStatus]": {code: event.status for code, event in EVENTS.items()},
     "ExtendedPriorityCodes": PRIORITY,
     "FillerStatusCodes[Appointment]": APPOINTMENTS,
-    "InterpretationCodes": {code: code for code in INTERPRETATIONS},
+    "InterpretationCodes": INTERPRETATIONS,
     "MaritalStatus": pid.MARITAL,
     "NameType": types.NAME_USES,
     "ObservationResultStatusCodesInterpretation": OBSERVATION_STATUS,
-    "OrderControlCode[ServiceRequest.status]": {code: STATUS[action] for code, action in ACTIONS.items()},
-    "PatientClass[EncounterClass]": {code: one for code, (one, _) in CLASSES.items()},
+    "PatientClass[EncounterClass]": CLASSES,
     "ResultStatus[Non-Queries]": REPORT_STATUS,
     "TelecommunicationEquipmentType": types.TELECOM_SYSTEMS,
     "TelecommunicationUseCode": types.TELECOM_USES,
 }
-_NO_V3 = "the published code is of table 0004, not of the value set that FR Core binds; N is no stay"
 _ACTED = "not asked of us by any flow of the téléradiologie guide: noted, not acted upon"
 _OTHERS = ("AF", "CR", "DF", "DR", "FU", "HD", "HR", "OC", "OD", "OH", "OK", "PR", "PY", "RL", "RO", "RQ")
-DIFFERENT: Mapping[str, Mapping[str, str]] = {
-    "AdministrativeSex": dict.fromkeys("AON", "the INS knows male, female and unknown only; the code is noted"),
-    "Event[EncounterStatus]": {
-        "A04": "in PAM France A04 is an outpatient who is here, not one who is planned",
-        "A08": "taken as A31 with the movement it repeats",
-    },
-    "MaritalStatus": {
-        "T": "unreported says nothing", "U": "unknown says nothing", "O": "other is no code of the value set",
-        "B": "unmarried is not told from single, widowed or divorced",
-    },
-    "NameType": {"R": "a registered name would be a second official one beside L, the birth name of PAM France"},
-    "OrderControlCode[ServiceRequest.status]": {
-        "NW": "an order carries no consent: it is a draft until somebody completes it",
-        "CA": "the guide takes a request back by CA",
-        **dict.fromkeys(_OTHERS, _ACTED),
-    },
-    "TelecommunicationEquipmentType": {"CP": "a phone; that it is mobile stands in ContactPoint.use"},
-    "PatientClass[EncounterClass]": {
-        "R": "séances have no class of their own: ambulatory",
-        **dict.fromkeys("BCNU", _NO_V3),
-    },
-}  # fmt: skip
-
-
-def published(folder: Path, name: str) -> dict[str, set[str]]:
-    """The codes of a map that it gives an equivalent, with all it gives under some condition."""
-    path = folder / f"HL7 Concept Map_ {name} - Sheet1.csv"
-    found: dict[str, set[str]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        for row in list(csv.reader(lines))[2:]:
-            if len(row) > 6 and row[0].strip() and row[6].strip():
-                found.setdefault(row[0].strip(), set()).add(row[6].strip())
-    return found
+WORKFLOW: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
+    "Event[EncounterStatus]": (
+        {code: event.status for code, event in EVENTS.items()},
+        {
+            "A04": "in PAM France A04 is an outpatient who is here, not one who is planned",
+        },
+    ),
+    "OrderControlCode[ServiceRequest.status]": (
+        {code: STATUS[action] for code, action in ACTIONS.items()},
+        {
+            "NW": "an order carries no consent: it is a draft until somebody completes it",
+            "CA": "the guide takes a request back by CA",
+            **dict.fromkeys(_OTHERS, _ACTED),
+        },
+    ),
+}
+"""Tables of a workflow, which are more than a map of codes: ours, and where they differ from the published one."""
 
 
 @pytest.mark.needs("shared")
-@pytest.mark.parametrize("name", sorted(OURS))
-def test_our_codes_are_the_published_ones_or_the_reason_is_listed(name: str, shared: Path) -> None:
-    theirs = published(shared / "v2-to-fhir" / "codesystems", name)
-    ours = {code.upper(): value for code, value in OURS[name].items()}
-    assert theirs
-    differ = {code for code, values in theirs.items() if ours.get(code.upper(), "") not in values}
-    assert differ == set(DIFFERENT.get(name, {})), "ours and theirs, or a listed difference that is none any more"
+def test_what_is_shipped_is_what_is_published(shared: Path, tmp_path: Path) -> None:
+    build_v2_maps.build(shared / "v2-to-fhir" / "codesystems", tmp_path / "maps.json")
+    assert (tmp_path / "maps.json").read_bytes() == v2_maps.DATA.read_bytes()
 
 
 @pytest.mark.needs("shared")
-def test_every_priority_we_send_is_a_published_one(shared: Path) -> None:
-    theirs = published(shared / "v2-to-fhir" / "codesystems", "ExtendedPriorityCodes")
-    assert set(PRIORITIES.values()) <= set(theirs)
-    assert all(PRIORITY[theirs_code] in theirs[theirs_code] for theirs_code in theirs)
+@pytest.mark.parametrize("name", sorted(WORKFLOW))
+def test_our_workflow_is_the_published_one_or_the_reason_is_listed(name: str, shared: Path) -> None:
+    theirs = build_v2_maps.published(shared / "v2-to-fhir" / "codesystems", name)
+    ours, reasons = WORKFLOW[name]
+    assert {code for code, status in theirs.items() if ours.get(code, "") != status} == set(reasons)
 
 
-def test_every_difference_has_a_reason_and_a_table() -> None:
-    assert set(DIFFERENT) <= set(OURS)
-    assert all(len(reason) > 15 for reasons in DIFFERENT.values() for reason in reasons.values())
+@pytest.mark.parametrize("name", MAPS)
+def test_a_mapper_works_from_each_shipped_map(name: str) -> None:
+    theirs = v2_maps.published(name)
+    same = {code for code, equivalent in theirs.items() if USED[name].get(code) == equivalent}
+    assert len(same) >= len(theirs) / 3
+
+
+def test_every_priority_we_send_is_a_published_one() -> None:
+    assert set(PRIORITIES.values()) <= set(v2_maps.published("ExtendedPriorityCodes"))
+
+
+def test_an_overlay_adds_changes_and_takes_away() -> None:
+    overlay: v2_maps.Overlay = {"F": ("x", "changed"), "Z": ("z", "added"), "O": (v2_maps.NONE, "taken away")}
+    table = v2_maps.table("AdministrativeSex", overlay)
+    assert (table["F"], table["Z"], table["M"]) == ("x", "z", "male") and "O" not in table
+    with pytest.raises(KeyError):
+        v2_maps.table("NoSuchMap")
+
+
+def test_an_overlay_says_only_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each module with tables is read again, with an eye on what it hands over."""
+    seen: list[tuple[str, v2_maps.Overlay]] = []
+    whole = v2_maps.table
+
+    def noted(name: str, overlay: v2_maps.Overlay | None = None) -> dict[str, str]:
+        seen.append((name, overlay or {}))
+        return whole(name, overlay)
+
+    monkeypatch.setattr(v2_maps, "table", noted)
+    for module in _with_tables():
+        spec = importlib.util.find_spec(module)
+        assert spec is not None and spec.loader is not None
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert {name for name, _ in seen} == set(MAPS)
+    for name, overlay in seen:
+        theirs = v2_maps.published(name)
+        for code, (ours, reason) in overlay.items():
+            assert theirs.get(code) != ours, (name, code)
+            assert len(reason) > 15, (name, code)
+
+
+def _with_tables() -> list[str]:
+    folder = Path(pid.__file__).parent
+    found = [path.stem for path in sorted(folder.glob("*.py")) if "v2_maps import" in path.read_text("utf-8")]
+    return [f"mappers.{name}" for name in found]
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ("A,a,HL7,,,,x\nA,a,HL7,,,,y\n", "under a condition"),
+        ("A,a,HL7,,,IF TRUE,x\n", "under a condition"),
+        ("A,a,HL7,,,,\n", "no code"),
+        (None, "No such file"),
+    ],
+)
+def test_a_sheet_that_is_no_plain_map_is_refused(rows: str | None, why: str, tmp_path: Path) -> None:
+    if rows is not None:
+        (tmp_path / "HL7 Concept Map_ X - Sheet1.csv").write_text(f"HL7 v2\nCode\n{rows}", encoding="utf-8")
+    with pytest.raises(BuildError, match=why):
+        build_v2_maps.published(tmp_path, "X")

@@ -28,7 +28,7 @@ FIXED = re.compile(
     # said of what is not there
     r"|(DiagnosticReport|ServiceRequest)\.status$|orders\[\d+\]\.missing.*$"
     # the place among the segments
-    r"|document\.number$"
+    r"|document\.number$|orders\[\d+\]\.orc$"
 )
 """Elements a mapper may set without any value of the message. Everything else must have a source."""
 
