@@ -262,6 +262,7 @@ def _served(url: str, folder: Path) -> Iterator[tuple[dict[str, int], int]]:
 
 def _serve(url: str, folder: str, pipe: Connection) -> None:
     from fhir_server.app import open_hub, seed_sites
+    from fhir_server.commands.serving import settled
     from fhir_server.config import Settings
     from fhir_server.delivery.intake import wired
     from fhir_server.delivery.ports import Port
@@ -277,6 +278,7 @@ def _serve(url: str, folder: str, pipe: Connection) -> None:
         port = Port(name=when, answer=when, site=KEY)
         listeners[when] = Listener(("127.0.0.1", 0), wired(hub, port)[0])
         listeners[when].start()
+    settled()  # as `passerelle serve` does
     pipe.send({when: listener.port for when, listener in listeners.items()})
     with contextlib.suppress(EOFError):
         pipe.recv()

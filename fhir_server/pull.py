@@ -136,7 +136,7 @@ def acknowledge(store: Store, caller: Caller, delivery_id: str, token: int, answ
 def _addressed(delivery: Delivery, caller: Caller) -> Outcome | None:
     """What was made for another partner, before the Endpoint changed hands, waits for a person."""
     reason = f"it was made for {delivery.endpoint}, and its lane is fetched by pull:{caller.client} now"
-    if owner(delivery.endpoint) == caller.client or delivery.cleared == reason:
+    if owner(delivery.endpoint) == caller.client or reason in delivery.set_aside:
         return None
     return Outcome("held", "overtaken", reason)
 

@@ -1,4 +1,5 @@
-"""What the rules keep and a check looks at all the same: one person to an identifier, and cases that are whole.
+"""What the rules keep and a check looks at all the same: one person to an identifier, cases that are whole, and
+addresses that say who is there.
 
 An older release, a restored part of a database or another hand may have left it otherwise. Values of identifiers are
 not told: the report may be shown to anybody who runs the server.
@@ -16,7 +17,9 @@ from fhir_server.patients.sites import is_ins
 from fhir_server.search import index
 from fhir_server.store.check import Report
 from fhir_server.store.repeated import repeated
+from fhir_server.store.resources import Stored
 from fhir_server.teleexpertise.case import IS_CASE, Resource, is_case
+from fhir_server.teleexpertise.distribution import named_in, profiles
 from fhir_server.teleexpertise.opinion import SIGNED, WITHDRAWN
 from fhir_server.teleexpertise.states import state_of
 
@@ -24,10 +27,12 @@ _PAGE = 200
 
 
 def check(hub: Hub, report: Report) -> None:
-    """Adds to the report each identifier in force (INS, local numbers) that several Patients have, and each
-    téléexpertise whose patient, consent, report or documents are gone."""
+    """Adds to the report each identifier in force (INS, local numbers) that several Patients have, each téléexpertise
+    whose patient, consent, report or documents are gone, and each Endpoint to which nothing new is sent because its
+    address does not say who is there."""
     _identities(hub, report)
     _cases(hub, report)
+    _endpoints(hub, report)
 
 
 def _identities(hub: Hub, report: Report) -> None:
@@ -47,15 +52,30 @@ def _identities(hub: Hub, report: Report) -> None:
 
 
 def _cases(hub: Hub, report: Report) -> None:
-    plan = plan_of("ServiceRequest", f"{IS_CASE}&_sort=_id", _PAGE)
+    for stored, view in _all(hub, "ServiceRequest", IS_CASE):
+        request = stored.resource()
+        if is_case(request):
+            for text in _lacking(request, view, hub):
+                report.add("case", stored.reference, text)
+
+
+def _endpoints(hub: Hub, report: Report) -> None:
+    for stored, _ in _all(hub, "Endpoint", "status=active"):
+        endpoint = stored.resource()
+        if profiles(endpoint) and named_in(str(endpoint.get("address", ""))) is None:
+            text = (
+                "its address lacks application or facility (MSH-5, MSH-6): no report, order, answer or slot goes there"
+            )
+            report.add("endpoint", stored.reference, f"{text}, but for what follows what it has; name both")
+
+
+def _all(hub: Hub, kind: str, query: str) -> Iterator[tuple[Stored, View]]:
+    """Everything of a kind that a search finds, page by page, each page in a snapshot of its own."""
+    plan = plan_of(kind, f"{query}&_sort=_id", _PAGE)
     while True:
         with hub.store.read(SYSTEM) as snapshot:
-            page = snapshot.search(plan)
-            for stored in page.matches:
-                request, view = stored.resource(), view_of(snapshot)
-                if is_case(request):
-                    for text in _lacking(request, view, hub):
-                        report.add("case", stored.reference, text)
+            page, view = snapshot.search(plan), view_of(snapshot)
+            yield from ((stored, view) for stored in page.matches)
         if not page.next:
             return
         plan = dataclasses.replace(plan, after=page.next)

@@ -282,7 +282,8 @@ def _in_open_case(pending: Pending, patient: Stored) -> Resource | None:
 def _only_doubt(pending: Pending, patient: Resource, key: str) -> None:
     """One doubtful record for a person, however many messages about them come at once. Raises Conflict; who looks
     again finds the record."""
-    for other in pending.matching("Patient", identity.doubt_query(patient), count=FOUND):
+    queries = identity.doubt_queries(patient, pending.sites)
+    for other in (one for query in queries for one in pending.matching("Patient", query, count=FOUND)):
         known = pending.view.get(f"Patient/{other}")
         if (
             known

@@ -24,6 +24,7 @@ from typing import Final, Literal
 from hl7v2 import ack
 from hl7v2.frames import MAX_FRAME, Frame, FrameTooLarge, NotMllp, Reader, wrap
 from hl7v2.message import Unreadable
+from hl7v2.timed import Timed
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,18 @@ def _is_good(framed: bytes) -> bool:
 class Conversation:
     """What happens on one connection: read a frame, answer it, read the next."""
 
-    __slots__ = ("_answer", "_busy", "_link", "_policy", "_reader", "_reserve", "_since", "_stopping", "_store")
+    __slots__ = (
+        "_answer",
+        "_busy",
+        "_link",
+        "_policy",
+        "_reader",
+        "_reserve",
+        "_since",
+        "_stopping",
+        "_store",
+        "_timed",
+    )
 
     def __init__(
         self,
@@ -140,6 +152,7 @@ class Conversation:
         self._stopping = stopping
         self._store = store if policy.enhanced else None
         self._reader = Reader(policy.max_frame)
+        self._timed = Timed(link.sock)
         self._since = time.monotonic()
         self._busy = False
 
@@ -208,8 +221,7 @@ class Conversation:
                 # Looked at after `idle` was set: the listener, which stops first and looks then, cannot miss us.
                 return None
             try:
-                self._link.sock.settimeout(max(self._patience(began), 0.001))
-                data = self._link.sock.recv(CHUNK if reader.size < _LARGE else _LARGE)
+                data = self._timed.receive(CHUNK if reader.size < _LARGE else _LARGE, self._patience(began))
             except TimeoutError:
                 frame = reader.flush()
                 if frame is None:
@@ -264,13 +276,11 @@ class Conversation:
         deadline = time.monotonic() + self._policy.farewell_seconds
         with contextlib.suppress(OSError, ValueError):
             while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
-                self._link.sock.settimeout(left)
-                if not self._link.sock.recv(CHUNK):
+                if not self._timed.receive(CHUNK, left):
                     return
 
     def _send(self, framed: bytes) -> None:
-        self._link.sock.settimeout(self._policy.answer_seconds)
-        self._link.sock.sendall(framed)
+        self._timed.send(framed, self._policy.answer_seconds)
 
 
 def tune(sock: socket.socket, keep_alive: int) -> None:

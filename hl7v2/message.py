@@ -318,7 +318,9 @@ class Message:
                 self._places = {}
                 for called, start, end in self.spans:
                     self._places.setdefault(called, []).append((start, end))
-            places = self._places.get(name, ())
+            places = self._places.get(name)
+            if places is None:
+                return ()
             found = tuple([Segment(self, name, number, *place) for number, place in enumerate(places, 1)])
             self._named[name] = found
         return found
@@ -390,6 +392,8 @@ class Message:
             return None
         if end - start <= _SHORT:
             piece = self.raw[start:end]
+            if not piece or piece.isalnum():  # nothing that could separate or escape
+                return self.charset.decode(piece) if numbers == (1, 1, 1) else None
             for separator, number in zip(self.below, numbers, strict=True):
                 if separator and separator in piece:
                     parts = piece.split(separator, number)

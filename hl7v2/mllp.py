@@ -31,7 +31,7 @@ class Listener:
     """An MLLP port. `on_message(raw, peer)` returns the bytes of the answer; it may be called by many threads.
 
     `peer` is `host:port`, followed by ` CN=...` when a client certificate was checked. An exception of `on_message`
-    or an empty answer becomes AR 207: the message may come again.
+    or an empty answer becomes AR 207, the message may come again; after a CA it becomes no answer.
     """
 
     def __init__(
@@ -204,6 +204,8 @@ class Listener:
 
     def _reserve(self, link: Link, size: int) -> bool:
         """Account for what a connection holds; false when all together would hold too much."""
+        if size == link.held:
+            return True
         with self._lock:
             grows = size - link.held
             if grows > 0 and size > CHUNK and self._buffered + grows > self._policy.max_buffered:
@@ -217,8 +219,9 @@ class Listener:
             answer = self._on_message(raw, peer)
             return wrap(answer) if answer else b""
         except Exception:
+            # No answer: an AR where the message may be sent again, nothing where CA was said (`Conversation`).
             log.exception("a message of %s could not be handled", peer)
-            return refusal(self._policy, raw, "AR", "internal fault; the message may be sent again")
+            return b""
 
     def _store(self, raw: bytes, peer: str) -> bytes:
         assert self._on_store is not None

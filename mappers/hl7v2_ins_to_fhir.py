@@ -68,6 +68,17 @@ def is_ins(cx: Value) -> bool:
     return cx.part(5).text.upper() == "INS" or hd_of(cx.part(4)).oid in KINDS
 
 
+def key_of(cx: Value) -> tuple[str, str]:
+    """(Identifier.system, value) of a CX that claims to be an INS, whatever the status of the identity is."""
+    return f"urn:oid:{hd_of(cx.part(4)).oid}", _whole(cx)
+
+
+def named_ins(msg: Message) -> tuple[tuple[str, str], ...]:
+    """The INS that PID-3 names, those that are not kept among them."""
+    named = (cx for cx in msg.at("PID-3").repetitions()[:200] if cx.valued and is_ins(cx))
+    return tuple(dict.fromkeys(key_of(cx) for cx in named if cx.part(1).text not in ("", '""')))
+
+
 def statuses_of(msg: Message) -> tuple[str, ...]:
     """PID-32, in order."""
     return tuple(rep.text for rep in reps(msg.at("PID-32")))
@@ -135,11 +146,16 @@ def _read(cx: Value, number: int, site: Site, notes: Notes, unusable: str) -> In
     return _checked(cx, hd.oid, number, notes, unusable)
 
 
+def _whole(cx: Value) -> str:
+    """The 15 characters, also where the key came apart, in CX-2."""
+    value = re.sub(r"\s", "", cx.part(1).text).upper()
+    return value + cx.part(2).text if len(value) == 13 and len(cx.part(2).text) == 2 else value
+
+
 def _checked(cx: Value, oid: str, number: int, notes: Notes, unusable: str) -> Ins | None:
     where = f"PID-3[{number}]"
-    value = re.sub(r"\s", "", cx.part(1).text).upper()
-    if len(value) == 13 and len(cx.part(2).text) == 2:
-        value += cx.part(2).text
+    value = _whole(cx)
+    if value != re.sub(r"\s", "", cx.part(1).text).upper():
         notes.add(f"{where}.2", "the key of the INS came apart, in CX-2")
     wrong = fault(value)
     if not wrong:

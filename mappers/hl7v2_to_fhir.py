@@ -19,7 +19,7 @@ from mappers import hl7v2_events_to_fhir as events
 from mappers import hl7v2_pid_to_fhir as pid
 from mappers import hl7v2_pv1_to_fhir as pv1
 from mappers.hl7v2_events_to_fhir import EVENTS, Action, PatientAction, StayAction
-from mappers.hl7v2_ins_to_fhir import Refused, drops_ins, is_ins
+from mappers.hl7v2_ins_to_fhir import Refused, drops_ins, is_ins, key_of, named_ins
 from mappers.hl7v2_pid_to_fhir import consents_of
 from mappers.hl7v2_pv1_to_fhir import Movement
 from mappers.hl7v2_types_to_fhir import Element, Notes, datetime_of, identifier_of, reps
@@ -38,8 +38,9 @@ class AdtResult:
     `prior_account_ids` (MRG-3) and `prior_encounter_ids` (MRG-5) are what it was before. `keeps_state`: a historic or
     announced movement; a stay that is already known keeps its status, class, place and participants. `consents` say
     what ZFA says of the DMP. `nulls` are the elements the sender explicitly deletes (`""`, or a ROL taken back), as
-    paths. `drops_ins`: every INS held for this person leaves it (the identity is no longer qualified). `event_time` is
-    EVN-6 or EVN-2 as FHIR dateTime.
+    paths. `drops_ins`: every INS held for this person leaves it (the identity is no longer qualified). `named_ins`
+    are the INS of PID-3 whatever its status, also those that are not kept. `event_time` is EVN-6 or EVN-2 as FHIR
+    dateTime.
     """
 
     trigger: str
@@ -62,6 +63,7 @@ class AdtResult:
     keeps_state: bool = False
     consents: tuple[Element, ...] = ()
     drops_ins: bool = False
+    named_ins: tuple[tuple[str, str], ...] = ()
 
 
 def adt(msg: Message, site: Site) -> Mapped[AdtResult]:
@@ -105,6 +107,7 @@ def adt(msg: Message, site: Site) -> Mapped[AdtResult]:
         keeps_state=_keeps_state(msg, stay.movement),
         consents=consents_of(msg, site),
         drops_ins=drops_ins(msg),
+        named_ins=named_ins(msg),
     )
     return Mapped(result, tuple(dict.fromkeys(notes.losses)))
 
@@ -125,8 +128,7 @@ def _prior(msg: Message, site: Site) -> tuple[tuple[str, str], ...]:
     out: list[tuple[str, str]] = []
     for number, cx in enumerate(reps(msg.at("MRG-1")), 1):
         if is_ins(cx):
-            oid = cx.part(4).part(2).text or cx.part(4).part(1).text
-            out.append((f"urn:oid:{oid}", cx.part(1).text))
+            out.append(key_of(cx))
             continue
         identifier, namespace = identifier_of(cx, f"MRG-1[{number}]", own, "PI", "old", Notes())
         if namespace and "value" in identifier:

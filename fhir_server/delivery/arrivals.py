@@ -8,12 +8,12 @@ belongs to the same transaction. The answer is AA, and only after the commit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fhir_server.changes import ATTEMPTS, Applied, Change, Hub, apply, view_of
-from fhir_server.context import Caller, new_delivery_id
+from fhir_server.context import Caller, new_message_id
 from fhir_server.delivery.ports import Port
 from fhir_server.delivery.turns import Turn
 from fhir_server.errors import Conflict, Invalid, Precondition, Unavailable
@@ -30,6 +30,7 @@ Resource = dict[str, Any]
 SOURCE = "urn:passerelle:message:"
 """Resource.meta.source: the inbox row whose bytes said so."""
 _A_PAGE = 500
+_SOME = 20
 MOST_MOVED = 5_000
 """Resources that one merge or one moved stay takes along, in its one transaction: about 12 s of processor time."""
 
@@ -110,11 +111,17 @@ class Draft:
         found = self.upon.find(resource_type, query)
         return [self._put.get(f"{resource_type}/{one['id']}", one) for one in found]
 
-    def versions(self, reference: str) -> list[Resource]:
-        """The stored versions of a resource, newest first, deletions left out; 500 at most."""
+    def versions(self, reference: str) -> Iterator[Resource]:
+        """The stored versions of a resource, newest first, deletions left out; 500 at most, read as they are asked
+        for."""
         kind, _, key = reference.partition("/")
-        page = self._snapshot.history(kind, key, _A_PAGE)
-        return [one.resource() for one in page.entries if not one.deleted]
+        after: tuple[int, ...] | None = ()
+        for _ in range(_A_PAGE // _SOME):
+            if after is None:
+                return
+            page = self._snapshot.history(kind, key, _SOME, after)
+            yield from (one.resource() for one in page.entries if not one.deleted)
+            after = page.next
 
     def message(self, inbox_id: str, kind: str) -> bytes:
         """The bytes of a message that came; b'' when it is of another kind (MSH-9.1), or gone."""
@@ -179,7 +186,7 @@ Decide = Callable[[Draft], Taken]
 def take(arrival: Arrival, raw: bytes, decide: Decide) -> bytes:
     """Decide and write until nobody interferes; the AA that is true then. Raises what `apply` and `decide` raise."""
     hub = arrival.hub
-    answer = ack.build(raw, "AA", now=hub.clock(), control_id=new_delivery_id())
+    answer = ack.build(raw, "AA", now=hub.clock(), control_id=new_message_id())
     for attempt in range(ATTEMPTS):
         with hub.store.read(arrival.caller) as snapshot:
             draft = Draft(snapshot)

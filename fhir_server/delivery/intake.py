@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from fhir_server.changes import Hub
-from fhir_server.context import SYSTEM, new_delivery_id
+from fhir_server.context import SYSTEM, new_message_id
 from fhir_server.delivery import committed, message_keys
 from fhir_server.delivery.arrivals import Arrival, Decide, Rejected, Settled, rejected, take
 from fhir_server.delivery.intake_acks import zam
@@ -28,12 +29,13 @@ from fhir_server.delivery.intake_slots import siu
 from fhir_server.delivery.places import located
 from fhir_server.delivery.ports import Port, load_ports, read
 from fhir_server.delivery.turns import Turn, TurnLost, taken
-from fhir_server.errors import Conflict, Fault, PasserelleError, Throttled, Unavailable
+from fhir_server.errors import Conflict, Fault, NotFound, PasserelleError, RuleBroken, Throttled, Unavailable
 from fhir_server.security.identity import wire_caller
 from fhir_server.store import inbox
+from fhir_server.store.blob_seal import Damaged
 from fhir_server.store.inbox import InboxRow, NewMessage, Received
 from fhir_server.store.session import Tx
-from fhir_server.store.view import Stale
+from fhir_server.store.view import Stale, instant_of
 from hl7v2 import ack, check
 from hl7v2.ack import AckError
 from hl7v2.message import Message, Unreadable
@@ -86,7 +88,7 @@ def wired(hub: Hub, port: Port) -> tuple[OnMessage, OnMessage | None]:
         except PasserelleError as error:
             told = [AckError("", Unavailable.hl7_err, error.diagnostics)]
             return ack.build(
-                raw, "CR", text=error.diagnostics, errors=told, now=hub.clock(), control_id=new_delivery_id()
+                raw, "CR", text=error.diagnostics, errors=told, now=hub.clock(), control_id=new_message_id()
             )
         return b""
 
@@ -106,7 +108,15 @@ def take_waiting(hub: Hub, ports: tuple[Port, ...]) -> bool:
 
     One process at a time does so for a port. A few messages at a time: whoever waits for a stop waits for one of them.
     """
-    some = [_taken_in(hub, port) for port in ports if port.answers_early]
+    some: list[bool] = []
+    faults: list[Exception] = []
+    for port in ports:
+        try:
+            some.append(port.answers_early and _taken_in(hub, port))
+        except Exception as fault:
+            faults.append(fault)  # the other ports go on all the same
+    if faults:
+        raise faults[0]
     return any(some)
 
 
@@ -129,9 +139,7 @@ def _taken_in(hub: Hub, port: Port) -> bool:
         for row in rows:
             if not turn.kept():
                 return False
-            with hub.store.read(SYSTEM) as snapshot:
-                raw = snapshot.message_raw(row.id)
-            _settled(hub, raw, row.peer, port, _head(hub, raw, port), row.id, turn)
+            _next(hub, port, row, turn)
             with hub.store.read(SYSTEM) as snapshot:
                 settled = snapshot.message(row.id)
             if settled is not None and settled.state == "received":
@@ -144,6 +152,29 @@ def _taken_in(hub: Hub, port: Port) -> bool:
         turn.give_back()
 
 
+def _next(hub: Hub, port: Port, row: InboxRow, turn: Turn) -> None:
+    """Take in a message that waits; one that is lost, or has waited too long, is left to a person."""
+    try:
+        with hub.store.read(SYSTEM) as snapshot:
+            raw = snapshot.message_raw(row.id)
+    except (NotFound, Damaged) as lost:
+        log.error("message %s of %s cannot be taken in: %s", row.id, port.endpoint, lost.diagnostics)
+        _leave(hub, row, lost, turn)
+        return
+    if committed.is_old(hub, port, row):
+        text = f"not taken in since {instant_of(row.received_at)}, before this server started: a person decides"
+        log.warning("message %s (%s %s of %s): %s", row.id, row.message_type, row.control_id, row.sender, text)
+        _leave(hub, row, RuleBroken(text), turn)
+    else:
+        _settled(hub, raw, row.peer, port, _head(hub, raw, port), row.id, turn)
+
+
+def _leave(hub: Hub, row: InboxRow, why: PasserelleError, turn: Turn) -> None:
+    """Leave a message to a person, without an answer: when its sender sends it again, it is taken in."""
+    with suppress(Stale):
+        _reject(hub, row.id, why, None, turn)
+
+
 def _waiting(hub: Hub, port: Port) -> list[InboxRow]:
     with hub.store.read(SYSTEM) as snapshot:
         waiting = inbox.waiting(snapshot.view, "mllp", port.endpoint, AT_A_TIME)
@@ -151,8 +182,9 @@ def _waiting(hub: Hub, port: Port) -> list[InboxRow]:
 
 
 def _received(hub: Hub, raw: bytes, peer: str, port: Port, head: _Head) -> Received:
+    """Store a message, or find it again. One that failed for a defect of ours waits again, where it is promised."""
     msg = head.msg
-    return hub.store.receive(
+    received = hub.store.receive(
         NewMessage(
             channel="mllp",
             raw=raw,
@@ -165,25 +197,32 @@ def _received(hub: Hub, raw: bytes, peer: str, port: Port, head: _Head) -> Recei
             keys=message_keys.keys(msg, _site(hub, port, msg).finess_eg) if msg else (),
         )
     )
+    promised = port.answer != "integrated" or committed.promised(port, raw)
+    if promised and received.state == "error" and received.ack is None:
+        with suppress(RuleBroken):  # another connection brought it too, and it is taken in by now
+            hub.store.write(SYSTEM, lambda tx: tx.reopen(received.id))
+    return received
 
 
 def _answered(hub: Hub, raw: bytes, peer: str, port: Port, head: _Head, received: Received) -> bytes:
     """The answer the port promises to a message that is stored."""
     if received.known and received.ack is not None:
         return received.ack
+    settle = partial(_settled, hub, raw, peer, port, head, received.id)
     if received.conflict:
         text = f"MSH-10 was used before with other content (message {received.rival}); take a new control id"
-        return _refuse(hub, received.id, raw, port, Conflict(text, location="MSH^1^10"))
-    if port.answer == "integrated" or head.fault is not None:
-        settle = partial(_settled, hub, raw, peer, port, head, received.id)
-        waits = port.answer == "integrated" and committed.promised(port, raw)
-        return committed.in_line(hub, port, raw, received.id, settle) if waits else settle()
+        settle = partial(_refuse, hub, received.id, raw, port, Conflict(text, location="MSH^1^10"))
+    if port.answer == "integrated" or head.fault is not None or received.conflict:
+        if port.answer == "integrated" and committed.promised(port, raw):
+            return committed.in_line(hub, port, raw, received.id, settle)
+        with committed.at_hand(received.id):
+            return settle()
     if port.answer == "validated":
         try:
             _prepared(_arrival(hub, head.whole(), received.id, peer, port))
         except PasserelleError as error:
             return _refuse(hub, received.id, raw, port, error)
-    return ack.build(raw, "AA", now=hub.clock(), control_id=new_delivery_id())
+    return ack.build(raw, "AA", now=hub.clock(), control_id=new_message_id())
 
 
 def _settled(
@@ -273,22 +312,14 @@ def _refuse(hub: Hub, inbox_id: str, raw: bytes, port: Port, error: PasserelleEr
     # Base HL7 (2.5, chapter 2.9.2) rejects what it does not support; a resend cures nothing all the same.
     base = port.refusals == "base" and told[0].code in _BASE_REJECTS
     code = "AR" if base else error.hl7_ack
-    answer = ack.build(raw, code, text=error.diagnostics, errors=told, now=hub.clock(), control_id=new_delivery_id())
+    answer = ack.build(raw, code, text=error.diagnostics, errors=told, now=hub.clock(), control_id=new_message_id())
     promised = turn is not None or port.answer != "integrated" or committed.promised(port, raw)
     if promised and isinstance(error, (Unavailable, Throttled)):
         # AA or CA was said already: the message waits for its next turn.
         return answer
     kept = None if error.hl7_ack == "AR" else answer
-
-    def refuse(tx: Tx, turn: Turn) -> None:
-        turn.check(tx)
-        tx.reject(inbox_id, error.diagnostics, error.location, kept)
-
     try:
-        if turn is None:
-            hub.store.reject(inbox_id, error.diagnostics, error.location, kept)
-        else:
-            hub.store.write(SYSTEM, partial(refuse, turn=turn))
+        _reject(hub, inbox_id, error, kept, turn)
     except Stale:
         return _answer_of_the_first(hub, inbox_id, raw)
     except TurnLost:
@@ -300,9 +331,22 @@ def _refuse(hub: Hub, inbox_id: str, raw: bytes, port: Port, error: PasserelleEr
     return answer
 
 
+def _reject(hub: Hub, inbox_id: str, error: PasserelleError, kept: bytes | None, turn: Turn | None) -> None:
+    """Record why a message is not taken in. Raises Stale when it was settled before, TurnLost."""
+    if turn is None:
+        hub.store.reject(inbox_id, error.diagnostics, error.location, kept)
+        return
+
+    def reject(tx: Tx, turn: Turn = turn) -> None:
+        turn.check(tx)
+        tx.reject(inbox_id, error.diagnostics, error.location, kept)
+
+    hub.store.write(SYSTEM, reject)
+
+
 def _busy(hub: Hub, raw: bytes, text: str, code: Literal["AR", "CR"] = "AR") -> bytes:
     told = [AckError("", Unavailable.hl7_err, text)]
-    return ack.build(raw, code, text=text, errors=told, now=hub.clock(), control_id=new_delivery_id())
+    return ack.build(raw, code, text=text, errors=told, now=hub.clock(), control_id=new_message_id())
 
 
 def _answer_of_the_first(hub: Hub, inbox_id: str, raw: bytes) -> bytes:

@@ -11,17 +11,18 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from fhir_server.changes import Hub, apply
 from fhir_server.context import Caller, View, instant
 from fhir_server.delivery.arrivals import MOST_MOVED, Arrival, Draft, Resource, Taken, rejected
-from fhir_server.delivery.intake_patients import Person, record_person, who
+from fhir_server.delivery.intake_patients import Person, numbers_of, record_person, who, without_numbers
 from fhir_server.errors import Conflict, NotFound
-from fhir_server.patients import identity, merge
+from fhir_server.patients import identity, merge, stewards
 from fhir_server.patients.identity import identifier_query
 from fhir_server.patients.sites import INS_SYSTEMS, Sites
+from fhir_server.patients.traits import agree
 from fhir_server.store.session import Snapshot
 from fhir_server.teleexpertise.scopes import scopes
 from mappers.hl7v2_to_fhir import AdtResult
@@ -34,10 +35,12 @@ _REFERENCE = re.compile(r"([A-Z][A-Za-z]+/[A-Za-z0-9.-]{1,64})(/_history/.*)?\Z"
 
 def merged(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> None:
     """A40: what belonged to the identifiers of MRG-1 belongs to the person of PID from now on."""
+    result = _own_numbers(arrival, draft, result, taken)
     own = {*result.local_ids, *((result.ins,) if result.ins else ())}
     priors = [key for key in result.prior_ids if key not in own]
     if not priors:
         raise rejected("MRG-1 names no identifier but those of PID in a declared namespace", "MRG^1^1", "204")
+    _check_ins(arrival, draft, result, priors)
     hidden = {holder for key in priors for holder in _holders(draft, key)}
     person = _told(_Without(draft, hidden), result, arrival)
     if not person.reference:
@@ -60,6 +63,35 @@ def merged(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> N
             _merge(arrival, draft, sources.pop(), target, taken)
         else:
             _held_by_nobody(draft, target, key, taken)
+
+
+def _own_numbers(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> AdtResult:
+    """What an A40, A44 or A47 says under the sender's own numbers: those of another establishment are left out of PID,
+    as they are of MRG-1. Raises Rejected when it has no other ones."""
+    numbers = numbers_of(arrival, result)
+    others = stewards.of_others(arrival.site, numbers)
+    if not stewards.own_systems(arrival.site):
+        holders = (draft.get(holder) or {} for key in others for holder in _holders(draft, key))
+        others = others if not all(stewards.is_own(arrival.site, one) for one in holders) else []
+    if not others:
+        return result
+    named = ", ".join(value for _, value in others)[:80]
+    told = f"{named} is a number of another establishment"
+    if len(others) == len(numbers):
+        raise rejected(f"{told}, which alone sends an {result.trigger} about it", "PID^1^3", "204")
+    taken.notes.append(f"PID-3: {told}: it is not read in an {result.trigger}")
+    left = tuple(key for key in result.local_ids if key not in others)
+    return replace(result, patient=without_numbers(result.patient, others), local_ids=left)
+
+
+def _check_ins(arrival: Arrival, draft: Draft, result: AdtResult, priors: Iterable[tuple[str, str]]) -> None:
+    """An INS in MRG-1 names a record of the sender's own, or one with the traits of PID. Raises Rejected."""
+    for key in priors:
+        for holder in _holders(draft, key) if key[0] in INS_SYSTEMS else ():
+            known = draft.get(holder) or {}
+            if not (stewards.is_own(arrival.site, known) or agree(known, result.patient)):
+                text = f"the INS of MRG-1 is that of {holder}, which has no number of the sender's and other traits"
+                raise rejected(text, "MRG^1^1", "204")
 
 
 def _held_by_nobody(draft: Draft, target: str, key: tuple[str, str], taken: Taken) -> None:
@@ -107,10 +139,12 @@ def _in_force(draft: View, reference: str) -> frozenset[tuple[str, str]]:
     return frozenset(key for key, use in _numbers(draft, reference).items() if use != "old")
 
 
-def _told(draft: View, result: AdtResult, arrival: Arrival, own: Collection[str] = ()) -> Person:
+def _told(
+    draft: View, result: AdtResult, arrival: Arrival, own: Collection[str] = (), *, identity_change: bool = False
+) -> Person:
     """The surviving person of an A40 or A47, when it can be told. `own` are the records that MRG-1 names: one of them
-    may go by a number again that it keeps as `old`. Raises Rejected."""
-    person = who(draft, result.patient, arrival.hub.sites, identity_change=result.action == "change-ids")
+    may go by a number again that it keeps as `old`. `identity_change` as in `identity`. Raises Rejected."""
+    person = who(draft, result.patient, arrival.hub.sites, identity_change=identity_change)
     if person.doubt:
         text = f"{result.trigger}: the identity of PID cannot be told ({person.doubt}); reconcile it first"
         raise rejected(text, "PID^1^3", "207", "904")
@@ -221,10 +255,13 @@ def _remember(draft: Draft, reference: str, key: tuple[str, str]) -> None:
 
 
 def renamed(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> None:
-    """A47: the person known by MRG-1 has the identifiers of PID from now on (INS, IPP)."""
+    """A47: the person known by MRG-1 has the identifiers of PID from now on (INS, IPP). When nobody
+    has MRG-1, PID is an update like any other."""
+    result = _own_numbers(arrival, draft, result, taken)
+    _check_ins(arrival, draft, result, result.prior_ids)
     priors = {holder: key for key in result.prior_ids for holder in _active(draft, _holders(draft, key))}
     nameless = not identity.keys(result.patient, arrival.hub.sites)
-    person = Person("") if nameless else _told(draft, result, arrival, own=priors)
+    person = Person("") if nameless else _told(draft, result, arrival, own=priors, identity_change=bool(priors))
     if len(priors) > 1:
         raise rejected("MRG-1 names several patients; send an A40 for each", "MRG^1^1", "207")
     prior = next(iter(priors), "")
@@ -239,7 +276,7 @@ def renamed(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> 
     target = prior or person.reference
     before = draft.get(target) or {}
     in_force = {(one.get("system"), one.get("value")) for one in result.patient.get("identifier", ())}
-    record_person(arrival, draft, result, Person(target), taken, identity_change=True)
+    record_person(arrival, draft, result, Person(target), taken, identity_change=bool(prior))
     for key in result.prior_ids:
         if key in in_force:
             continue
@@ -256,6 +293,7 @@ def _active(draft: Draft, references: set[str]) -> set[str]:
 
 def moved(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> None:
     """A44: the stays of a visit or account number were recorded for the wrong patient, and go to the right one."""
+    result = _own_numbers(arrival, draft, result, taken)
     person = _told(draft, result, arrival)
     sources = _active(draft, {holder for key in result.prior_ids for holder in _holders(draft, key)})
     if len(sources) != 1:

@@ -9,16 +9,17 @@ Sources: IHE PAM France 2.11 (ITI-30, ITI-31); référentiel INS; RNIV; HL7 v2.5
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fhir_server.context import View
 from fhir_server.delivery.arrivals import Arrival, Draft, Taken, rejected
-from fhir_server.patients import identity, merge, traits
+from fhir_server.patients import identity, merge, stewards, traits
 from fhir_server.patients.sites import Sites
 from mappers.hl7v2_pid_to_fhir import BIRTH_DATE_CORRECTED, DMP_STATUS, LUNAR_DATE, PatientResult
 from mappers.hl7v2_to_fhir import AdtResult
+from mappers.identity import Site
 
 Resource = dict[str, Any]
 
@@ -84,37 +85,81 @@ def record_person(
     identity_change: bool = False,
 ) -> str:
     """Write what the message says of the person; the reference of the Patient. `identity_change` as in `identity`."""
-    known = draft.get(person.reference) if person.reference else None
     reference = person.reference or f"Patient/{uuid.uuid4()}"
     taken.keys += [("patient", reference), *keys_of(result.ins, result.local_ids)]
     if person.followed:
-        _follow(draft, result, person, taken)
+        _follow(arrival, draft, result, person, taken)
         return reference
-    patient = result.patient
+    if result.drops_ins:
+        _lower_named(arrival, draft, result, taken)
     if person.doubt:
         taken.notes.append(f"PID-3: à rapprocher, {person.doubt}")
-        patient = identity.to_reconcile(patient, person.doubt)
         if result.drops_ins:
             _lower_doubted(arrival, draft, result, taken)
-    whole = patient
-    if known:
-        held = _lowered(known, result, taken) if result.drops_ins else known
-        kept = not identity_change and identity.keeps(held, patient)
-        # Before the merge: what the message gives in the place of what it deletes must not go with it.
-        held = _deleted(held, patient, result.nulls, taken, kept=kept)
-        whole = identity.merged(held, patient, identity_change=identity_change)
-        taken.notes += identity.merge_notes(held, patient, identity_change=identity_change)
+    known = draft.get(person.reference) if person.reference else None
+    speaks = known is not None and stewards.speaks_for(arrival.site, known, numbers_of(arrival, result))
+    if known and not (speaks or identity_change or person.doubt or stewards.shares_ins(known, result.patient)):
+        named = ", ".join(value for _, value in stewards.of_others(arrival.site, numbers_of(arrival, result)))
+        told = f"{named} is a number of another establishment: it finds {reference}"
+        taken.notes.append(f"PID-3: {told}, and nothing of the record is changed")
+        return reference
+    patient = identity.to_reconcile(result.patient, person.doubt) if person.doubt else result.patient
+    whole = _whole(arrival, known, patient, result, taken, identity_change=identity_change) if known else patient
     if person.doubt:
         whole = {**whole, "meta": patient["meta"]}
-    whole = {**whole, "id": reference.partition("/")[2], "managingOrganization": arrival.organization}
+    held = known if known and not speaks else {}
+    organization = held.get("managingOrganization", arrival.organization)
+    whole = {**whole, "id": reference.partition("/")[2], "managingOrganization": organization}
     draft.put(whole, identity_change=identity_change or "PID-32" in result.nulls)
     _record_consents(arrival, draft, result, reference)
     return reference
 
 
-def _follow(draft: Draft, result: AdtResult, person: Person, taken: Taken) -> None:
-    """A message under an identifier that was given up: a status that is not qualified counts under a number that the
-    record itself kept as `old`, and not under that of a record which was merged away."""
+def numbers_of(arrival: Arrival, result: AdtResult) -> list[tuple[str, str]]:
+    """The patient numbers (PI) of declared namespaces in PID-3, whatever type the sender gave them."""
+    return identity.local_identifiers(result.patient, arrival.hub.sites)
+
+
+def _whole(
+    arrival: Arrival, known: Resource, said: Resource, result: AdtResult, taken: Taken, *, identity_change: bool
+) -> Resource:
+    """The stored Patient with what the message says. A change of identity that brings no INS and takes none away
+    changes the numbers only: an INS never stands on other traits than those it came with (RNIV)."""
+    held = _lowered(known, result, taken) if result.drops_ins else known
+    settles = result.ins or result.drops_ins or identity.qualified_ins(known) in result.prior_ids
+    identity_change = identity_change and bool(settles)
+    said = _without_others(arrival.site, held, said, taken)
+    kept = not identity_change and identity.keeps(held, said)
+    # Before the merge: what the message gives in the place of what it deletes must not go with it.
+    held = _deleted(held, said, result.nulls, taken, kept=kept)
+    taken.notes += identity.merge_notes(held, said, identity_change=identity_change)
+    return identity.merged(held, said, identity_change=identity_change)
+
+
+def _without_others(site: Site, known: Resource, said: Resource, taken: Taken) -> Resource:
+    """What a message says without the numbers of other establishments that would take the place of those on record."""
+    in_force = {(i.get("system", ""), i.get("value", "")) for i in known.get("identifier", ()) if i.get("use") != "old"}
+    systems = {system for system, _ in in_force} if stewards.own_systems(site) else set()
+    told = [(i.get("system", ""), i.get("value", "")) for i in said.get("identifier", ())]
+    others = [key for key in stewards.of_others(site, told) if key[0] in systems]
+    taken.notes += [
+        f"PID-3: {value} is a number of another establishment, which gave this person another one: it is not taken"
+        for system, value in others
+        if (system, value) not in in_force
+    ]
+    return without_numbers(said, others)
+
+
+def without_numbers(patient: Resource, numbers: Collection[tuple[str, str]]) -> Resource:
+    """A Patient without some of its identifiers (system, value)."""
+    left = [i for i in patient.get("identifier", ()) if (i.get("system", ""), i.get("value", "")) not in numbers]
+    rest = {name: value for name, value in patient.items() if name != "identifier"}
+    return rest | ({"identifier": left} if left else {})
+
+
+def _follow(arrival: Arrival, draft: Draft, result: AdtResult, person: Person, taken: Taken) -> None:
+    """A message under an identifier that was given up: a status that is not qualified counts under a number of the
+    sender's own that the record itself kept as `old`, and not under that of a record which was merged away."""
     told = f"identifier {person.followed} was given up for that of {person.reference}: the stay is recorded there"
     taken.notes.append(f"PID-3: {told}, the traits are not taken")
     away = (merge.given_up_for(draft, key, renumbered=False) for key in result.local_ids)
@@ -123,6 +168,7 @@ def _follow(draft: Draft, result: AdtResult, person: Person, taken: Taken) -> No
         result.drops_ins
         and known
         and identity.qualified_ins(known)
+        and stewards.speaks_for(arrival.site, known, numbers_of(arrival, result), old=True)
         and not any(person.reference in one for one in away)
     ):
         draft.put(_lowered(known, result, taken), identity_change=True)
@@ -140,13 +186,29 @@ def _lowered(known: Resource, result: AdtResult, taken: Taken) -> Resource:
 
 
 def _lower_doubted(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> None:
-    """The records known by the local identifiers of a doubtful message are no longer qualified either, when it says so:
-    whoever of the two is meant, their sender does not vouch for the INS. Their traits stay."""
-    for key in identity.local_identifiers(result.patient, arrival.hub.sites):
+    """The records known by the sender's own numbers in a doubtful message are no longer qualified either, when it says
+    so: whoever of the two is meant, their sender does not vouch for the INS. Their traits stay."""
+    for key in numbers_of(arrival, result):
         for known in identity.patient_at(draft, key):
-            if identity.qualified_ins(known):
-                taken.keys.append(("patient", f"Patient/{known['id']}"))
-                draft.put(_lowered(known, result, taken), identity_change=True)
+            if stewards.speaks_for(arrival.site, known, (key,)):
+                _lower(draft, known, result, taken)
+
+
+def _lower_named(arrival: Arrival, draft: Draft, result: AdtResult, taken: Taken) -> None:
+    """The record of the sender that has an INS which the message names with a lower status, and nobody by a number of
+    the sender's own."""
+    if any(system in stewards.own_systems(arrival.site) for system, _ in numbers_of(arrival, result)):
+        return
+    for key in result.named_ins:
+        for known in identity.patient_at(draft, key):
+            if stewards.is_own(arrival.site, known):
+                _lower(draft, known, result, taken)
+
+
+def _lower(draft: Draft, known: Resource, result: AdtResult, taken: Taken) -> None:
+    if identity.qualified_ins(known):
+        taken.keys.append(("patient", f"Patient/{known['id']}"))
+        draft.put(_lowered(known, result, taken), identity_change=True)
 
 
 def keys_of(ins: tuple[str, str] | None, local_ids: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:

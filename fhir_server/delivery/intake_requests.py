@@ -18,7 +18,7 @@ from fhir_server.delivery.intake_documents import find_request, stable_id
 from fhir_server.delivery.intake_patients import patient_of
 from fhir_server.delivery.intake_stays import encounter_of
 from fhir_server.delivery.order_drafts import orders_of, rewritten
-from fhir_server.delivery.order_numbers import carries, given, numbers_of
+from fhir_server.delivery.order_numbers import Number, carries, given, numbers_of
 from fhir_server.delivery.ports import read
 from fhir_server.patients.identity import identifier_query
 from fhir_server.teleexpertise.case import CATEGORY, CATEGORY_NOS, is_case
@@ -50,6 +50,8 @@ def orders(arrival: Arrival) -> Decide:
         patient = patient_of(arrival, draft, said.patient, taken, create=new)
         for number, order in enumerate(said.orders, 1):
             numbers = numbers_of(_identifiers(arrival, order), "PLAC", "FILL")
+            if order.action == "request":
+                _once(draft, numbers, f"ORC^{number}^2")
             held = find_request(arrival, draft, numbers, patient, f"ORC^{number}^2")
             if held and order.action != "other":
                 _by_who_asks(arrival, draft, held, number)
@@ -80,6 +82,13 @@ def _known(held: Resource | None, order: Order, number: int) -> Resource:
         named = ", ".join(value for _, value in (*order.placer, *order.filler))[:60]
         raise rejected(f"no request {named} of this patient is known here", f"ORC^{number}^2", "204", "900")
     return held
+
+
+def _once(draft: Draft, numbers: list[Number], place: str) -> None:
+    """Raises Rejected (205) when an earlier order of the same message has one of these numbers."""
+    for number in numbers:
+        if any(carries(one, number) for one in draft.written("ServiceRequest")):
+            raise rejected(f"the message has two orders with the number {number.value[:60]}", place, "205")
 
 
 def _by_who_asks(arrival: Arrival, draft: Draft, held: Resource, number: int) -> None:
@@ -115,6 +124,10 @@ def _asked(
         text = f"ServiceRequest/{held['id']} is out already; cancel it (CA) and ask again"
         raise rejected(text, "ORC^1^1", "207")
     whole = _ordered(arrival, draft, said, order, held, patient, taken)
+    if held is None and draft.get(f"ServiceRequest/{whole['id']}"):
+        number = (*order.placer, *order.filler)[0][1]
+        text = f"the order {number[:60]} is known as ServiceRequest/{whole['id']}, which another patient has by now"
+        raise rejected(text, "ORC^1^2", "205")
     for told in _observations(arrival, whole["id"], order, patient):
         draft.put(told)
     if held:

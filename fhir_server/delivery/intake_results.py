@@ -228,15 +228,17 @@ def _labels(report: Resource) -> list[Resource]:
 
 
 def _label_documents(draft: Draft, report: str, known: Resource, flags: Flags) -> None:
-    """The labels of the message on the documents of a report: those it brings, and those it leaves as they are."""
+    """The labels of the message on the documents of a report: those it brings, and those it leaves as they are. What
+    is not in force any more is hidden with the rest, and stays so when the report is shown again."""
     about = {"reference": report}
     mine = [one for one in draft.written("DocumentReference") if about in one.get("context", {}).get("related", ())]
     stored = draft.find("DocumentReference", f"related={report}") if known and flags else []
-    left = [one for one in stored if one.get("status") == "current" and one not in mine]
+    left = [one for one in stored if one not in mine]
+    hidden = {name: yes for name, yes in flags.items() if yes}
     for one in (*mine, *left):
         held = draft.upon.get(f"DocumentReference/{one['id']}")
         before = held.get("securityLabel", []) if held else [{"coding": [label]} for label in _labels(known)]
-        labelled = document_labelled(one, flags, before)
+        labelled = document_labelled(one, flags if one.get("status") == "current" else hidden, before)
         if labelled != one:
             draft.put(labelled)
 

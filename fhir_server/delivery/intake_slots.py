@@ -6,7 +6,7 @@ Sources: HL7 v2.5 chapter 10; HL7 v2-to-FHIR SIU_S12; https://hl7.org/fhir/R4/ap
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from fhir_server.delivery.arrivals import Arrival, Decide, Draft, Taken, rejected
 from fhir_server.delivery.intake_documents import linked, stable_id
@@ -16,6 +16,8 @@ from fhir_server.patients.identity import identifier_query
 from mappers.hl7v2_schedule_to_fhir import appointment
 
 Resource = dict[str, Any]
+_GIVEN_UP: Final = frozenset({"cancelled", "entered-in-error"})
+"""What S12 books again; an appointment in any other state stands."""
 
 
 def siu(arrival: Arrival) -> Decide:
@@ -31,13 +33,18 @@ def siu(arrival: Arrival) -> Decide:
         numbers = numbers_of(identifiers)
         known = _known(draft, numbers, patient)
         number = said.ids[0][1][:60]
-        if books and known:
+        if books and known and known.get("status") not in _GIVEN_UP:
             raise rejected(f"the appointment {number} is booked already; move it with S13", "SCH^1^1", "205")
         if not books and known is None:
             raise rejected(f"no appointment {number} is known here; book it with S12", "SCH^1^1", "204")
         _check_patient(known, patient)
         new = {**said.appointment.resource, "identifier": identifiers}
         key = known["id"] if known else _new_id(numbers, patient)
+        if books and known:
+            taken.notes.append(f"SCH-1: the appointment {number} was given up; it is booked again")
+        elif books and draft.get(f"Appointment/{key}"):
+            text = f"the appointment {number} is known as Appointment/{key}, which another patient has by now"
+            raise rejected(text, "SCH^1^1", "205")
         draft.put({**_whole(arrival, draft, new, known, patient, taken), "id": key})
         taken.told(mapped.losses)
         return taken
@@ -61,9 +68,11 @@ def _known(draft: Draft, numbers: list[Number], patient: str) -> Resource | None
 
 
 def _new_id(numbers: list[Number], patient: str) -> str:
-    """The id of a new appointment; a number without an OID is one of its patient and its agenda."""
-    parts = [part for pair in sorted(number.parts for number in numbers) for part in pair]
-    return stable_id("appointment", *parts, *([] if all(one.system for one in numbers) else [patient]))
+    """The id of a new appointment; a number without an OID is one of its patient, its agenda and its kind."""
+    inorder = sorted(numbers, key=lambda one: (one.parts, one.kind))
+    parts = [part for number in inorder for part in number.parts]
+    bare = [] if all(one.system for one in numbers) else [*(one.kind for one in inorder), patient]
+    return stable_id("appointment", *parts, *bare)
 
 
 def _patients(appointment: Resource) -> set[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fhir_server.delivery.arrivals import Arrival, Draft, Taken, rejected
 from fhir_server.patients.identity import identifier_query
+from fhir_server.search.values import date_range
 from mappers.hl7v2_events_to_fhir import EVENTS
 from mappers.hl7v2_pv1_to_fhir import Movement, effective_trigger
 from mappers.hl7v2_to_fhir import AdtResult
@@ -42,7 +43,7 @@ FROM: Mapping[str, frozenset[str]] = {
     "A53": frozenset({"in-progress", "unknown"}),
 }
 """An event -> the states of a known stay it can change. A stay in any other stays as it is, and that is noted. An
-admission (A01, A04) begins every stay, also one that ended."""
+admission (A01, A04) begins every stay; whether also one that ended is `_begins_again`'s."""
 _DELETES: Mapping[str, tuple[str, str]] = {"PV1-7": ("participant", "ATND"), "PV1-17": ("participant", "ADM")}
 
 
@@ -84,7 +85,8 @@ def record_stay(arrival: Arrival, draft: Draft, result: AdtResult, patient: str,
     held = {name: part for name, part in (known or {}).items() if name != "meta"}
     whole = {**held, **said, "id": held.get("id") or str(uuid.uuid4())}
     whole |= {"subject": {"reference": patient}, "serviceProvider": arrival.organization}
-    if known and _keeps(trigger, result, known["status"], taken):
+    kept = known is not None and _keeps(arrival, trigger, result, held, said, taken)
+    if kept:
         _held(whole, held, STATE_PARTS)
         _begun(whole, said, trigger, result)
     elif known:
@@ -93,22 +95,47 @@ def record_stay(arrival: Arrival, draft: Draft, result: AdtResult, patient: str,
         _left(whole, held, said, trigger, taken)
         if trigger == "A08" and known["status"] != "unknown":
             _unmoved(whole, held, said, taken)
-    if result.movement:
+    if result.movement and not (kept and _repeats(result.movement, held)):
         _with_movement(whole, result.movement, trigger, result, taken)
     draft.put(whole)
 
 
-def _keeps(trigger: str, result: AdtResult, status: str, taken: Taken) -> bool:
-    """Whether a known stay in this state stays as it is; when the event cannot change that state, it is noted."""
-    event = EVENTS[trigger]
-    if not _changes(trigger, status, corrects=_corrects(trigger, result)):
+def _keeps(arrival: Arrival, trigger: str, result: AdtResult, held: Resource, said: Resource, taken: Taken) -> bool:
+    """Whether a known stay stays as it is; when the event cannot change the state it is in, that is noted."""
+    event, status = EVENTS[trigger], held["status"]
+    historic = result.movement is not None and result.movement.historic
+    begins = event.stay == "create" and status in ENDED and not historic
+    if not _changes(trigger, status, corrects=_corrects(trigger, result)) or (
+        begins and not _begins_again(result.movement, held, said, arrival.site.time_zone)
+    ):
         does = f"takes back {event.cancels}" if event.cancels else f"tells {event.name}"
         taken.notes.append(f"MSH-9.2: {trigger} {does}, but the stay is {status}: it stays as it is")
         return True
-    historic = result.movement is not None and result.movement.historic
-    if event.stay == "create" and status in ENDED and not historic:
+    if begins:
         return False  # announced anew
     return result.keeps_state and event.stay != "cancel"
+
+
+def _begins_again(movement: Movement | None, held: Resource, said: Resource, zone: str) -> bool:
+    """Whether a beginning is a new one of a stay that ended, not an earlier one that comes late or once more: it is
+    after the end; of a stay that was cancelled, it is a movement that was not told of it yet."""
+    if held["status"] != "finished":
+        return movement is None or not _is_on(held, movement)
+    period = held.get("period", {})
+    start = (movement.start if movement else "") or said.get("period", {}).get("start", "")
+    begun, ended = date_range(start, zone), date_range(period.get("end") or period.get("start", ""), zone)
+    return begun is not None and ended is not None and begun[0] >= ended[1]
+
+
+def _repeats(movement: Movement, held: Resource) -> bool:
+    """Whether a movement that was told of a stay before comes once more, now that it has ended."""
+    return held["status"] in ENDED and movement.action == "INSERT" and _is_on(held, movement)
+
+
+def _is_on(stay: Resource, movement: Movement) -> bool:
+    """Whether a movement of this number was told of the stay before."""
+    told = (part_of(one, "id") for one in stay.get("extension", ()) if one.get("url") == MOVEMENT)
+    return bool(movement.ids) and movement.ids[0] in told
 
 
 def _changes(trigger: str, status: str, *, corrects: bool) -> bool:
@@ -130,13 +157,15 @@ def _held(whole: Resource, held: Resource, parts: frozenset[str]) -> None:
 
 
 def _begun(whole: Resource, said: Resource, trigger: str, result: AdtResult) -> None:
-    """A correction of the one admission says when the stay began, whatever came since."""
+    """An admission that comes late says when the stay began, if nobody has; a correction of the one admission says so
+    whatever came since."""
     begins = [
         one for one in whole.get("extension", ()) if one.get("url") == MOVEMENT and part_of(one, "event") in _BEGINS
     ]
-    start = said.get("period", {}).get("start")
-    if start and trigger in _BEGINS and len(begins) <= 1 and _corrects(trigger, result):
-        whole["period"] = {**whole.get("period", {}), "start": start}
+    start, period = said.get("period", {}).get("start"), whole.get("period", {})
+    corrects = len(begins) <= 1 and _corrects(trigger, result)
+    if start and trigger in _BEGINS and (corrects or "start" not in period):
+        whole["period"] = {**period, "start": start}
 
 
 def _lasted(whole: Resource, held: Resource, said: Resource) -> None:

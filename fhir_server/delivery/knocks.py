@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from dicom_node.scp import AssociationInfo
 from fhir_server.changes import Hub
 from fhir_server.config import listed
-from fhir_server.context import SYSTEM, new_delivery_id
+from fhir_server.context import SYSTEM, new_message_id
 from fhir_server.store.partners import Partner
 from hl7v2 import ack, message
 from hl7v2.message import Unreadable
@@ -53,7 +53,7 @@ class Knocks:
         """The answer to a message from a network that may not speak to the port; it is not stored, only counted."""
         reason = "its address is not among mllp_networks"
         self._note("mllp", "(not read)", host_of(peer), "refused", reason)
-        text, key = "this address is not admitted here", new_delivery_id()
+        text, key = "this address is not admitted here", new_message_id()
         return ack.build(raw, "AE", text=text, err_code="207", now=self.hub.clock(), control_id=key)
 
     def association(self, info: AssociationInfo) -> None:

@@ -10,10 +10,11 @@ Sources: HL7 table 0119 (XO, RP); CI-SIS téléradiologie 1.0, flow 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from fhir_server.delivery.arrivals import SOURCE, Draft
+from fhir_server.delivery.order_numbers import number_of
 
 Resource = dict[str, Any]
 _WHOLE: Final = ("performer",)
@@ -21,9 +22,13 @@ _WHOLE: Final = ("performer",)
 
 
 def orders_of(draft: Draft, reference: str) -> Iterator[bytes]:
-    """The ORM messages that wrote a request, the last one first, as far as they are kept."""
-    sources = (str(one.get("meta", {}).get("source") or "") for one in draft.versions(reference))
-    for source in dict.fromkeys(sources):
+    """The ORM messages that wrote a request, the last one first, as far as they are kept; read when asked for."""
+    seen: set[str] = set()
+    for version in draft.versions(reference):
+        source = str(version.get("meta", {}).get("source") or "")
+        if source in seen:
+            continue
+        seen.add(source)
         if source.startswith(SOURCE) and (raw := draft.message(source.removeprefix(SOURCE), "ORM")):
             yield raw
 
@@ -40,5 +45,12 @@ def _element(name: str, held: Any, before: Any, said: Any) -> Any:
         return held
     if isinstance(held, list) and name not in _WHOLE:
         mine = said or []
-        return [*mine, *(one for one in held if one not in (before or []) and one not in mine)]
+        others = [one for one in held if one not in (before or []) and one not in mine]
+        return [*mine, *(one for one in others if name != "identifier" or not _renamed(one, mine))]
     return said if said is not None or held == before else held
+
+
+def _renamed(identifier: Resource, said: Sequence[Resource]) -> bool:
+    """Whether the order has this number too, and only says otherwise whose it is."""
+    number = number_of(identifier)
+    return any(number.kind == one.kind and number.agrees(one) for one in map(number_of, said))

@@ -2,8 +2,9 @@
 
 Hides where that stands in a stored Identifier: the namespace is `assigner.display` (see `mappers.order_number`), the
 sender (MSH-3, MSH-4) the extension GIVEN_BY. Only a number that its sender gives itself has a sender: the placer number
-in a result is that of whoever ordered. Two numbers differ where both say whose they are and say it differently; one
-that says nothing is taken for the same, and is therefore looked for among the resources of one patient only.
+in a result is that of whoever ordered. Two numbers differ where both say whose they are and say it differently, or both
+say of which kind they are: one and the same system may count its placer and its filler numbers from 1. One that says
+nothing is taken for the same, and is therefore looked for among the resources of one patient only.
 
 Sources: HL7 v2.5 chapter 2.A.28 (EI); HL7 table 0203 (PLAC, FILL).
 """
@@ -23,12 +24,14 @@ GIVEN_BY: Final = "urn:passerelle:emetteur"
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """`system` is Identifier.system, '' without an OID; `namespace` and `sender` say whose it is then, '' if unsaid."""
+    """`system` is Identifier.system, '' without an OID; `namespace` and `sender` say whose it is then, '' if unsaid.
+    `kind` is PLAC, FILL or another code of table 0203, '' if unsaid."""
 
     system: str
     value: str
     namespace: str = ""
     sender: str = ""
+    kind: str = ""
 
     @property
     def authority(self) -> str:
@@ -45,6 +48,8 @@ class Number:
         """Whether both may be the same number; `surely`: whether they are, by an authority that both of them name."""
         if (self.system, self.value) != (other.system, other.value):
             return False
+        if not self.system and self.kind and other.kind and self.kind != other.kind:
+            return False
         for one, two in ((self.namespace, other.namespace), (self.sender, other.sender)):
             if one and two and not self.system:
                 return one == two
@@ -56,7 +61,8 @@ def number_of(identifier: Mapping[str, Any]) -> Number:
     senders = (one.get("valueString") for one in identifier.get("extension", ()) if one.get("url") == GIVEN_BY)
     namespace = str(identifier.get("assigner", {}).get("display") or "")
     sender = str(next(filter(None, senders), ""))
-    return Number(str(identifier.get("system") or ""), str(identifier.get("value") or ""), namespace, sender)
+    value = str(identifier.get("value") or "")
+    return Number(str(identifier.get("system") or ""), value, namespace, sender, _kind(identifier))
 
 
 def numbers_of(identifiers: Iterable[Mapping[str, Any]], *kinds: str) -> list[Number]:

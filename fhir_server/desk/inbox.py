@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fhir_server.context import SYSTEM
+from fhir_server.context import SYSTEM, new_message_id, now
 from fhir_server.desk.words import Args, Json, id_of, key_of, limit_of, plain, text_of, with_keys
-from fhir_server.errors import NotFound
+from fhir_server.errors import NotFound, RuleBroken
 from fhir_server.store import inbox
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter, InboxRow
 from fhir_server.store.session import Snapshot
+from hl7v2 import ack
+from hl7v2.ack import AckError
 
 
 def inbox_list(store: Store, args: Args) -> Json:
@@ -56,12 +58,23 @@ def inbox_replay(store: Store, args: Args, take_in: Callable[[InboxRow, bytes], 
 
 
 def inbox_refuse(store: Store, args: Args) -> Json:
-    """Say that a message in error or in conflict will not be taken in; it raises no alert, and goes in time."""
+    """Say that a message in error or in conflict will not be taken in; it raises no alert, and goes in time.
+
+    An HL7 v2 message that was not answered gets its AE by it: its sender hears so when it comes once more.
+    """
+    reason = f"refused: {args.get('reason', 'by an operator')}"
     with store.read(SYSTEM) as snapshot:
         row = _message(snapshot, args)
-    reason = f"refused: {args.get('reason', 'by an operator')}"
-    store.write(SYSTEM, lambda tx: inbox.refuse(tx.view, row.id, reason))
+        bare = row.ack is None and row.channel == "mllp" and row.state in ("error", "conflict")
+        answer = _no(snapshot.message_raw(row.id), reason) if bare else None
+    store.write(SYSTEM, lambda tx: inbox.refuse(tx.view, row.id, reason, answer))
     return {"id": row.id, "state": "refused"}
+
+
+def _no(raw: bytes, reason: str) -> bytes:
+    """The answer to an HL7 v2 message that a person refuses."""
+    told = [AckError("", RuleBroken.hl7_err, reason)]
+    return ack.build(raw, "AE", text=reason, errors=told, now=now(), control_id=new_message_id())
 
 
 def _message(snapshot: Snapshot, args: Args) -> InboxRow:

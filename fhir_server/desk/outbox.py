@@ -17,6 +17,7 @@ from fhir_server.store.resources import Stored, prepare
 from fhir_server.store.session import Snapshot, Tx
 from fhir_server.teleexpertise import documents, notes, order_record, orders, overtaken
 from fhir_server.teleexpertise.consequences import Context
+from fhir_server.teleexpertise.remade import remade
 from fhir_server.teleexpertise.scopes import scopes
 
 
@@ -38,8 +39,10 @@ def outbox_show(store: Store, args: Args) -> Json:
         shown["attempts"] = [plain(attempt) for attempt in snapshot.attempts(waiting.delivery.id)]
         shown["replays"] = snapshot.replays(waiting.delivery.id)
         shown["content"] = _content(snapshot, waiting.delivery.id)
-        later = overtaken.later(snapshot, waiting.delivery) if waiting.delivery.error_class == "overtaken" else []
-        shown["why"] = why(waiting, [one.id for one in later])
+        held = waiting.delivery.state == "held" and waiting.delivery.error_class == "overtaken"
+        later = overtaken.later(snapshot, waiting.delivery) if held else []
+        stays = overtaken.unreleasable(snapshot, waiting.delivery) if held else ""
+        shown["why"] = why(waiting, [one.id for one in later], stays)
         task = snapshot.get("Task", waiting.delivery.case_key.partition("/")[2])
         shown["not_reached"] = notes.not_reached(task.resource()) if task and not task.deleted else []
     return shown
@@ -53,18 +56,20 @@ def _content(snapshot: Snapshot, delivery_id: str) -> str:
         return fault.diagnostics
 
 
-def why(waiting: Waiting, later: Sequence[str] = ()) -> str:
-    """Why a delivery has not left, in words; `later` are those of the same report that follow it."""
+def why(waiting: Waiting, later: Sequence[str] = (), stays: str = "") -> str:
+    """Why a delivery has not left, in words; `later` are those of the same report that follow it, `stays` is why nobody
+    can release it now."""
     delivery, lane = waiting.delivery, waiting.lane
     if delivery.state == "sent":
         legs = {"": "", "waiting": "; its confirmation is awaited", "confirmed": "; confirmed", "refused": "; refused"}
         return "handed over" + legs.get(delivery.leg_state, f"; {delivery.leg_state}")
+    if delivery.state == "sending" and waiting.unanswered:
+        again = "it goes again" if not lane.pull else "its partner may fetch it again"
+        return f"it left, at {when(delivery.first_sent_at)} for the first time, and nobody answered; {again}"
     if delivery.state == "sending":
         return f"it is being sent, since {when(delivery.first_sent_at)} for the first time"
-    if delivery.state == "held" and delivery.error_class == "overtaken" and later:
-        return f"held: {delivery.error}; {later[0]} follows and tells what stands now: cancel this one"
     if delivery.state == "held" and delivery.error_class == "overtaken":
-        return f"held: {delivery.error}; release it as it is, regenerate it, or cancel it"
+        return _overtaken(delivery.error, later, stays)
     if delivery.state in ("error", "held", "cancelled"):
         return f"{delivery.state}: {delivery.error}"
     if waiting.blocked_by is not None:
@@ -82,6 +87,15 @@ def why(waiting: Waiting, later: Sequence[str] = ()) -> str:
     return "it is next"
 
 
+def _overtaken(reason: str, later: Sequence[str], stays: str) -> str:
+    if later:
+        return f"held: {reason}; {later[0]} follows and tells what stands now: cancel this one"
+    if stays:
+        both = stays if stays.startswith(reason) else f"{reason}; {stays}"
+        return f"held: {both}; nobody releases it while that is so"
+    return f"held: {reason}; release it as it is, regenerate it, or cancel it"
+
+
 def outbox_retry(store: Store, args: Args) -> Json:
     """Send a held or failed delivery again: the same bytes, at once."""
 
@@ -94,24 +108,34 @@ def outbox_retry(store: Store, args: Args) -> Json:
 
 
 def outbox_hold(store: Store, args: Args) -> Json:
-    """Keep a delivery back for a person."""
-    store.write(SYSTEM, lambda tx: tx.hold(id_of(args), args.get("reason", "held by an operator")))
+    """Keep a delivery back for a person; one that is being sent, when the lease of whoever sends it is over."""
+
+    def work(tx: Tx) -> None:
+        tx.hold(id_of(args), _reason(tx, args, "held by an operator"))
+
+    store.write(SYSTEM, work)
     return {"id": id_of(args), "state": "held"}
 
 
 def outbox_cancel(store: Store, args: Args) -> Json:
-    """Give a delivery up for good."""
+    """Give a delivery up for good; one that is being sent, when the lease of whoever sends it is over."""
 
     def work(tx: Tx) -> None:
         found = tx.delivery(id_of(args))
         if found is not None:
             order_record.hold(tx, found)
-        tx.cancel(id_of(args), args.get("reason", "cancelled by an operator"))
+        tx.cancel(id_of(args), _reason(tx, args, "cancelled by an operator"))
         if found is not None:
             order_record.note(tx, found)
 
     store.write(SYSTEM, work)
     return {"id": id_of(args), "state": "cancelled"}
+
+
+def _reason(tx: Tx, args: Args, usual: str) -> str:
+    """What a person says of a delivery they take out of the way; with it, that its end is unknown, when it left."""
+    unanswered = tx.interrupt(id_of(args))
+    return args.get("reason", usual) + ("; it left, and nobody answered: its partner may have it" if unanswered else "")
 
 
 def outbox_release(store: Store, args: Args) -> Json:
@@ -186,7 +210,8 @@ Again = tuple[NewDelivery, list[Stored], Sequence[dict[str, Any]]]
 
 def _report_again(snapshot: Snapshot, old: Delivery, ctx: Context) -> Again:
     sources = [_current(snapshot, reference) for reference in (old.document, old.case_key, old.patient)]
-    rendered = documents.again(sources[0].resource(), sources[1].id, ctx, old.lane)
+    before = remade(snapshot, old, ctx.view)
+    rendered = documents.again(sources[0].resource(), sources[1].id, ctx, before)
     new = next(iter(rendered.deliveries), None)
     if new is None:
         raise RuleBroken(f"the report does not go to {old.title or old.lane} any more; cancel this delivery")

@@ -134,14 +134,14 @@ def claim_query(key: Key) -> str:
     return f"{identifier_query(*key)}&active:not=false&_tag:not={_DOUBTFUL}"
 
 
-def doubt_query(patient: Patient) -> str:
-    """The search query for the doubtful records that may be of the same person."""
-    query = f"_tag={_DOUBTFUL}"
-    traits = strict_traits(patient)
-    query += _around(traits.birth_date)
-    if traits.family:
-        query += "&family=" + quote(traits.family.split(" ")[0].translate(_ESCAPES))
-    return query
+def doubt_queries(patient: Patient, sites: Sites) -> list[str]:
+    """The search queries for the doubtful records that may be of the same person (`same_doubt`): by birth date and
+    family name, else by number; none for somebody of whom nothing is said, however many such records there are."""
+    tagged, traits = f"_tag={_DOUBTFUL}", strict_traits(patient)
+    if not (traits.family and traits.birth_date):
+        return [f"{tagged}&{identifier_query(*key)}" for key in dict.fromkeys(local_identifiers(patient, sites))]
+    family = quote(traits.family.split(" ")[0].translate(_ESCAPES))
+    return [f"{tagged}{_around(traits.birth_date)}&family={family}"]
 
 
 def _around(birth_date: str) -> str:
@@ -235,7 +235,7 @@ def _undeclared(patient: Patient) -> Mapping[str, set[str]]:
 
 
 def _doubt(view: View, patient: Patient, sites: Sites, reason: str) -> Match:
-    for known in view.find("Patient", doubt_query(patient)):
+    for known in (one for query in doubt_queries(patient, sites) for one in view.find("Patient", query)):
         if is_doubtful(known) and same_doubt(known, patient, sites):
             return Match("reconcile", f"Patient/{known['id']}", reason)
     return Match("reconcile", "", reason)

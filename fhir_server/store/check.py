@@ -37,6 +37,7 @@ Kind = Literal[
     "audit",
     "identity",
     "case",
+    "endpoint",
 ]
 KEPT = 200
 

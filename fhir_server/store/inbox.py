@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fhir_server import errors
-from fhir_server.context import new_delivery_id
+from fhir_server.context import new_message_id
 from fhir_server.search.values import bounded
 from fhir_server.store.blob_place import Kept
 from fhir_server.store.dialect import Row, marks
@@ -108,7 +108,7 @@ _LOOKS = 3
 def new_row(message: NewMessage, sha256: str, received_at: int, rival: str = "") -> Row:
     """The row of a message by COLUMNS, with an id of its own: an original, unless it has a `rival`."""
     return (
-        new_delivery_id(),
+        new_message_id(),
         message.channel,
         message.endpoint,
         printable(message.peer, 200),
@@ -211,25 +211,27 @@ def _settle(
 
 
 def reopen(view: View, inbox_id: str) -> None:
-    """Puts a message that was not taken in back to `received`, to be processed again from its original bytes."""
+    """Puts a message that was not taken in back to `received`, to be processed again from its original bytes; it waits
+    from now on."""
     changed = view.db.count(
-        "UPDATE inbox SET state = 'received', error = '', location = '', ack = NULL WHERE id = ? "
+        "UPDATE inbox SET state = 'received', error = '', location = '', ack = NULL, repeated_at = ? WHERE id = ? "
         "AND state IN ('error', 'refused', 'conflict', 'received')",
-        (inbox_id,),
+        (view.now(), inbox_id),
     )
     if not changed:
         raise errors.RuleBroken(f"Message {inbox_id} was taken in, or does not exist: it cannot be replayed.")
 
 
-def refuse(view: View, inbox_id: str, reason: str) -> None:
+def refuse(view: View, inbox_id: str, reason: str, ack: bytes | None = None) -> None:
     """A person's word that a message that was not taken in never will be: it waits for nobody, and goes in time.
 
-    What was not answered is not refused: its sender's repeat would find no answer and be taken in.
+    `ack` is the answer from now on where none was given. What has none is not refused: its sender's repeat would find
+    no answer and be taken in.
     """
     changed = view.db.count(
-        "UPDATE inbox SET state = 'refused', error = error || ?, settled_at = ? WHERE id = ? "
-        "AND state IN ('error', 'conflict') AND ack IS NOT NULL",
-        (printable(f"\n{reason}"), view.now(), inbox_id),
+        "UPDATE inbox SET state = 'refused', error = error || ?, settled_at = ?, ack = COALESCE(ack, ?) WHERE id = ? "
+        "AND state IN ('error', 'conflict') AND COALESCE(ack, ?) IS NOT NULL",
+        (printable(f"\n{reason}"), view.now(), ack, inbox_id, ack),
     )
     if not changed:
         raise errors.RuleBroken(f"Message {inbox_id} waits for nobody, or was not answered yet: it cannot be refused.")

@@ -91,6 +91,11 @@ class Delivery:
     cleared: str
     left_out: str = ""
 
+    @property
+    def set_aside(self) -> tuple[str, ...]:
+        """The reasons for holding it that a person has set aside."""
+        return tuple(self.cleared.split("\n")) if self.cleared else ()
+
 
 COLUMNS = (
     "d.id, l.name, d.lane_seq, d.state, d.endpoint, d.protocol, d.media_type, d.title, d.sha256, d.size, d.patient, "

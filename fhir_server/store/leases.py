@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from fhir_server import errors
 from fhir_server.store.lanes import COLUMNS, OPEN, STUCK, Delivery, OnSilence
-from fhir_server.store.view import LeaseLost, View, printable
+from fhir_server.store.view import LeaseLost, View, instant_of, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +221,7 @@ def _note_attempt(view: View, held: Claim, now: int) -> int:
     if row is None:
         return 0
     if held.interrupted:
-        view.db.run(
-            "UPDATE attempt SET outcome = 'interrupted', ended_at = ? WHERE delivery_id = ? AND outcome = ''",
-            (now, held.delivery.id),
-        )
+        _cut_off(view, held.delivery.id, now)
     view.db.run(
         "INSERT INTO attempt (delivery_id, n, worker, token, started_at) VALUES (?, ?, ?, ?, ?)",
         (held.delivery.id, row[0], held.worker, held.token, now),
@@ -231,6 +229,36 @@ def _note_attempt(view: View, held: Claim, now: int) -> int:
     if held.gap:
         view.db.run("UPDATE lane SET ready_at = ? + gap WHERE id = ?", (now, held.lane_id))
     return int(row[0])
+
+
+def _cut_off(view: View, delivery_id: str, now: int) -> None:
+    """Closes the attempt whose end is unknown: the partner may have the bytes."""
+    view.db.run(
+        "UPDATE attempt SET outcome = 'interrupted', ended_at = ? WHERE delivery_id = ? AND outcome = ''",
+        (now, delivery_id),
+    )
+
+
+def interrupt(view: View, delivery_id: str, now: int) -> bool:
+    """Takes a delivery out of the hands of a worker that fell silent, or of a partner that fetched it and did not
+    answer, once their lease is over: it waits again, and its attempt ends as `interrupted`, since they may have it.
+    False for one that is not being sent. Raises RuleBroken while the lease runs.
+
+    The token of the lane moves on, as when another worker takes it: who wakes up can neither renew its lease nor send.
+    """
+    lane_of = "SELECT id, token, lease_until FROM lane WHERE id = (SELECT lane_id FROM delivery WHERE id = ?)"
+    lane = view.db.one(f"{lane_of}{view.db.dialect.for_update}", (delivery_id,))
+    sending = "SELECT 1 FROM delivery WHERE id = ? AND state = 'sending'"
+    if lane is None or view.db.one(f"{sending}{view.db.dialect.for_update}", (delivery_id,)) is None:
+        return False
+    if view.db.one("SELECT 1 FROM attempt WHERE delivery_id = ? AND token = ?", (delivery_id, lane[1])) is not None:
+        if lane[2] > now:
+            lease = f"it is being sent, under a lease until {instant_of(lane[2])}"
+            raise errors.RuleBroken(f"Delivery {delivery_id}: {lease}; wait for its end, or for the answer.")
+        view.db.run("UPDATE lane SET token = token + 1, lease_until = 0, lease_by = '' WHERE id = ?", (lane[0],))
+    _cut_off(view, delivery_id, now)
+    view.db.run("UPDATE delivery SET state = 'queued' WHERE id = ?", (delivery_id,))
+    return True
 
 
 def finish(view: View, held: Claim, outcome: Outcome, now: int) -> bool:

@@ -103,12 +103,14 @@ class WaitingLeg:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The facts behind "why is it waiting": the lane, how many go first, and the stuck delivery in the way."""
+    """The facts behind "why is it waiting": the lane, how many go first, and the stuck delivery in the way; of one
+    that is being sent, whether the lease it was begun under is over."""
 
     delivery: Delivery
     lane: Lane
     ahead: int
     blocked_by: Delivery | None
+    unanswered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,18 @@ def waiting(view: View, delivery_id: str) -> Waiting:
         "ORDER BY d.lane_seq LIMIT 1",
         (lane.id, delivery.lane_seq, delivery.document, delivery.patient),
     )
-    return Waiting(delivery, lane, int(ahead[0]) if ahead else 0, None if block is None else Delivery(*block))
+    running = view.db.one(
+        "SELECT 1 FROM lane l JOIN attempt a ON a.token = l.token WHERE l.id = ? AND l.lease_until > ? "
+        "AND a.delivery_id = ?",
+        (lane.id, view.now(), delivery_id),
+    )
+    return Waiting(
+        delivery,
+        lane,
+        int(ahead[0]) if ahead else 0,
+        None if block is None else Delivery(*block),
+        delivery.state == "sending" and running is None,
+    )
 
 
 _LONGEST_LEG = 500  # characters of `leg_text`
@@ -273,13 +286,15 @@ def _move(view: View, delivery_id: str, state: str, reason: str) -> int:
 
 def release(view: View, delivery_id: str) -> str:
     """Lets a delivery go that was overtaken by events, as it is: the reason for which it was held counts no more for
-    it (another one does). The reason."""
+    it, beside those that were set aside before (another one does). The reason."""
     found = get(view, delivery_id)
     if found is None:
         raise errors.NotFound(f"The outbox has no delivery {delivery_id}.")
     if found.state != "held":
         raise errors.RuleBroken(f"Delivery {delivery_id} is {found.state}: only a held delivery is released.")
-    view.db.run("UPDATE delivery SET cleared = error WHERE id = ? AND error_class = 'overtaken'", (delivery_id,))
+    if found.error_class == "overtaken" and found.error not in found.set_aside:
+        cleared = "\n".join((*found.set_aside, found.error))
+        view.db.run("UPDATE delivery SET cleared = ? WHERE id = ?", (cleared, delivery_id))
     retry(view, delivery_id)
     return found.error
 
@@ -293,7 +308,8 @@ def replay(view: View, delivery_id: str) -> str:
     if first.state not in ("sent", "cancelled"):
         leaves = "it leaves anyway" if first.state in ("queued", "sending") else "retry or release sends these bytes"
         raise errors.RuleBroken(f"Delivery {delivery_id} is {first.state}: {leaves}.")
-    keys = tuple(key for key in keys_of(view, "out", delivery_id) if key[0] != "msh-10")
+    keys = [key for key in keys_of(view, "out", delivery_id) if key[0] != "msh-10"]
+    keys.sort(key=lambda key: key != ("ins", first.ins))  # of two, the one in the bytes is that of the delivery
     payload, kept = frozen_of(view, delivery_id)
     again = NewDelivery(
         lane=first.lane,
@@ -302,7 +318,7 @@ def replay(view: View, delivery_id: str) -> str:
         payload=payload,
         media_type=first.media_type,
         title=first.title,
-        keys=keys,
+        keys=tuple(keys),
         patient=first.patient,
         case=first.case_key,
         document=first.document,

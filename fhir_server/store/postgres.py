@@ -9,7 +9,6 @@ Sources: https://www.postgresql.org/docs/15/transaction-iso.html, https://www.ps
 
 from __future__ import annotations
 
-import queue
 import random
 import select
 import threading
@@ -178,6 +177,8 @@ class PostgresSession:
             _good(connection, connection.pgconn.prepare(name, numbered(sql)))
             names[sql] = name
         asked = [str(one).encode() for one in params]
+        if any(b"\0" in one for one in asked):
+            raise psycopg.DataError("PostgreSQL text cannot contain NUL")  # libpq would end the value there
         result = _good(connection, connection.pgconn.exec_prepared(name, asked))
         return [row_of(result, number) for number in range(result.ntuples)]
 
@@ -275,14 +276,15 @@ class PostgresDatabase:
     def __init__(self, url: str, *, connections: int = 12, statement_seconds: float = 30.0) -> None:
         self._url = url
         self._statement_seconds = statement_seconds
-        self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
-        self._steady: queue.LifoQueue[Connection] = queue.LifoQueue()
+        # Lists: what they do at their end, no two threads do at once.
+        self._idle: list[Connection] = []
+        self._steady: list[Connection] = []
         self._names: WeakKeyDictionary[Connection, dict[str, bytes]] = WeakKeyDictionary()
         self._slots = threading.BoundedSemaphore(connections)
         self._closed = False
         first = connect(url, statement_seconds=statement_seconds)
         self.dialect = postgresql(numbering(first))
-        self._idle.put(first)
+        self._idle.append(first)
         self._rids: deque[int] = deque()
         self._soon = SoonReads(self._line)
         self._statistics = Statistics(lambda: connect(url, statement_seconds=SECONDS))
@@ -394,8 +396,8 @@ class PostgresDatabase:
         idle = self._steady if steady else self._idle
         while True:
             try:
-                connection = idle.get_nowait()
-            except queue.Empty:
+                connection = idle.pop()
+            except IndexError:
                 if steady:
                     return self._impatient()
                 return connect(self._url, statement_seconds=self._statement_seconds)
@@ -403,14 +405,14 @@ class PostgresDatabase:
                 return connection
             connection.close()
 
-    def _give_back(self, connection: Connection | None, idle: queue.LifoQueue[Connection]) -> None:
+    def _give_back(self, connection: Connection | None, idle: list[Connection]) -> None:
         if connection is None:
             return
         sound = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         if self._closed or connection.closed or not sound:
             connection.close()
         else:
-            idle.put(connection)
+            idle.append(connection)
 
     def close(self) -> None:
         """Closes idle connections; those in use close when given back."""
@@ -418,9 +420,9 @@ class PostgresDatabase:
         self._soon.close()
         self._statistics.close()
         for idle in (self._idle, self._steady):
-            with suppress(queue.Empty):
+            with suppress(IndexError):
                 while True:
-                    idle.get_nowait().close()
+                    idle.pop().close()
 
 
 def _stopping() -> errors.Unavailable:

@@ -15,6 +15,7 @@ from fhir_server.store import (
     instances,
     journal,
     lanes,
+    leases,
     outbox_desk,
     partners,
     query,
@@ -292,6 +293,10 @@ class Tx(Snapshot):
     def lock_lanes(self, names: Iterable[str]) -> None:
         """Holds lanes before their deliveries are touched."""
         outbox_desk.lock_lanes(self.view, names)
+
+    def interrupt(self, delivery_id: str) -> bool:
+        """Ends the attempt of a delivery that is being sent under a lease that is over; False when none is."""
+        return leases.interrupt(self.view, delivery_id, self.view.now())
 
     def cancel(self, delivery_id: str, reason: str) -> None:
         outbox_desk.cancel(self.view, delivery_id, reason)

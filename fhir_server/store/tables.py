@@ -353,7 +353,7 @@ delivery = Table(
     Index("delivery_blob", "sha256", **only("payload IS NULL")),
 )
 """`ins` and `document_version`: what the frozen bytes say of the patient, and which version of `document` they tell.
-`cleared`: the reason for holding it that a person has set aside. `left_out`: what its bytes leave out, a line each."""
+A line each, `cleared` has the reasons for holding it that a person set aside, `left_out` what its bytes leave out."""
 
 attempt = Table(
     "attempt",

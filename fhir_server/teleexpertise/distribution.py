@@ -12,13 +12,13 @@ fed by one platform, and is the addressee of what goes there: whichever platform
 it holds.
 
 Who is at the end of an address is known by the names it bears: two applications behind one port are two, and an address
-without both names is nobody's.
+without both names is nobody's: nothing new goes there, only what follows what an earlier release sent there.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit
@@ -97,6 +97,11 @@ class Destination:
     after: str = ""
     site: str = ""
 
+    @property
+    def named(self) -> bool:
+        """Whether it says who is at its end."""
+        return self.kind == "mail" or named_in(self.endpoint) is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Shut:
@@ -149,10 +154,12 @@ def plan(
     sites: Sites,
     settings: Settings,
     doctors: Sequence[Doctor] = (),
+    stands: Callable[[str, bool], bool] = lambda *_: False,
 ) -> Plan:
     """The plan of a final report: `found` are the Endpoints of those who take part, `requester` the reference of who
     asked, `doctors` the declared médecins traitants. Each addressee once; whoever has an Endpoint or should be mailed
-    and gets nothing is told in `shut`. What is masked to professionals goes to no `doctors`: they did not ask."""
+    and gets nothing is told in `shut`. What is masked to professionals goes to no `doctors`: they did not ask.
+    `stands`: whether an earlier version is behind a lane already, in the DMP or with an application."""
     roads = _Roads()
     masked = is_masked(report)
     own = {one.person for one in doctors} if masked else ()
@@ -164,7 +171,8 @@ def plan(
             continue  # an Endpoint for something else: images, notifications
         whom = _display(candidate)
         flavour = FLAVOURS.get(code or "")
-        why = refusal(candidate, code or "", flavour, report.patient, sites)
+        follows = flavour is not None and stands(candidate.reference, flavour.platform)
+        why = refusal(candidate, code or "", flavour, report.patient, sites, follows=follows)
         if why or flavour is None:
             roads.close(whom, why, candidate.reference)
             continue
@@ -185,10 +193,19 @@ def is_masked(report: Report) -> bool:
     return any(one.code == MASKED_CODE for one in report.visibility)
 
 
-def refusal(candidate: Candidate, code: str, flavour: Flavour | None, patient: PatientIdentity, sites: Sites) -> str:
-    """Why nothing can go to an Endpoint, or ''."""
-    address = str(candidate.endpoint.get("address", ""))
-    if why := out_of_service(candidate) or ("" if named_in(address) else _NAMELESS.format(candidate.reference)):
+def refusal(
+    candidate: Candidate,
+    code: str,
+    flavour: Flavour | None,
+    patient: PatientIdentity,
+    sites: Sites,
+    *,
+    follows: bool = False,
+) -> str:
+    """Why nothing can go to an Endpoint, or ''. `follows`: what goes there replaces or ends what stands there, so that
+    who is at its end need not be said."""
+    named = follows or named_in(str(candidate.endpoint.get("address", "")))
+    if why := out_of_service(candidate) or ("" if named else nameless(candidate.reference)):
         return why
     if flavour is None:
         return f"{candidate.reference} demande le profil {code}, qui n'existe pas ici ({', '.join(FLAVOURS)})"
@@ -202,7 +219,9 @@ def refusal(candidate: Candidate, code: str, flavour: Flavour | None, patient: P
     return f"le patient n'a {known} de cet établissement"
 
 
-_NAMELESS = "l'adresse de {} ne nomme pas l'application et l'établissement destinataires (application, facility)"
+def nameless(lane: str) -> str:
+    """Why nothing new goes into a lane whose address does not say who is at its end, in French."""
+    return f"l'adresse de {lane} ne nomme pas l'application et l'établissement destinataires (application, facility)"
 
 
 def out_of_service(candidate: Candidate) -> str:

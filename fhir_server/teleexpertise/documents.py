@@ -21,7 +21,7 @@ from fhir_server.context import instant, new_delivery_id
 from fhir_server.errors import Invalid
 from fhir_server.store.lanes import NewDelivery
 from fhir_server.teleexpertise import distribution, parties, succession
-from fhir_server.teleexpertise.case import Context
+from fhir_server.teleexpertise.case import Context, Handed
 from fhir_server.teleexpertise.consent import consent_of, consent_sent_with
 from fhir_server.teleexpertise.distribution import Destination, Plan
 from fhir_server.teleexpertise.freezing import (
@@ -36,6 +36,7 @@ from fhir_server.teleexpertise.notes import NOBODY_TOLD, step_of, told
 from fhir_server.teleexpertise.opinion import CORRECTING, WITHDRAWN
 from fhir_server.teleexpertise.parties import Candidate, Doctor
 from fhir_server.teleexpertise.readiness import named, professional, site_of
+from fhir_server.teleexpertise.remade import Remade
 from fhir_server.teleexpertise.succession import Held
 from mappers import french
 from mappers.cda_to_report import expert_sent, patient_sent, requester_sent, sent_report
@@ -49,7 +50,8 @@ from mappers.mapped import Mapped
 Resource = dict[str, Any]
 LOINC = "http://loinc.org"
 RENUMBERED = (
-    "Le document retiré porte des identifiants que le patient n'a plus ; le message de retrait porte ceux du jour."
+    "Le document retiré porte des identifiants que le patient n'a plus ; le message de retrait porte ceux du jour "
+    "(au DMP, l'INS du document)."
 )
 
 
@@ -111,13 +113,14 @@ def render(opinion: Resource, request_id: str, ctx: Context) -> Rendered:
     return Rendered((*documents, *old, *task), deliveries, left_out, before.unsent, before.kept, before.reached)
 
 
-def again(opinion: Resource, request_id: str, ctx: Context, lane: str) -> Rendered:
+def again(opinion: Resource, request_id: str, ctx: Context, old: Remade) -> Rendered:
     """Render the report as it stands for one destination once more: a document of the same version, told as what it is
-    to who holds an earlier one. No delivery when the report does not go there any more."""
+    to who holds an earlier one. What was for the DMP goes to the platform that leads there now. No delivery when the
+    report does not go there any more."""
     case = _case(opinion, request_id, ctx)
-    before = _before(case)
     if case.withdrawn:
-        return _recalled(case, before, lane)
+        return _recalled(case, _before(case), old)
+    before = _before(case, lost=old.lost)
     replaced = [
         related["target"]["reference"].partition("/")[2]
         for one in before.documents
@@ -126,16 +129,27 @@ def again(opinion: Resource, request_id: str, ctx: Context, lane: str) -> Render
     mapped = _value(case, max(before.version, 1), replaced[-1] if replaced else "")
     value, content = mapped.value, _content(case, mapped)
     plan = _following(case, value, before)
-    plan = Plan(tuple(road for road in plan.destinations if road.lane == lane), ())
+    plan = Plan(_once_more(plan, old), ())
     ids = {road: new_delivery_id() for road in plan.destinations}
     documents = _records(content, case, succession.record(value.version, plan, ids, Held()), replaced)
     return Rendered(documents, tuple(one.delivery for one in _frozen(plan.destinations, ids, content, ctx)))
 
 
-def _before(case: _Case, status: str = "", *, taken_back: bool = False) -> Held:
-    """What stands of the report: the documents of this status, by default that of the report."""
+def _once_more(plan: Plan, old: Remade) -> tuple[Destination, ...]:
+    """The road of a plan that one delivery takes again, if any."""
+    alike = [road for road in plan.destinations if road.dmp == old.fed]
+    return tuple([road for road in alike if road.lane == old.lane] or (alike if old.fed else ()))
+
+
+def _before(case: _Case, status: str = "", *, taken_back: bool = False, lost: frozenset[str] = frozenset()) -> Held:
+    """What stands of the report: the documents of this status, by default that of the report. What is `lost` counts as
+    given up."""
+
+    def handed(delivery: str) -> Handed:
+        return "ended" if delivery in lost else case.ctx.handed(delivery)
+
     status = status or (WITHDRAWN if case.withdrawn else "current")
-    return succession.held(case.reference, status, case.ctx.view, case.ctx.handed, taken_back=taken_back)
+    return succession.held(case.reference, status, case.ctx.view, handed, taken_back=taken_back)
 
 
 def _following(case: _Case, value: Report, before: Held) -> Plan:
@@ -161,8 +175,9 @@ def _taken_back(case: _Case) -> Rendered:
     return replace(back, resources=(*marked, *back.resources), unsent=before.unsent, reached=before.reached)
 
 
-def _recalled(case: _Case, before: Held, lane: str = "") -> Rendered:
-    """A delivery to everybody who holds a version, or to one of them, that takes back the very document they hold.
+def _recalled(case: _Case, before: Held, old: Remade | None = None) -> Rendered:
+    """A delivery to everybody who holds a version, or instead of an `old` one, that takes back the very document they
+    hold.
 
     Nothing is asked of the resources the report was made from, but under which numbers the patient is known today: the
     rest stands in what was sent."""
@@ -176,16 +191,15 @@ def _recalled(case: _Case, before: Held, lane: str = "") -> Rendered:
     if before.holders:
         patient = _patient(case, before.latest)
         found = _candidates(case, [])
-        mailing = bool(ctx.settings.smtp)
-        plan = succession.recall(before, patient, ctx.view, ctx.sites, mailing=mailing, found=found)
+        mailing, ins_in = bool(ctx.settings.smtp), partial(_ins_in, case)
+        plan = succession.recall(before, patient, ctx.view, ctx.sites, mailing=mailing, found=found, ins_in=ins_in)
     out: list[Frozen] = []
-    for road in plan.destinations:
-        if lane in ("", road.lane):
-            if road.replaces not in versions:
-                versions[road.replaces] = _content_of(road.replaces, case)
-            out += _frozen((road,), {road: new_delivery_id()}, versions[road.replaces], ctx)
+    for road in _once_more(plan, old) if old else plan.destinations:
+        if road.replaces not in versions:
+            versions[road.replaces] = _content_of(road.replaces, case)
+        out += _frozen((road,), {road: new_delivery_id()}, versions[road.replaces], ctx)
     deliveries = tuple(one.delivery for one in out)
-    if lane:
+    if old:
         return Rendered((), deliveries)
     when = french.instant(ctx.now, case.site.time_zone)
     note = f"Compte rendu retiré le {when}, il ne doit plus être utilisé (motif : {_why(case)})."
@@ -213,8 +227,16 @@ def _content_of(document_id: str, case: _Case) -> Content:
     # Who may not see it stands in no CDA.
     labels = labels_of(case.ctx.view.get(f"DocumentReference/{document_id}") or {})
     content = _content(case, Mapped(replace(value, visibility=hidden_from(labels))), document, clinical)
-    ins = then.ins[0] if then.ins else ""
-    return replace(content, sent_ins=ins, renumbered=_numbers(value.patient) != _numbers(then))
+    return replace(content, sent_ins=then.ins, renumbered=_numbers(value.patient) != _numbers(then))
+
+
+def _ins_in(case: _Case, document_id: str) -> tuple[str, str] | None:
+    """The INS in a document that was sent, with its OID; None where there is none (any more)."""
+    clinical = _stored(document_id, case).get("text/xml", b"")
+    try:
+        return patient_sent(clinical, f"Patient/{case.patient.get('id', '')}", case.site).ins
+    except ValueError:
+        return None
 
 
 def _numbers(patient: PatientIdentity) -> list[tuple[str, str]]:
@@ -303,7 +325,7 @@ def _plan(case: _Case, value: Report, before: Held) -> Plan:
     doctors = parties.doctors(request, case.opinion, case.patient, ctx.view)
     found = succession.by_who_fed(_candidates(case, doctors), before)
     asker = request["requester"]["reference"]
-    return distribution.plan(value, case.patient, found, asker, ctx.sites, ctx.settings, doctors)
+    return distribution.plan(value, case.patient, found, asker, ctx.sites, ctx.settings, doctors, before.stands_at)
 
 
 def _frozen(

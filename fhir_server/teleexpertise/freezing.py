@@ -40,8 +40,8 @@ Resource = Mapping[str, Any]
 class Content:
     """What every road of one version carries: the value, its PDF and its CDA, why it differs from what was sent before
     (`reason`, '' when it does not), what the deliveries are found by, and what the value and its PDF leave out. Of a
-    version that was sent before: the INS that stands in it (`sent_ins`), and whether the value has other identifiers by
-    now (`renumbered`)."""
+    version that was sent before: the INS that stands in it with its OID (`sent_ins`), and whether the value has other
+    identifiers by now (`renumbered`)."""
 
     value: Report
     pdf: bytes
@@ -51,7 +51,7 @@ class Content:
     keys: tuple[tuple[str, str], ...]
     reason: str = ""
     losses: tuple[Loss, ...] = ()
-    sent_ins: str = ""
+    sent_ins: tuple[str, str] | None = None
     renumbered: bool = False
 
     @property
@@ -73,7 +73,7 @@ class Frozen:
 
 def freeze(road: Destination, key: str, content: Content, ctx: Context) -> Frozen:
     """The delivery `key` for one road. Raises ValueError when its message cannot be written."""
-    value = content.value if road.trigger == "T04" else replace(content.value, replaces=road.replaces)
+    value = _withdrawn(road, content) if road.trigger == "T04" else replace(content.value, replaces=road.replaces)
     content = replace(content, value=value)
     if road.kind == "mail":
         written, media = Mapped(_mail(road, key, content, ctx)), "message/rfc822"
@@ -104,10 +104,18 @@ def freeze(road: Destination, key: str, content: Content, ctx: Context) -> Froze
     return Frozen(told, tuple(unheard.values()), others)
 
 
+def _withdrawn(road: Destination, content: Content) -> Report:
+    """The value that is taken back. The DMP knows its document by the INS in it, whosever that is by now."""
+    value = content.value
+    if not road.dmp or content.sent_ins is None:
+        return value
+    return replace(value, patient=replace(value.patient, ins=content.sent_ins))
+
+
 def _keys(road: Destination, content: Content) -> tuple[tuple[str, str], ...]:
     """What a delivery is found by; before all the INS in the document it encloses, which the patient may have lost."""
     encloses = road.kind == "hl7" or road.trigger != "T04"
-    own = (("ins", content.sent_ins),) if encloses and content.sent_ins else ()
+    own = (("ins", content.sent_ins[0]),) if encloses and content.sent_ins else ()
     return tuple(dict.fromkeys((*own, *content.keys)))
 
 

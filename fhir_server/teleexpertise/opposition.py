@@ -1,8 +1,8 @@
 """Whether somebody opposes that a report leaves, asked when its bytes are about to: they may have waited for long.
 
-What the plan asked when the report was signed is asked again: a DMP that is fed was open (ZFA-1 ACTIF) and its feeding
-not opposed (ZFA-9), and the patient refused no doctor who did not ask (CSP L.1110-4: the person concerned may oppose an
-exchange at any time).
+What the plan asked when the report was signed is asked again: a DMP that is fed was open (ZFA-1 ACTIF), its feeding not
+opposed (ZFA-9) and the INS qualified, and the patient refused no doctor who did not ask (CSP L.1110-4: the person
+concerned may oppose an exchange at any time).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
+from fhir_server.patients.identity import qualified_ins
 from fhir_server.search import query
 from fhir_server.store.lanes import Delivery
 from fhir_server.store.query import MAX_COUNT
@@ -23,10 +24,13 @@ Resource = dict[str, Any]
 
 
 def dmp_closed(delivery: Delivery, patient: Resource) -> str:
-    """Why bytes that feed the DMP may not leave now, or '': a platform that is asked to tells so later (ZAM)."""
-    if delivery.second_leg != "zam" or dmp_open(patient):
-        return ""
-    return f"the DMP of {delivery.patient} is not open any more, or its feeding is opposed; these bytes ask for it"
+    """Why bytes that feed the DMP may not leave now, or '': the DMP is found by the qualified INS they carry."""
+    if not dmp_open(patient):
+        return f"the DMP of {delivery.patient} is not open any more, or its feeding is opposed; these bytes ask for it"
+    ins = qualified_ins(patient)
+    if ins is None or (delivery.ins and ins[1] != delivery.ins):
+        return f"the DMP takes nothing under an INS that {delivery.patient} does not have; these bytes ask for it"
+    return ""
 
 
 def denied(snapshot: Snapshot, patient: Resource) -> bool:

@@ -66,8 +66,15 @@ def _awaited(request: Resource, ctx: Context) -> Sequence[Mapping[str, Any]]:
     if not taker:
         return performers
     role = ctx.view.get(str(taker["reference"])) or {}
-    theirs = [one for one in performers if sides.belongs(role, frozenset({str(one.get("reference"))}), ctx.view)]
-    return [*theirs, taker]
+    named = ((one, str(one.get("reference"))) for one in performers)
+    own = _called_in(str(taker["reference"]), ctx)
+    return [*(one for one, key in named if key in own or sides.belongs(role, frozenset({key}), ctx.view)), taker]
+
+
+def _called_in(taker: str, ctx: Context) -> frozenset[str]:
+    """The groups in whose name a person takes a request just now: a token may say what the directory does not. The
+    groups of a message are those that its sender answers for."""
+    return ctx.caller.groups if ctx.caller.who == taker and ctx.caller.channel != "mllp" else frozenset()
 
 
 def at_the_asked(parties: Iterable[Mapping[str, Any]], ctx: Context) -> list[Candidate]:

@@ -83,14 +83,15 @@ _TRUE_WHILE: Mapping[Decision, frozenset[State]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Telling:
-    """Something to tell: `code` is what an Endpoint asks for, `most` how many are told, the nearest first; `shut` are
-    those who are not, `what` their note says; `control` is ORC-1 of an order."""
+    """Something to tell: `code` is what an Endpoint asks for, `nearest` says that it is for the first application alone
+    that does, by whichever of its Endpoints; `shut` are those who are not told, `what` their note says; `control` is
+    ORC-1 of an order."""
 
     code: str
     request: Resource
     found: list[Candidate]
     message: Message
-    most: int = 100
+    nearest: bool = False
     control: Order | None = None
     what: str = ""
     shut: tuple[Shut, ...] = ()
@@ -226,7 +227,7 @@ def _answering(
     def message(whom: PatientIdentity, to: Mapping[str, Any]) -> Mapped[bytes]:
         return fhir_to_hl7v2_orders.order_answer(placer, decision, whom, expert, reason=reason, **to)
 
-    return _Telling(ANSWERED, request, asking(request, ctx), message, most=1)
+    return _Telling(ANSWERED, request, asking(request, ctx), message, nearest=True)
 
 
 def _reason(before: Resource | None, after: Resource) -> str:
@@ -418,16 +419,20 @@ def _made(telling: _Telling, ctx: Context) -> tuple[list[NewDelivery], list[Shut
     subject = request["subject"].get("reference", "")
     stored = ctx.view.get(subject) or {}
     site = _site(request, ctx)
-    wanted = [one for one in telling.found if code in distribution.profiles(one.endpoint)]
+    wanted = [
+        (one, distribution.hl7_road(one, code)) for one in telling.found if code in distribution.profiles(one.endpoint)
+    ]
+    if telling.nearest:  # where it cannot be told, nobody is told in its place of what they did not ask
+        wanted = [one for one in wanted if one[1].addressee == wanted[0][1].addressee]
     served: dict[str, NewDelivery] = {}
     refused: dict[str, Shut] = {}
-    for candidate in wanted:
-        road = distribution.hl7_road(candidate, code)
-        if len(served) == telling.most or road.addressee in served:
+    for candidate, road in wanted:
+        if road.addressee in served:
             continue
         try:
             patient = patient_identity(stored, site, [])
-            why = distribution.refusal(candidate, code, distribution.WORKFLOW[code], patient, ctx.sites)
+            flavour, ends = distribution.WORKFLOW[code], telling.control == "CA"
+            why = distribution.refusal(candidate, code, flavour, patient, ctx.sites, follows=ends)
             if not why:
                 served[road.addressee] = _delivery(road, patient, request, telling.message, site, ctx)
         except (Incomplete, ValueError) as problem:

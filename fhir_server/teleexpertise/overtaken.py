@@ -10,12 +10,13 @@ what replaces a document that may yet arrive by another lane.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fhir_server.errors import RuleBroken
+from fhir_server.patients import merge
 from fhir_server.patients.identity import qualified_ins
 from fhir_server.search import query
 from fhir_server.store.lanes import Delivery
@@ -46,8 +47,6 @@ def held_back(snapshot: Snapshot, claim: Claim) -> Outcome | None:
     except (ValueError, KeyError, TypeError, AttributeError) as defect:
         log.exception("delivery %s could not be compared with what is stored", claim.delivery.id)
         return Outcome("held", "exception", f"a defect of this server ({type(defect).__name__}); its log has more")
-    if reason and reason == claim.delivery.cleared:
-        reason = unreleasable(snapshot, claim.delivery)
     if not reason:
         return None
     log.warning("delivery %s is held: %s", claim.delivery.id, reason)
@@ -55,9 +54,14 @@ def held_back(snapshot: Snapshot, claim: Claim) -> Outcome | None:
 
 
 def overtaken(snapshot: Snapshot, delivery: Delivery) -> str:
-    """What happened since the bytes were frozen that makes them untrue, in words; '' when nothing did."""
-    about = _patient(snapshot, delivery) or _case(snapshot, delivery) or _report(snapshot, delivery)
-    return about or barred(snapshot, delivery)
+    """Why a delivery does not leave, in words, or '': the first thing that happened since its bytes were frozen, makes
+    them untrue and was not set aside by a person, or else what bars them."""
+    asked = (_patient(snapshot, delivery), _case(snapshot, delivery), _report(snapshot, delivery))
+    reasons = [reason for reason in asked if reason]
+    for reason in reasons:
+        if reason not in delivery.set_aside:
+            return reason
+    return unreleasable(snapshot, delivery) if reasons else barred(snapshot, delivery)
 
 
 def _patient(snapshot: Snapshot, delivery: Delivery) -> str:
@@ -68,14 +72,31 @@ def _patient(snapshot: Snapshot, delivery: Delivery) -> str:
     if stored.deleted:
         return f"{delivery.patient} was deleted after these bytes were made"
     patient = stored.resource()
-    for link in patient.get("link", ()):
-        if link.get("type") == "replaced-by":
-            return f"{delivery.patient} was merged into {link.get('other', {}).get('reference', 'another record')}"
+    if other := _replaced_by(patient):
+        return f"{delivery.patient} was merged into {other}"
     ins = qualified_ins(patient)
     if delivery.ins and (ins is None or ins[1] != delivery.ins):
         now = "has no qualified INS any more" if ins is None else "has another INS now"
         return f"{delivery.patient} {now}; these bytes carry {delivery.ins}"
     return ""
+
+
+def _replaced_by(patient: Resource) -> str:
+    """The record a patient was merged into, as a reference, or ''."""
+    links = (link for link in patient.get("link", ()) if link.get("type") == "replaced-by")
+    return next((str(link.get("other", {}).get("reference", "another record")) for link in links), "")
+
+
+def _inherits(snapshot: Snapshot, patient: str, other: str) -> bool:
+    """Whether a patient (`Patient/x`) was merged into another one, by however many merges: what was about the one is
+    about the other, which is part of the merge and no event of its own."""
+    seen = {patient}
+    while patient and patient != other:
+        stored = snapshot.get(*patient.split("/")) if patient.count("/") == 1 else None
+        patient = "" if stored is None or stored.deleted else _replaced_by(stored.resource())
+        patient = "" if patient in seen else patient
+        seen.add(patient)
+    return bool(patient)
 
 
 def _case(snapshot: Snapshot, delivery: Delivery) -> str:
@@ -85,7 +106,7 @@ def _case(snapshot: Snapshot, delivery: Delivery) -> str:
     if stored is None or stored.deleted:
         return ""
     subject = str(stored.resource().get("subject", {}).get("reference", "")).partition("/_history/")[0]
-    if not subject.startswith("Patient/") or subject == delivery.patient:
+    if not subject.startswith("Patient/") or _inherits(snapshot, delivery.patient, subject):
         return ""
     return f"{delivery.case_key} is about {subject} now; these bytes name {delivery.patient}"
 
@@ -102,13 +123,22 @@ def _report(snapshot: Snapshot, delivery: Delivery) -> str:
     if told:
         # What takes a report back tells that very status: only another content than the frozen one overtakes.
         frozen = stored if stored.version == told else snapshot.version(kind, key, told)
-        if frozen is not None and not frozen.deleted and _told(frozen.resource()) == _told(report):
+        if frozen is not None and not frozen.deleted and _says(snapshot, frozen.resource(), report, delivery.patient):
             return ""
     if status in _WITHDRAWN:
         return f"{delivery.document} is {status} now"
     if not told:
         return ""
     return f"{delivery.document} was replaced by version {stored.version} ({status}); these bytes tell version {told}"
+
+
+def _says(snapshot: Snapshot, frozen: Resource, report: Resource, patient: str) -> bool:
+    """Whether a report says what was frozen of it, about that patient or the one that patient was merged into."""
+    then, subject = _told(frozen), str(report.get("subject", {}).get("reference", ""))
+    if then == _told(report):
+        return True
+    moved = merge.swapped(then, patient, subject)
+    return moved != then and moved == _told(report) and _inherits(snapshot, patient, subject)
 
 
 def _told(report: Resource) -> Resource:
@@ -124,12 +154,11 @@ def barred(snapshot: Snapshot, delivery: Delivery) -> str:
 def _opposed(snapshot: Snapshot, delivery: Delivery) -> str:
     """Whether the patient, or the state of their DMP, forbids a report that was to reach them when it was signed. What
     takes one back goes all the same."""
-    stored, (kind, _, key) = _reported(snapshot, delivery), delivery.patient.partition("/")
-    about = snapshot.get(kind, key) if stored and key else None
-    if stored is None or about is None or about.deleted or _takes_back(snapshot, delivery):
+    stored = _reported(snapshot, delivery)
+    patient = _standing(snapshot, delivery.patient) if stored else None
+    if stored is None or patient is None or _takes_back(snapshot, delivery):
         return ""
-    patient = about.resource()
-    if why := opposition.dmp_closed(delivery, patient):
+    if _feeds_dmp(snapshot, delivery) and (why := opposition.dmp_closed(delivery, patient)):
         return why
     if not opposition.denied(snapshot, patient):
         return ""
@@ -138,6 +167,26 @@ def _opposed(snapshot: Snapshot, delivery: Delivery) -> str:
         return ""
     unwanted = opposition.opposed(snapshot, patient, who.person)
     return f"{delivery.patient} opposes that {who.display or who.lane} gets it" if unwanted else ""
+
+
+def _standing(snapshot: Snapshot, reference: str) -> Resource | None:
+    """The record that stands for a patient, by however many merges: it is the one whose choices count."""
+    patient, seen = None, set[str]()
+    while reference.count("/") == 1 and reference not in seen:
+        seen.add(reference)
+        stored = snapshot.get(*reference.split("/"))
+        if stored is None or stored.deleted:
+            break
+        patient = stored.resource()
+        reference = _replaced_by(patient)
+    return patient
+
+
+def _feeds_dmp(snapshot: Snapshot, delivery: Delivery) -> bool:
+    """Whether a platform brings these bytes to the DMP; what sends them once more awaits no answer, and does too."""
+    if delivery.second_leg != "none" or not delivery.parent:
+        return delivery.second_leg == "zam"
+    return _told_of(snapshot, delivery)[0].to.addressee == DMP
 
 
 def _first_in_doubt(snapshot: Snapshot, delivery: Delivery) -> str:
@@ -206,10 +255,12 @@ def _parties(snapshot: Snapshot, delivery: Delivery, report: Stored) -> frozense
 def handed(snapshot: Snapshot, delivery_id: str) -> Handed:
     """Whether the partner may have a delivery, or what sends its bytes once more. One the outbox no longer knows was
     settled and cleaned away: it may."""
-    delivery = snapshot.delivery(delivery_id) if delivery_id else None
-    if delivery is None or _left(snapshot, delivery):
-        return "gone"
-    fates = {handed(snapshot, again) for again in snapshot.replays(delivery_id)} | {_fate(delivery)}
+    fates: set[Handed] = set()
+    for one in _repeated(snapshot, delivery_id):
+        delivery = snapshot.delivery(one) if one else None
+        if delivery is None or _left(snapshot, delivery):
+            return "gone"
+        fates.add(_fate(delivery))
     return next(fate for fate in _FATES if fate in fates)
 
 
@@ -269,9 +320,11 @@ def _told_of(snapshot: Snapshot, delivery: Delivery) -> tuple[_Made, list[_Made]
         root = one.id
         while root not in lines and root in found and found[root].parent:
             root = found[root].parent
-        fed = DMP if one.second_leg == "zam" else ""
-        line = lines.get(root, (Holder(one.lane, fed, "", ""), False, ""))
-        made.append(_Made(one, found.get(root, one), *line))
+        origin = found.get(root, one)
+        to, first, after = lines.get(root, (Holder(one.lane, "", "", ""), False, ""))
+        if origin.second_leg == "zam":
+            to = replace(to, addressee=DMP)  # which records of before do not say
+        made.append(_Made(one, origin, to, first, after))
     (own,) = (one for one in made if one.delivery.id == delivery.id)
     return own, [one for one in made if one is not own]
 
@@ -312,8 +365,11 @@ def doubled(snapshot: Snapshot, delivery: Delivery) -> str:
     """Why a delivery of a report cannot leave whoever wants it to: another one, made since this one was kept back, or
     let go since that one was given up, hands its addressee the first document they get; '' when none does."""
     own, others = _made(snapshot, delivery)
+    never_came = _instead_of(own, others)
     for one in others:
         if not one.first or not _rivals(own, one):
+            continue
+        if one.delivery.state == "cancelled" and one.origin.id in never_came:
             continue
         other = one.delivery
         if _follows(one.origin, own.origin) and other.state != "cancelled":
@@ -321,6 +377,16 @@ def doubled(snapshot: Snapshot, delivery: Delivery) -> str:
         if own.first and _follows(own.origin, one.origin) and (other.state == "queued" or _left(snapshot, other)):
             return f"{other.id} hands the report over as a first document already; cancel or regenerate this one"
     return ""
+
+
+def _instead_of(own: _Made, others: Sequence[_Made]) -> set[str]:
+    """What was replaced by a delivery that `own`, a first document, was made of: it was shown never to have come
+    (`remade`)."""
+    made, found, parent = {one.delivery.id: one for one in others}, set[str](), own.delivery.parent
+    while own.first and parent in made:
+        found.add(made[parent].after)
+        parent = made.pop(parent).delivery.parent
+    return found - {""}
 
 
 def unreleasable(snapshot: Snapshot, delivery: Delivery) -> str:
@@ -401,9 +467,11 @@ def give_up(tx: Tx, delivery_ids: Iterable[str], reason: str) -> None:
 
 def _repeated(snapshot: Snapshot, delivery_id: str) -> Iterator[str]:
     """A delivery and every later one that was made of it."""
-    yield delivery_id
-    for again in snapshot.replays(delivery_id):
-        yield from _repeated(snapshot, again)
+    waiting = [delivery_id]
+    while waiting:  # no recursion: an operator may repeat what repeats any number of times
+        one = waiting.pop()
+        yield one
+        waiting += reversed(snapshot.replays(one))
 
 
 def _cancel(tx: Tx, delivery_id: str, reason: str) -> None:

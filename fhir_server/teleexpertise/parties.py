@@ -15,7 +15,7 @@ Source: https://hl7.org/fhir/R4/endpoint.html.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -33,8 +33,8 @@ FINESS = ("https://finess.esante.gouv.fr", "urn:oid:1.2.250.1.71.4.2.2")
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """An Endpoint somebody has who takes part. `endpoint` is {} when its reference leads nowhere; `site` is the key of
-    the establishment whose patient numbers are known there, or ''; `person` is the requester's or expert's own role,
-    as a reference, when the Endpoint is theirs and not their structure's."""
+    the establishment whose patient numbers are known there, or ''; `person` is the own role of requester, expert or
+    doctor, as a reference, when the Endpoint is theirs and not their structure's."""
 
     reference: str
     endpoint: Resource = field(default_factory=dict)
@@ -57,10 +57,12 @@ def candidates(
     request: Resource, opinion: Resource, patient: Resource, view: View, sites: Sites, doctors: Iterable[Doctor] = ()
 ) -> list[Candidate]:
     """The Endpoints of those who take part, each reference once, the expert's side first; a médecin traitant's are
-    those of their own role alone."""
+    those of their own role alone. What an expert shares with anybody else is not the expert's own: they know what they
+    signed, and who else reads it there does not."""
+    signers = set(_signers(opinion)) - {_asker(request)}
     found: dict[str, Candidate] = {}
-    own = ((view.get(one.person) or {}, one.person) for one in doctors if not one.refusal)
-    roles = [(role, key) for role, key in own if key.startswith("PractitionerRole/")]
+    known = ((view.get(one.person) or {}, one.person) for one in doctors if not one.refusal)
+    roles = [(role, key) for role, key in known if key.startswith("PractitionerRole/")]
     for owner, person in (*_owners(request, opinion, patient, view, sites), *roles):
         house = _house(owner, view)
         for item in owner.get("endpoint", ()):
@@ -69,16 +71,27 @@ def candidates(
                 endpoint = view.get(reference) or {}
                 key = site_at(endpoint, view, sites)
                 found[reference] = Candidate(reference, endpoint, key or _site(house, sites), person)
+            elif reference and (own := found[reference].person) in signers:
+                shared = _practitioner(owner) != (human(own, view) or own)
+                found[reference] = replace(found[reference], person="" if shared else own)
     return list(found.values())
+
+
+def _signers(opinion: Resource) -> list[str]:
+    named = opinion.get("resultsInterpreter") or opinion.get("performer") or ()
+    return [str(one.get("reference", "")) for one in named]
+
+
+def _asker(request: Resource) -> str:
+    return str(request.get("requester", {}).get("reference", ""))
 
 
 def _owners(
     request: Resource, opinion: Resource, patient: Resource, view: View, sites: Sites
 ) -> Iterator[tuple[Resource, str]]:
     """Whatever may carry an Endpoint, and whose own it is."""
-    experts = [p.get("reference", "") for p in (opinion.get("resultsInterpreter") or opinion.get("performer") or ())]
+    experts, requester = _signers(opinion), _asker(request)
     asked = [p.get("reference", "") for p in request.get("performer", ())]
-    requester = request.get("requester", {}).get("reference", "")
     for reference in dict.fromkeys([*experts, *reversed(asked), requester]):
         party = view.get(reference) or {}
         own = reference if reference in (requester, *experts) and reference.startswith("PractitionerRole/") else ""
@@ -201,4 +214,8 @@ def human(reference: str, view: View) -> str:
     """The Practitioner behind a reference to one or to a role, or ''."""
     if reference.startswith("Practitioner/"):
         return reference
-    return str((view.get(reference) or {}).get("practitioner", {}).get("reference", ""))
+    return _practitioner(view.get(reference) or {})
+
+
+def _practitioner(role: Resource) -> str:
+    return str(role.get("practitioner", {}).get("reference", ""))

@@ -29,7 +29,8 @@ from fhir_server.teleexpertise.distribution import (
     addressee_of,
     hl7_road,
     mail_road,
-    out_of_service,
+    nameless,
+    refusal,
     report_flavour,
 )
 from fhir_server.teleexpertise.parties import Candidate, human, site_at
@@ -40,14 +41,15 @@ DISTRIBUTED = "urn:passerelle:diffusion"
 _NAMED = "hl7:"
 # The steps that make a version.
 _VERSIONS = frozenset({"report", "amend"})
-_TEXTS = ("lane", "addressee", "person", "display", "delivery", "held", "by", "site")
+_TEXTS = ("lane", "addressee", "person", "display", "delivery", "held", "by", "site", "flavour")
 NOT_REPLACED, NOT_RECALLED = "Correction du compte rendu non remise", "Retrait du compte rendu non remis"
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
     """An addressee and what they may hold: `document` is the UUID of a version, '' for none; `delivery` brought it.
-    `site` is the key of the establishment whose patient and visit numbers they were told, or ''."""
+    `site` is the key of the establishment whose patient and visit numbers they were told, or ''; `flavour` the form
+    they were told in, '' by mail and in records older than this."""
 
     lane: str
     addressee: str
@@ -56,6 +58,13 @@ class Holder:
     document: str = ""
     delivery: str = ""
     site: str = ""
+    flavour: str = ""
+
+    @property
+    def whom(self) -> str:
+        """In French, for who reads the case."""
+        named = self.display or self.lane
+        return f"{named}, pour le DMP" if self.addressee == DMP else named
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,12 @@ class Held:
         """The UUID of the last document in force, or ''."""
         return str(self.documents[-1]["id"]) if self.documents else ""
 
+    def stands_at(self, lane: str, platform: bool) -> bool:
+        """Whether a version is behind a lane, in the DMP (by a `platform`) or with an application; documents older than
+        the record do not say it."""
+        there = (one for one in self.holders if one.lane == lane)
+        return not self.recorded or any((one.addressee == DMP) is platform for one in there)
+
     @property
     def reached(self) -> tuple[str, ...]:
         """The deliveries that brought what is held, or may be bringing it."""
@@ -85,8 +100,7 @@ class Held:
 
 def held(report: str, status: str, view: View, handed: Callable[[str], Handed], *, taken_back: bool = False) -> Held:
     """What stands of a report (`DiagnosticReport/x`): its documents of this `status`, oldest first. `taken_back`: what
-    a person keeps back is given up too, since it will never be wanted. People are named as such: in whichever role they
-    get it, they hold one version."""
+    a person keeps back is given up too, since it will never be wanted."""
     found = [*view.find("DocumentReference", f"related={report}&status={status}")]
     if not all(map(_record, found)):
         steps = _steps(report, view)
@@ -95,7 +109,7 @@ def held(report: str, status: str, view: View, handed: Callable[[str], Handed], 
     told: dict[object, Holder] = {}
     for one in (one for document in found for one in _brought(document)):
         told.setdefault(one.delivery or (one.lane, one.document), one)
-    past = tuple(replace(one, person=human(one.person, view) or one.person) for one in told.values())
+    past = tuple(_as_known(one, view) for one in told.values())
     holders: list[Holder] = []
     unsent: list[str] = []
     kept: list[str] = []
@@ -111,6 +125,16 @@ def held(report: str, status: str, view: View, handed: Callable[[str], Handed], 
     recorded = not found or any(_record(document) for document in found)
     given_up, stay = tuple(dict.fromkeys(unsent)), tuple(dict.fromkeys(kept))
     return Held(tuple(found), number, tuple(holders), given_up, recorded, past, stay)
+
+
+def _as_known(one: Holder, view: View) -> Holder:
+    """Somebody on record by what they are called today: a person as such, since in whichever role they get it they hold
+    one version; the DMP also where the record is older than that word, and names the application of the platform."""
+    one = replace(one, person=human(one.person, view) or one.person)
+    if one.flavour or one.addressee == DMP or one.lane.startswith(MAIL_LANE):
+        return one
+    flavour = FLAVOURS.get(report_flavour(view.get(one.lane) or {}) or "")
+    return replace(one, addressee=DMP) if flavour and flavour.platform else one
 
 
 def _steps(report: str, view: View) -> frozenset[str]:
@@ -137,22 +161,21 @@ def follow(plan: Plan, before: Held, *, mailing: bool, withheld: Callable[[str],
         if had := _holder(road, holders):
             holders.remove(had)
             followed[road] = had
-    roads = [_instead(road, followed.get(road)) for road in plan.destinations]
+    bare = [road for road in plan.destinations if road not in followed and not road.named]
+    shut += [Shut(road.display, nameless(road.lane), lane=road.lane) for road in bare]
+    roads = [_instead(road, followed.get(road)) for road in plan.destinations if road not in bare]
     reached = plan.people | {road.person for road in roads if road.person}
     for had in holders:
         if had.person and had.person in reached:
             continue  # the same person, by another road now
-        whom, why = (
-            had.display or had.lane,
-            "une version précédente lui est parvenue, et plus aucun chemin ne mène à ce destinataire",
-        )
+        why = "une version précédente lui est parvenue, et plus aucun chemin ne mène à ce destinataire"
         if had.person and (reason := withheld(had.person)):
             why = reason
         elif had.lane.startswith(MAIL_LANE) and mailing:
             roads.append(_instead(mail_road(had.lane.partition(":")[2], had.person, had.display), had))
             continue
         if not any(_shuts(one, [had]) for one in shut):
-            shut.append(_of_holder(Shut(whom, why, lane=had.lane, person=had.person)))
+            shut.append(_of_holder(Shut(had.whom, why, lane=had.lane, person=had.person)))
     return Plan(tuple(roads), tuple(shut), plan.people)
 
 
@@ -196,17 +219,22 @@ def recall(
     *,
     mailing: bool,
     found: Sequence[Candidate] = (),
+    ins_in: Callable[[str], tuple[str, str] | None] = lambda _: None,
 ) -> Plan:
     """The plan of a withdrawal: everybody who holds a version is told, by the road it came, whatever has become of
-    their part in the case since; the DMP by another platform among those `found`, where the one that fed it is gone."""
+    their part in the case since; the DMP by another platform among those `found`, where the one that fed it is gone,
+    and under the INS in the document it holds (`ins_in`: (value, OID) by the UUID of a document)."""
     roads: list[Destination] = []
     shut: list[Shut] = []
     for had in before.holders:
-        road, why = _way_back(had, patient, view, sites, mailing)
+        there = patient
+        if had.addressee == DMP:
+            there = replace(patient, ins=ins_in(had.document) or patient.ins)
+        road, why = _way_back(had, there, view, sites, mailing)
         if road is None and had.addressee == DMP:
-            road = _by_another(found, patient)
+            road = _by_another(found, there, sites)
         if road is None:
-            shut.append(Shut(had.display or had.lane, why, NOT_RECALLED, had.lane))
+            shut.append(Shut(had.whom, why, NOT_RECALLED, had.lane))
         else:
             roads.append(replace(road, trigger="T04", replaces=had.document, after=had.delivery))
     return Plan(tuple(roads), tuple(shut))
@@ -228,7 +256,7 @@ def _way_back(
         return None, f"{had.lane} mène maintenant à une autre application"
     code = report_flavour(endpoint) or ""
     flavour = FLAVOURS.get(code)
-    if endpoint.get("status") != "active" or flavour is None or (had.addressee == DMP and not flavour.platform):
+    if endpoint.get("status") != "active" or flavour is None or (had.addressee == DMP) != flavour.platform:
         return None, f"{had.lane} n'est plus en service"
     if patient.ins is None and (flavour.platform or not patient.local_ids):
         return None, "le patient n'a plus l'identifiant sous lequel il y était connu"
@@ -236,12 +264,14 @@ def _way_back(
     return hl7_road(found, code, platform=flavour.platform), ""
 
 
-def _by_another(found: Iterable[Candidate], patient: PatientIdentity) -> Destination | None:
+def _by_another(found: Iterable[Candidate], patient: PatientIdentity, sites: Sites) -> Destination | None:
     """A platform that takes part and can tell the DMP what another one told it."""
     for candidate in found:
         code = report_flavour(candidate.endpoint) or ""
         flavour = FLAVOURS.get(code)
-        if flavour and flavour.platform and patient.ins and not out_of_service(candidate):
+        if not flavour or not flavour.platform or patient.ins is None:
+            continue
+        if not refusal(candidate, code, flavour, patient, sites):
             return hl7_road(candidate, code, platform=True)
     return None
 
@@ -274,8 +304,9 @@ _TESTS = (_same_addressee, _same_lane, _same_reader)
 
 
 def _strangers(one: str, other: str) -> bool:
-    """Whether two addressees are applications with different names: an address that moved is none."""
-    return one != other and one.startswith(_NAMED) and other.startswith(_NAMED)
+    """Whether two addressees are applications with different names, or one of them the DMP: an address that moved is
+    none."""
+    return one != other and all(who == DMP or who.startswith(_NAMED) for who in (one, other))
 
 
 # --- the record on the DocumentReference -----------------------------------------------------------------------------
@@ -283,16 +314,12 @@ def _strangers(one: str, other: str) -> bool:
 
 def record(version: int, plan: Plan, ids: Mapping[Destination, str], before: Held) -> dict[str, Any]:
     """The extension that says to whom a version goes, by which delivery (`ids`), after every delivery before it."""
-    sent = [
-        (road.lane, road.addressee, road.person, road.display, ids[road], road.replaces, road.after, road.site)
-        for road in plan.destinations
-    ]
-    past = [
-        (one.lane, one.addressee, one.person, one.display, "", one.document, one.delivery, one.site)
-        for one in before.past
-    ]
+    lines: list[tuple[Holder | Destination, tuple[str, str, str]]] = []
+    lines += [(one, ("", one.document, one.delivery)) for one in before.past]
+    lines += [(one, (ids[one], one.replaces, one.after)) for one in plan.destinations]
     parts: list[dict[str, Any]] = [{"url": "version", "valuePositiveInt": version}]
-    for line in (*past, *sent):
+    for who, which in lines:
+        line = (who.lane, who.addressee, who.person, who.display, *which, who.site, who.flavour)
         told = [{"url": name, "valueString": value} for name, value in zip(_TEXTS, line, strict=True) if value]
         parts.append({"url": "destinataire", "extension": told})
     return {"url": DISTRIBUTED, "extension": parts}
@@ -340,7 +367,7 @@ def _brought(document: Resource) -> list[Holder]:
 
 def _who(entry: Mapping[str, str], document: str, delivery: str) -> Holder:
     lane, addressee, person, display = (entry[name] for name in ("lane", "addressee", "person", "display"))
-    return Holder(lane, addressee, person, display, document, delivery, entry["site"])
+    return Holder(lane, addressee, person, display, document, delivery, entry["site"], entry["flavour"])
 
 
 def _number(document: Resource) -> int:

@@ -97,3 +97,9 @@ def test_without_a_commit_no_answer_is_a_refusal_to_those_who_want_one(
 def test_in_original_mode_no_answer_is_a_refusal() -> None:
     (told,) = answers(silent, None, message("AL", "AL"))
     assert (told.code, told.text) == ("AR", "no answer was made")
+
+
+def test_an_application_that_fails_after_a_commit_says_nothing_and_without_one_ar() -> None:
+    assert [one.code for one in answers(raises, stores, message("AL", "AL"))] == ["CA"]
+    assert [one.code for one in answers(raises, stores, message("NE", "AL"))] == ["AR"]
+    assert [one.code for one in answers(raises, None, message("AL", "AL"))] == ["AR"]

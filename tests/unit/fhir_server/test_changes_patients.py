@@ -17,7 +17,7 @@ from fhir_server.demo import people
 from fhir_server.demo.run import SITES
 from fhir_server.errors import Conflict, Invalid
 from fhir_server.patients import identity
-from fhir_server.patients.identity import RECONCILE_TAG, doubt_query
+from fhir_server.patients.identity import RECONCILE_TAG, doubt_queries
 from fhir_server.patients.sites import load_sites
 from fhir_server.pending import Overlay, plan_of
 from fhir_server.store.engine import Store
@@ -339,7 +339,8 @@ def test_a_birth_date_is_found_on_the_one_clock_of_the_server(store: Store, zone
         apply(hub, PARTNER, [about("birthdate=1994-02-12")])
     put(hub, SYSTEM, doubtful("a"))
     with hub.store.read(SYSTEM) as snapshot:
-        assert [p["id"] for p in view_of(snapshot).find("Patient", doubt_query(doubtful("b")))] == ["a"]
+        (asked,) = doubt_queries(doubtful("b"), hub.sites)
+        assert [p["id"] for p in view_of(snapshot).find("Patient", asked)] == ["a"]
 
 
 FINESS = {"system": people.FINESS, "value": SITES[0]["finess_ej"]}

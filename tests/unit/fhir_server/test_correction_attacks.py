@@ -121,7 +121,7 @@ def test_a_withdrawal_takes_the_traits_that_were_sent_when_the_record_lost_them(
     assert letter(signed).subject == "[Retrait] CR de télémédecine MARTIN-TEST LUCIE 11/02/1994"
     lost = element == "extension"  # the INS is qualified by one: without it the number is not told any more
     assert (sent[DPI].text("PID-3") == message(signed, DPI).text("PID-3")) is not lost
-    assert (PFI in told) is not lost
+    assert message(signed, PFI).text("PID-3.1") == sent[PFI].text("PID-3.1"), "the DMP has it under that INS"
 
 
 def test_a_withdrawal_without_traits_or_documents_that_tell_them_names_the_trait(signed: Hub) -> None:

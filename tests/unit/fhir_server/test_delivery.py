@@ -6,6 +6,8 @@ import base64
 import dataclasses
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -17,7 +19,7 @@ from hubs import hub_on
 from conformance.peers.mllp import Peer
 from fhir_server.app import operate
 from fhir_server.changes import Hub
-from fhir_server.context import SYSTEM, new_delivery_id
+from fhir_server.context import SYSTEM, new_delivery_id, new_message_id
 from fhir_server.delivery import workers
 from fhir_server.delivery.line import ticks
 from fhir_server.delivery.transports import TABLE, classify
@@ -303,11 +305,33 @@ def test_a_partner_counts_as_slow_only_while_it_is_spoken_to(hub: Hub, monkeypat
         assert lines.slow() == 0
 
 
-def test_an_id_fits_msh_10_whatever_the_version_and_is_not_drawn_twice() -> None:
-    drawn = [new_delivery_id() for _ in range(20_000)]
+@pytest.mark.parametrize("new", [new_delivery_id, new_message_id])
+def test_an_id_fits_msh_10_whatever_the_version_and_is_not_drawn_twice(new: Callable[[], str]) -> None:
+    drawn = [new() for _ in range(20_000)]
     assert len(set(drawn)) == len(drawn)
     assert all(re.fullmatch("[A-Z2-7]{20}", one) for one in drawn)
     assert all(len({one[place] for one in drawn}) == 32 for place in range(20)), "every character is drawn anew"
+
+
+def test_the_id_of_a_delivery_is_not_drawn_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is copied while it runs must not give its partners the same MSH-10 twice."""
+    monkeypatch.setattr("fhir_server.context.secrets.token_bytes", lambda count: bytes(count))
+    new_delivery_id()
+    monkeypatch.setattr("fhir_server.context.secrets.token_bytes", lambda count: bytes([1]) * count)
+    assert new_delivery_id() == "B" * 20
+
+
+def test_a_child_process_draws_ids_of_its_own() -> None:
+    program = (
+        "import os, sys\n"
+        "from fhir_server.context import new_message_id\n"
+        "new_message_id()\n"
+        "child = os.fork()\n"
+        "os.write(1, f'{new_message_id()}\\n'.encode())\n"
+        "if child: sys.exit(os.waitpid(child, 0)[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert len(set(done.stdout.split())) == 2
 
 
 def of_trail(hub: Hub, event: str) -> list[tuple[str, str, str, str]]:

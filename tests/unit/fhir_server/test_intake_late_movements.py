@@ -110,6 +110,14 @@ def test_of_a_stay_of_several_admissions_a_historic_correction_moves_no_date(hub
     assert state(hub) == before
 
 
+AGAIN = (("ZBE|M1^", "ZBE|M9^"), ("|20260302081500||INSERT", "|20260309081500||INSERT"))
+"""The admission of a week later."""
+
+
+def again(name: str) -> tuple[tuple[str, str], ...]:
+    return AGAIN if name == "adt-a01-admission" else ()
+
+
 @pytest.mark.parametrize(
     ("begin", "known", "after"),
     [
@@ -125,7 +133,7 @@ def test_of_a_stay_of_several_admissions_a_historic_correction_moves_no_date(hub
 def test_only_an_admission_begins_a_stay_again(hub: Hub, begin: str, known: str, after: str) -> None:
     tell(hub, "adt-a01-admission")
     tell(hub, known)
-    note = tell(hub, begin).note
+    note = tell(hub, begin, *again(begin)).note
     assert state(hub)["status"] == after
     assert ("it stays as it is" in note) == (begin != "adt-a01-admission" and after != "planned")
 
@@ -141,12 +149,12 @@ def test_a_cancelled_correction_that_names_no_event_reopens_nothing(hub: Hub) ->
 # --- how a stay ended ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("again", ["adt-a13-sortie-annulee", "adt-a01-admission"])
-def test_a_stay_that_goes_on_after_all_ended_in_no_way(hub: Hub, again: str) -> None:
+@pytest.mark.parametrize("name", ["adt-a13-sortie-annulee", "adt-a01-admission"])
+def test_a_stay_that_goes_on_after_all_ended_in_no_way(hub: Hub, name: str) -> None:
     tell(hub, "adt-a01-admission")
     tell(hub, "adt-a03-sortie", HOW)
     assert state(hub)["hospitalization"]["dischargeDisposition"]["coding"][0]["code"] == "8"
-    tell(hub, again)
+    tell(hub, name, *again(name))
     assert state(hub)["status"] == "in-progress" and "hospitalization" not in state(hub)
 
 

@@ -96,6 +96,30 @@ def test_one_that_cannot_be_stored_harms_no_other(open_url: Callable[..., Store]
     assert all(isinstance(one, Received) and not one.known for one in got.values())
 
 
+def test_one_that_no_row_can_hold_is_refused_alone_too(open_url: Callable[..., Store], migrated_postgres: str) -> None:
+    store = open_url(migrated_postgres)
+    with pytest.raises(psycopg.Error):
+        store.receive(message("A", media_type="text\0more"))
+    with store.read(SYSTEM) as snapshot:
+        assert not snapshot.messages(InboxFilter())
+
+
+def test_what_a_list_would_read_as_a_sign_is_kept_as_text(
+    open_url: Callable[..., Store], migrated_postgres: str
+) -> None:
+    store = open_url(migrated_postgres)
+    texts = ["first", 'a"b', "\\", "{x,y}", "NULL", "a,b", " blank ", "line\nend\t", "é\U0001f600", "'\"\\\\\"'"]
+    wanted = [message(text) for text in texts]
+    got = together(store, migrated_postgres, wanted)
+    with store.read(SYSTEM) as snapshot:
+        for number, text in enumerate(texts):
+            one = got[number]
+            assert isinstance(one, Received) and not one.known
+            row = snapshot.message(one.id)
+            assert row is not None and (row.control_id, row.case_key) == (text, f"Case/{text}")
+            assert snapshot.message_keys(one.id) == (("case", f"Case/{text}"), ("msh-10", text))
+
+
 def test_messages_are_numbered_as_they_came(open_url: Callable[..., Store], migrated_postgres: str) -> None:
     store = open_url(migrated_postgres)
     names = ["M", "Z", "C", "A", "Y", "B"]

@@ -8,6 +8,7 @@ import pytest
 
 from fhir_server import errors
 from fhir_server.context import SYSTEM
+from fhir_server.store import inbox
 from fhir_server.store.engine import Store
 from fhir_server.store.inbox import InboxFilter, InboxRow, NewMessage, Received
 from fhir_server.store.session import Tx
@@ -122,6 +123,19 @@ def test_a_rejected_message_can_be_reopened_and_a_done_one_cannot(store: Store) 
     store.write(SYSTEM, lambda tx: tx.integrate(first.id, b"AA"))
     with pytest.raises(errors.RuleBroken):
         store.write(SYSTEM, lambda tx: tx.reopen(first.id))
+
+
+def test_a_person_refuses_what_was_answered_or_is_by_the_refusal(store: Store) -> None:
+    first, second = store.receive(message()), store.receive(message(control_id="M2", raw=ADT + b"2"))
+    store.reject(first.id, "a defect", "", None)
+    store.reject(second.id, "a rule", "", b"AE of then")
+    with pytest.raises(errors.RuleBroken, match="cannot be refused"):
+        store.write(SYSTEM, lambda tx: inbox.refuse(tx.view, first.id, "refused: no"))
+    assert shown(store, first.id).state == "error"
+    store.write(SYSTEM, lambda tx: inbox.refuse(tx.view, first.id, "refused: no", b"AE"))
+    store.write(SYSTEM, lambda tx: inbox.refuse(tx.view, second.id, "refused: no", b"AE"))
+    rows = [shown(store, one.id) for one in (first, second)]
+    assert [(row.state, bytes(row.ack or b"")) for row in rows] == [("refused", b"AE"), ("refused", b"AE of then")]
 
 
 def test_many_threads_sending_the_same_message_make_one_row(store: Store) -> None:
